@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves; the rest expects nothing else either.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test fast-test lint format bench train docs clean
+
+demo: $(STAMP)  ## the main job on the embedded series; says where the report is
+	$(BIN)/rareneuron study
+
+test: lint  ## the whole suite, slow tests included
+	$(PYTEST)
+
+fast-test: $(STAMP)  ## what runs in a minute
+	$(PYTEST) -m "not slow" -x -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed and accuracy of the engines; one JSON line per engine and shape
+	$(BIN)/python benchmarks/bench_effects.py
+
+train: $(STAMP)  ## the embedded series again, hours on a CPU
+	$(BIN)/pip install -q -e '.[train]' -c constraints.txt
+	$(BIN)/rareneuron train --out build/series
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
+	touch $@

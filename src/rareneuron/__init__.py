@@ -1,0 +1,73 @@
+"""Finds the MLP neurons of a language model that decide how well it predicts rare tokens.
+
+`import rareneuron as rn` loads neither torch nor transformers nor matplotlib: names come when they are used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rareneuron.data.rarity import RareTypes, rare_types
+    from rareneuron.errors import RareNeuronError
+    from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.groups import NeuronGroups, neuron_groups
+    from rareneuron.maths.rank_curve import RankCurve, rank_curve
+    from rareneuron.maths.readout import Readout
+    from rareneuron.models.adapter import Adapter, load_model
+    from rareneuron.pipeline.config import StudyConfig
+    from rareneuron.pipeline.run import Run, open_run
+    from rareneuron.pipeline.study import run_study
+
+_HOMES = {
+    "RareTypes": "data.rarity",
+    "rare_types": "data.rarity",
+    "RareNeuronError": "errors",
+    "AblationEffects": "maths.ablation",
+    "delta_loss": "maths.ablation",
+    "NeuronGroups": "maths.groups",
+    "neuron_groups": "maths.groups",
+    "RankCurve": "maths.rank_curve",
+    "rank_curve": "maths.rank_curve",
+    "Readout": "maths.readout",
+    "Adapter": "models.adapter",
+    "load_model": "models.adapter",
+    "StudyConfig": "pipeline.config",
+    "Run": "pipeline.run",
+    "open_run": "pipeline.run",
+    "run_study": "pipeline.study",
+}
+
+__all__ = [
+    "AblationEffects",
+    "Adapter",
+    "NeuronGroups",
+    "RankCurve",
+    "RareNeuronError",
+    "RareTypes",
+    "Readout",
+    "Run",
+    "StudyConfig",
+    "delta_loss",
+    "load_model",
+    "neuron_groups",
+    "open_run",
+    "rank_curve",
+    "rare_types",
+    "run_study",
+]  # fmt: skip
+
+__version__ = version("rareneuron")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rareneuron' has no attribute {name!r}")
+    value = getattr(import_module(f"rareneuron.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,275 @@
+"""The command line: parse, call the library, print. Data goes to stdout, progress and errors to stderr.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rareneuron.errors import RareNeuronError
+from rareneuron.pipeline.config import CHOICES, StudyConfig
+
+EXIT_ERROR = 2
+DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
+
+
+class Commands(click.Group):
+    """Turns a `RareNeuronError` into one paragraph and exit code 2, and Ctrl-C into a word about resuming."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; `--debug` lets the traceback through."""
+        try:
+            return super().invoke(ctx)
+        except RareNeuronError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"rareneuron: {error}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nInterrupted. Finished checkpoints are kept: run the same command again to continue.", err=True
+            )
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="rareneuron")
+@click.option("--debug", is_flag=True, help="Show a traceback instead of a one-paragraph error.")
+def cli(debug: bool) -> None:
+    """Find the neurons of a language model that decide how well it predicts rare tokens.
+
+    \b
+    rareneuron study                        the embedded series on the embedded corpus, two minutes, offline
+    rareneuron study MODEL --data TEXTS     your model, your text
+    rareneuron report runs/embedded         the result as a page
+    """
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+step_option = click.option("--step", type=int, help="Which checkpoint.  [default: the last]")
+
+
+def emit(content: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """Print a result, as JSON or as text."""
+    click.echo(json.dumps(content, indent=1) if as_json else text())
+
+
+def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | tuple[int, ...] | None:
+    """`all`, or numbers separated by commas."""
+    if value is None or value == "all":
+        return value
+    try:
+        return tuple(int(step) for step in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither `all` nor numbers such as 0,512,143000") from error
+
+
+def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A study setting: its default is shown, and None means that it wasn't given, so that a file's value holds."""
+    field = names[-1].removeprefix("--").replace("-", "_")
+    default = DEFAULT.get(field)
+    if default is not None and "show_default" not in options:
+        options["help"] += f"  [default: {default}]"
+    return click.option(*names, default=None, **options)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@setting("--revision", help="Branch, tag or commit on the Hub; `MODEL@REVISION` says the same.")
+@setting("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
+@setting(
+    "--data",
+    metavar="PATH|HUB-ID",
+    help="Texts: .txt, .jsonl, .jsonl.gz, .parquet, a folder of them, or a Hub data set. "
+    "[default: the embedded corpus; with a MODEL, C4's validation split]",
+)
+@setting("--text-field", help="Key or column that holds the text.")
+@setting("--max-corpus-tokens", type=int, help="Read no more of the corpus than this.")
+@setting(
+    "--counts",
+    metavar="FILE",
+    help="Unigram counts of the training set: .npy, .npz or .parquet.  [default: counted over the corpus]",
+)
+@setting("--rarity", type=click.Choice(CHOICES["rarity"]), help="What makes a type rare.")
+@setting("--percentile", type=float, help="Types below this percentile are rare.")
+@setting(
+    "--words",
+    type=click.Choice(["on", "off"]),
+    help="Analyse only targets that are whole English words.  [default: on]",
+)
+@setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; of the embedded corpus 2,000]")
+@setting("--context-length", type=int, help="Tokens per context, BOS included.")
+@setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
+@setting("--reference", type=click.Choice(CHOICES["reference"]), help="What the mean activation is taken over.")
+@setting(
+    "--engine",
+    type=click.Choice(CHOICES["engine"]),
+    help="closed-form: last layer, fast; patching: any layer and architecture, slow.",
+)
+@setting("--group-size", type=int, help="Neurons per group.")
+@setting("--n-random", type=int, help="Random groups, and as many matched ones.")
+@setting("--seed", type=int, help="Decides which contexts, which random groups, which audited pairs.")
+@setting("--device", help="cpu, cuda, cuda:1, or auto.")
+@setting("--dtype", type=click.Choice(CHOICES["dtype"]), help="Precision of the forward pass.")
+@setting("--memory", type=float, help="GiB that activations and tables may take.")
+@setting("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@json_option
+def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Measure the effect of every neuron at every checkpoint. The same command continues an interrupted study.
+
+    MODEL is a Hub id, id@revision, a local model folder, or a folder of step<N>/ folders; without it, the series that
+    comes with the package.
+
+    \b
+    rareneuron study
+    rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --counts pythia.npy
+    rareneuron study ./my-model --data texts.jsonl.gz --n-tokens 5000 --out runs/mine
+    """
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "words" in settings:
+        settings["words"] = settings["words"] == "on"
+    chosen = StudyConfig.from_toml(config, **settings) if config else StudyConfig(**settings)
+    if not sys.stderr.isatty():
+        quiet_libraries()
+    if dry_run:
+        from rareneuron.pipeline.plan import plan_as_dict, plan_as_text, plan_study
+
+        plan = plan_study(chosen)
+        click.echo(json.dumps(plan_as_dict(plan), indent=1) if as_json else plan_as_text(plan))
+        return
+    from rareneuron.pipeline.study import run_study
+    from rareneuron.present.report import write_report
+    from rareneuron.present.summary import study_summary
+
+    run = run_study(chosen)
+    report = write_report(run)
+    summary = study_summary(run) | {"report": str(report)}
+    emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))
+
+
+@cli.command()
+@run_argument
+@step_option
+@json_option
+def groups(run: Path, step: int | None, as_json: bool) -> None:
+    """The boosting and suppressing neurons of a run."""
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import groups_table
+
+    table = groups_table(open_run(run), step)
+    emit(json.loads(table.to_json(orient="records")), as_json, lambda: table.to_string(index=False))
+
+
+@cli.command()
+@run_argument
+def report(run: Path) -> None:
+    """Write RUN/report.html again."""
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.report import write_report
+
+    click.echo(write_report(open_run(run)))
+
+
+@cli.command()
+@run_argument
+@click.argument("name")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
+def figure(run: Path, name: str, output: Path) -> None:
+    """Draw one figure of a run: rank-curve."""
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.figures import figure as draw
+    from rareneuron.present.figures import save_figure
+
+    click.echo(save_figure(draw(open_run(run), name), output))
+
+
+@cli.command()
+@click.argument("tokenizer")
+@click.argument("data")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
+@click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
+@click.option("--max-tokens", default=50_000_000, show_default=True, help="Count no more than this.")
+@click.option(
+    "--context-length", default=256, show_default=True, help="Window length, which decides only the remainder."
+)
+def unigrams(tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int) -> None:
+    """Count how often each token of TOKENIZER (a model folder or Hub id) stands in DATA."""
+    from rareneuron.pipeline.unigrams import count_corpus
+
+    total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
+    click.echo(f"{output}: {total:,} tokens, {seen:,} of {size:,} types seen")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@json_option
+def checkpoints(model: str, revision: str | None, as_json: bool) -> None:
+    """List the checkpoints of MODEL."""
+    from rareneuron.models.checkpoints import UNKNOWN_STEP, label, list_checkpoints
+
+    found = list_checkpoints(model, revision, None if revision else "all")
+    rows = [{"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} for c in found]
+    emit(
+        rows,
+        as_json,
+        lambda: "\n".join(f"{'?' if r['step'] is None else r['step']:>8}  {r['checkpoint']}" for r in rows),
+    )
+
+
+@cli.command()
+@json_option
+def families(as_json: bool) -> None:
+    """The architectures that can be studied, and how."""
+    from rareneuron.models.families import FAMILIES
+
+    rows = [
+        {
+            "model_type": f.model_type,
+            "norm": f.norm,
+            "gated": f.mlp_gate is not None,
+            "engines": ["patching"] if f.patching_only else ["closed-form", "patching"],
+            "reason": f.patching_only,
+        }
+        for f in FAMILIES.values()
+    ]
+    lines = [
+        f"{r['model_type']:<14}{r['norm']:<7}{', '.join(r['engines']):<23}{r['reason'] or ''}".rstrip() for r in rows
+    ]
+    emit(rows, as_json, lambda: "\n".join(lines))
+
+
+@cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
+)
+@click.option("--steps", type=int, help="Train no further than this step; for trying the recipe.")
+def train(out: Path, steps: int | None) -> None:
+    """Train the embedded series again: hours on a CPU. The same command continues an interrupted training."""
+    from rareneuron.embedded.recipe import Recipe, first_steps, train_series
+
+    recipe = Recipe() if steps is None else first_steps(Recipe(), steps)
+    click.echo(train_series(recipe, out))
+
+
+def quiet_libraries() -> None:
+    """No progress bars of other libraries' into a log file; ours notice by themselves."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(cli())

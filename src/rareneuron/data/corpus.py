@@ -1,0 +1,103 @@
+"""Texts to token windows, streamed, with a fingerprint.
+
+A *context* is a window of `context_length` ids: BOS, where the tokenizer has one, then a slice of the token
+stream in which texts are joined by EOS. Windows never overlap and are never padded, so the remainder at the
+end of the stream, shorter than a window, isn't used.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from rareneuron.errors import InvalidConfig
+
+TEXTS_PER_BATCH = 64
+CHARACTERS_PER_BATCH = 1 << 20  # novels are long: 64 of them at once would take gigabytes while they're tokenized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Token windows and what they were cut from."""
+
+    ids: Int32[np.ndarray, "context position"]
+    fingerprint: str  # sha256 over the ids: same text, tokenizer and length, same fingerprint
+    n_texts: int
+    n_text_tokens: int  # BOS and EOS not counted
+
+
+def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids per text, without special tokens."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts for one call of the tokenizer: many short ones, or a long one by itself."""
+    batch: list[str] = []
+    n_characters = 0
+    for text in texts:
+        if batch and (len(batch) == TEXTS_PER_BATCH or n_characters + len(text) > CHARACTERS_PER_BATCH):
+            yield batch
+            batch, n_characters = [], 0
+        batch.append(text)
+        n_characters += len(text)
+    if batch:
+        yield batch
+
+
+class WindowStream:
+    """Cuts a stream of texts into windows block by block; after iteration it knows the totals.
+
+    Memory is that of one batch of texts, whatever the corpus. Totals and fingerprint are those of the latest
+    iteration, as far as it went.
+    """
+
+    def __init__(self, texts: Iterable[str], tokenizer: Any, context_length: int) -> None:
+        if context_length < 2:
+            raise InvalidConfig(
+                f"context_length is {context_length}, but a window needs at least 2 positions: a token and the one it "
+                "predicts. Raise `--context-length`."
+            )
+        self.texts, self.tokenizer, self.context_length = texts, tokenizer, context_length
+        self._reset()
+
+    def _reset(self) -> None:
+        self.n_texts = self.n_text_tokens = 0
+        self._digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Int32[np.ndarray, "context position"]]:
+        self._reset()
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        stride = self.context_length - (bos is not None)
+        pending = np.empty(0, np.int32)
+        for batch in _batches(self.texts):
+            pieces = [pending]
+            for ids in encode(batch, self.tokenizer):
+                self.n_texts += 1
+                self.n_text_tokens += len(ids)
+                pieces.append(np.asarray(ids if eos is None else [*ids, eos], np.int32))
+            stream = np.concatenate(pieces)
+            n = len(stream) // stride
+            pending = stream[n * stride :]
+            if n:
+                windows = stream[: n * stride].reshape(n, stride)
+                if bos is not None:
+                    windows = np.concatenate([np.full((n, 1), bos, np.int32), windows], axis=1)
+                self._digest.update(windows.tobytes())
+                yield windows
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the ids of all windows so far."""
+        return self._digest.hexdigest()
+
+
+def token_windows(texts: Iterable[str], tokenizer: Any, context_length: int = 256) -> Windows:
+    """All windows of a corpus that fits in memory."""
+    stream = WindowStream(texts, tokenizer, context_length)
+    blocks = list(stream)
+    ids = np.concatenate(blocks) if blocks else np.empty((0, context_length), np.int32)
+    return Windows(ids=ids, fingerprint=stream.fingerprint, n_texts=stream.n_texts, n_text_tokens=stream.n_text_tokens)

@@ -1,0 +1,310 @@
+"""Which types are rare: unigram counts and thresholds on them (App. 5.3.1, stage 1).
+
+p = (count + 1) / Σ(count + 1) over the model's whole vocabulary, padding rows included; a type is rare where p
+is strictly below a threshold. The smoothing decides nothing but the scale of p: a type never seen is rarer
+than one seen once, with or without it. Types as common as the threshold itself are not rare, so ties at the
+threshold make the rare half a little smaller than half (GPT-2 on OpenWebText: 25,126 of 50,257). Stage 2, valid
+words, is in `words`.
+"""
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float64, Int, Int32, Int64
+
+from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
+
+Rule = Literal["types", "occurrences", "elbow", "none"]
+
+COUNT_SUFFIXES = (".npy", ".npz", ".parquet")
+TOKEN_COLUMNS = ("token", "id")
+
+ELBOW_WINDOW = 2_000  # ranks in each least-squares fit
+ELBOW_DEVIATIONS = 3.0  # a change of slope is a candidate beyond mean + 3 sd
+
+
+@dataclass(frozen=True, kw_only=True)
+class RareTypes:
+    """Stage 1 of the filter: the types with `p < threshold`, p = (count + 1) / Σ(count + 1)."""
+
+    mask: Bool[np.ndarray, " vocab"]
+    threshold: float  # a probability; 1.0 where every type is taken
+    threshold_index: int | None  # from 0, in the types sorted by p descending; None where every type is taken
+    n_types: int
+    mass: float  # share of all occurrences (unsmoothed counts) that are of rare types
+    over: Rule
+    percentile: float | None  # None where the rule has none
+
+
+def rare_types(
+    counts: Int[np.ndarray, " types"],
+    percentile: float | int = 50,
+    over: Rule = "types",
+    vocab_size: int | None = None,
+) -> RareTypes:
+    """The types whose smoothed probability lies strictly below a threshold.
+
+    `over` says where the threshold is, in the descending order of p:
+
+    - `"types"` (paper): p of the type at index ⌊V · (1 - percentile/100)⌋;
+    - `"occurrences"`: the same rule with every type repeated count + 1 times, so p of the type that holds the
+      occurrence at index ⌊Σ(count + 1) · (1 - percentile/100)⌋; rare types hold at most `percentile` % of the mass;
+    - `"elbow"`: p where the log-log curve of p by rank bends most (`elbow_index`);
+    - `"none"`: every type.
+
+    Counts shorter than `vocab_size` are padded with zeros: the rows of an embedding that no token uses.
+    """
+    counts = _padded(_checked(counts, "counts"), vocab_size or len(counts))
+    smoothed = counts + 1
+    descending = np.sort(smoothed)[::-1]
+    if over not in get_args(Rule):
+        raise InvalidConfig(f"There is no rule {over!r} for what is rare. The rules are: {', '.join(get_args(Rule))}.")
+    if over in ("types", "occurrences") and not 0 < percentile < 100:
+        raise InvalidConfig(
+            f"percentile is {percentile}, but a threshold lies between 0 and 100. "
+            "To take every type, use the rule 'none'."
+        )
+    index: int | None
+    match over:
+        case "types":
+            index = _floor_of_rest(len(descending), percentile)
+        case "occurrences":
+            occurrence = _floor_of_rest(int(descending.sum()), percentile)
+            index = int(np.searchsorted(np.cumsum(descending), occurrence, side="right"))
+        case "elbow":
+            index = elbow_index(descending / descending.sum())
+        case "none":
+            index = None
+    mask = np.ones(len(counts), bool) if index is None else smoothed < descending[index]
+    return RareTypes(
+        mask=mask,
+        threshold=1.0 if index is None else float(descending[index] / descending.sum()),
+        threshold_index=index,
+        n_types=int(mask.sum()),
+        mass=float(counts[mask].sum() / counts.sum()),
+        over=over,
+        percentile=float(percentile) if over in ("types", "occurrences") else None,
+    )
+
+
+def _floor_of_rest(n: int, percentile: float | int) -> int:
+    return math.floor(n * (100 - percentile) / 100)  # not n·(1 - percentile/100): 10·(1 - 0.9) is 0.9999…
+
+
+def elbow_index(p: Float64[np.ndarray, " rank"]) -> int:
+    """Where the tail of a rank-frequency curve bends most, as an index into `p`, which is sorted descending.
+
+    Least-squares slopes of log p on log rank in windows of 2,000 ranks, one starting at every index from
+    max(V/2, 4,000). Changes of slope between neighbours beyond mean + 3 sd are candidates; the elbow is the start
+    of the window after the largest.
+    """
+    start = max(len(p) // 2, 2 * ELBOW_WINDOW)
+    if len(p) < start + 2 * ELBOW_WINDOW:
+        raise UnusableCounts(
+            f"The elbow rule compares slopes in windows of {ELBOW_WINDOW:,} types beyond rank {start:,}, and the "
+            f"vocabulary has {len(p):,} types, which leaves too few. Use a percentile over types or occurrences."
+        )
+    log_rank = np.log(np.arange(1, len(p) + 1))[start:]
+    slopes = _sliding_slopes(log_rank, np.log(p)[start:], ELBOW_WINDOW)
+    change = np.abs(np.diff(slopes))
+    largest = int(change.argmax())
+    if change[largest] <= change.mean() + ELBOW_DEVIATIONS * change.std():
+        raise UnusableCounts(
+            "The frequency curve has no elbow: no change of its slope lies beyond mean + 3 sd. "
+            "Use a percentile over types or occurrences."
+        )
+    return start + largest + 1
+
+
+def _sliding_slopes(
+    x: Float64[np.ndarray, " rank"], y: Float64[np.ndarray, " rank"], width: int
+) -> Float64[np.ndarray, " window"]:
+    """Least-squares slope of y on x in every window, each centred on its own means: running sums would cancel."""
+    slopes = np.empty(len(x) - width + 1)
+    for i in range(len(slopes)):
+        centred = x[i : i + width] - x[i : i + width].mean()
+        slopes[i] = centred @ y[i : i + width] / (centred @ centred)
+    return slopes
+
+
+def zipf_exponent(counts: Int[np.ndarray, " vocab"], head: float = 0.2) -> float:
+    """Minus the least-squares slope of log p on log rank over the first `head` of the ranks."""
+    p = np.sort(_checked(counts, "counts") + 1)[::-1]
+    n = max(2, int(head * len(p)))
+    return float(-np.polyfit(np.log(np.arange(1, n + 1)), np.log(p[:n]), 1)[0])
+
+
+def count_unigrams(
+    window_blocks: Iterable[Int32[np.ndarray, "_ position"]], vocab_size: int, max_tokens: int = 50_000_000
+) -> Int64[np.ndarray, " vocab"]:
+    """How often each type is a target: positions from 1 on, so the BOS put before each window isn't counted.
+
+    Stops at the last whole window within `max_tokens` targets.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    n = 0
+    for ids in window_blocks:
+        fit = (max_tokens - n) // (ids.shape[1] - 1)
+        targets = checked_ids(ids[:fit], vocab_size)[:, 1:]
+        counts += np.bincount(targets.ravel(), minlength=vocab_size)
+        n += targets.size
+        if fit <= len(ids):
+            break
+    return counts
+
+
+def checked_ids(ids: Int32[np.ndarray, "context position"], vocab_size: int) -> Int32[np.ndarray, "context position"]:
+    """The same ids, all of which are rows of the model's embedding."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        outside = ids.max() if ids.max() >= vocab_size else ids.min()
+        raise VocabularyMismatch(
+            f"The text holds token id {outside}, but the model's vocabulary has {vocab_size:,} types, so this "
+            "tokenizer isn't the model's. Use the tokenizer that the model was trained with."
+        )
+    return ids
+
+
+# --- count files
+
+
+def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = None) -> Int64[np.ndarray, " vocab"]:
+    """Counts by token id from `.npy`, `.npz` (one array, or `counts`) or `.parquet` (`count`, and `token` or `id`).
+
+    As many counts as the tokenizer has types are padded with zeros to the model's vocabulary (Pythia: 50,277 →
+    50,304, since embeddings are padded); any other length is of another tokenizer, and refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UnusableCounts(f"There is no file {path}. Name a count file with `--counts`, or count with `unigrams`.")
+    counts = _checked(_read_counts(path), str(path))
+    if len(counts) not in (vocab_size, tokenizer_size):
+        sizes = f"{vocab_size:,} types" + (f" and its tokenizer {tokenizer_size:,}" if tokenizer_size else "")
+        raise UnusableCounts(
+            f"{path} holds {len(counts):,} counts, but the model's vocabulary has {sizes}, so these are of another "
+            "tokenizer. Count with this model's tokenizer: `rareneuron unigrams TOKENIZER DATA -o FILE`."
+        )
+    return _padded(counts, vocab_size)
+
+
+def save_counts(counts: Int[np.ndarray, " vocab"], path: str | Path) -> None:
+    """Write `.npy`, `.npz` or `.parquet` so that a reader never sees half a file."""
+    path = Path(path)
+    counts = _checked(counts, "counts")
+    if path.suffix not in COUNT_SUFFIXES:
+        _refuse_suffix(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            _write_counts(counts, file, path.suffix)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_counts(counts: Int64[np.ndarray, " vocab"], file: IO[bytes], suffix: str) -> None:
+    match suffix:
+        case ".npy":
+            np.save(file, counts, allow_pickle=False)
+        case ".npz":
+            np.savez_compressed(file, counts=counts)
+        case _:
+            pq.write_table(pa.table({"token": np.arange(len(counts)), "count": counts}), file)
+
+
+def _read_counts(path: Path) -> np.ndarray:
+    if path.suffix not in COUNT_SUFFIXES:
+        _refuse_suffix(path)
+    try:
+        return _count_column(path) if path.suffix == ".parquet" else _count_array(path)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
+        raise UnusableCounts(
+            f"{path} isn't a readable {path.suffix} file ({error}). Files of pickled objects are never opened. "
+            "Fetch or write it again."
+        ) from error
+
+
+def _count_array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:  # np.load leaves a damaged archive open where it opens it itself
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        names = loaded.files
+        if "counts" not in names and len(names) != 1:
+            raise UnusableCounts(
+                f"{path} holds the arrays {names}, and it isn't known which are the counts. Name that array 'counts'."
+            )
+        return loaded["counts" if "counts" in names else names[0]]
+
+
+def _count_column(path: Path) -> np.ndarray:
+    table = pq.read_table(path)
+    names = table.column_names
+    if len(names) == 1:
+        return _integers(table, names[0], path)
+    ids = next((name for name in TOKEN_COLUMNS if name in names), None)
+    if ids is None or "count" not in names:
+        raise UnusableCounts(
+            f"{path} has the columns {names}, and it isn't known which are the counts. Name them 'token' (or 'id') and "
+            "'count', or keep a single column in order of token id."
+        )
+    token, count = _integers(table, ids, path), _integers(table, "count", path)
+    order = np.argsort(token)
+    if not np.array_equal(token[order], np.arange(len(token))):
+        raise UnusableCounts(
+            f"{path}: column {ids!r} doesn't hold each token id from 0 to {len(token) - 1:,} once, so it isn't known "
+            "how large its vocabulary is. Write one row for every id, with count 0 where it never occurs."
+        )
+    return count[order]
+
+
+def _integers(table: Any, name: str, path: Path) -> np.ndarray:
+    column = table.column(name)
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise UnusableCounts(
+            f"{path}: column {name!r} is of type {column.type} with {column.null_count} missing values, not whole "
+            "numbers. Store whole numbers."
+        )
+    return column.to_numpy()
+
+
+def _checked(counts: np.ndarray, name: str) -> Int64[np.ndarray, " types"]:
+    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer):
+        raise UnusableCounts(
+            f"{name}: shape {counts.shape} and type {counts.dtype}, but counts are whole numbers in one dimension, by "
+            "token id. Store the counts themselves, not probabilities."
+        )
+    if not counts.any():
+        raise UnusableCounts(f"{name}: no type occurs at all, so none is rarer than another. Count a larger text.")
+    if counts.min() < 0 or counts.sum(dtype=float) >= 2**62:  # a sum in int64 must not wrap
+        raise UnusableCounts(
+            f"{name}: values from {counts.min()} to {counts.max()}, which can't be counts of tokens. "
+            "Count again, in int64."
+        )
+    return counts.astype(np.int64)
+
+
+def _padded(counts: Int64[np.ndarray, " types"], vocab_size: int) -> Int64[np.ndarray, " vocab"]:
+    if len(counts) > vocab_size:
+        raise UnusableCounts(
+            f"There are {len(counts):,} counts for a vocabulary of {vocab_size:,} types, so they are of another "
+            "tokenizer. Count with this model's tokenizer."
+        )
+    return np.concatenate([counts, np.zeros(vocab_size - len(counts), np.int64)])
+
+
+def _refuse_suffix(path: Path) -> NoReturn:
+    raise UnusableCounts(
+        f"{path}: counts are kept in {', '.join(COUNT_SUFFIXES)} files, and this one ends in "
+        f"{path.suffix or 'nothing'!r}. Choose one of these."
+    )

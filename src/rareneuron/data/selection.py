@@ -1,0 +1,258 @@
+"""Which tokens are analysed: rare targets that are words in place, and common ones from the same contexts.
+
+A token is (context, t) and its target is the id at t + 1. The corpus streams by once: windows go to a temporary
+file, counts of their types are kept on the way, and only the contexts drawn are read back. So the threshold of
+rarity may come from the very corpus it is applied to, and memory is that of a block of windows and of the
+contexts drawn, plus 32 bytes for each context of the corpus. Oracle: tests/data/test_selection.py, a loop over
+every token.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from rareneuron.data.rarity import checked_ids
+from rareneuron.data.words import WordTypes
+from rareneuron.errors import MissingText, NoRareTokens
+
+CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
+ID_BYTES = np.dtype(np.int32).itemsize
+START_OF_TEXT = -1  # stands for the id before the first window
+
+
+class WindowSpool:
+    """Token windows on disk, in the order they came, and the counts of their targets.
+
+    The file has no name and is gone when the spool closes, or the process ends however it ends.
+    """
+
+    def __init__(self, context_length: int, vocab_size: int, folder: str | Path | None = None) -> None:
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.n_contexts = 0
+        self.counts: Int64[np.ndarray, " vocab"] = np.zeros(vocab_size, np.int64)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> "WindowSpool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of all windows appended, whatever they are."""
+        return self.n_contexts * (self.context_length - 1)
+
+    def fill(
+        self, window_blocks: Iterable[Int32[np.ndarray, "_ position"]], max_tokens: int | None = None
+    ) -> "WindowSpool":
+        """Append blocks until they end, or until the block with which there are `max_tokens` targets."""
+        for ids in window_blocks:
+            self.append(ids)
+            if max_tokens is not None and self.n_targets >= max_tokens:
+                break
+        return self
+
+    def append(self, ids: Int32[np.ndarray, "context position"]) -> None:
+        """Add windows after those that are there."""
+        assert ids.shape[1] == self.context_length, f"windows of {ids.shape[1]} in a spool of {self.context_length}"
+        checked_ids(ids, self.vocab_size)
+        self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
+        self._file.write(np.ascontiguousarray(ids).tobytes())
+        self.n_contexts += len(ids)
+        self.counts += np.bincount(ids[:, 1:].ravel(), minlength=self.vocab_size)
+
+    def blocks(self, n: int = CONTEXTS_PER_BLOCK) -> Iterator[Int32[np.ndarray, "context position"]]:
+        """All windows in order, `n` at a time."""
+        for start in range(0, self.n_contexts, n):
+            yield self._read(start, min(n, self.n_contexts - start))
+
+    def rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
+        """The windows of these contexts, in the order asked for."""
+        out = np.empty((len(index), self.context_length), np.int32)
+        for row, context in enumerate(index):
+            out[row] = self._read(int(context), 1)
+        return out
+
+    def _read(self, start: int, n: int) -> Int32[np.ndarray, "context position"]:
+        self._file.seek(start * self.context_length * ID_BYTES)
+        ids = np.frombuffer(self._file.read(n * self.context_length * ID_BYTES), np.int32)
+        return ids.reshape(n, self.context_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFilter:
+    """What makes a token analysable; all masks are over the model's vocabulary."""
+
+    rare: Bool[np.ndarray, " vocab"]
+    special: Bool[np.ndarray, " vocab"]  # never a target: BOS, EOS, padding
+    words: WordTypes | None = None  # None: any text will do
+    inserted_bos: int | None = None  # what `WindowStream` puts before every window, if anything
+
+    def countable(self, ids: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
+        """Targets that are text."""
+        return ~self.special[ids[:, 1:]]
+
+    def words_in_place(
+        self, ids: Int32[np.ndarray, "context position"], before: Int32[np.ndarray, " context"]
+    ) -> Bool[np.ndarray, "context token"]:
+        """Targets that are words where they stand; `before` holds the id before each window in the stream.
+
+        An inserted BOS doesn't begin a text: the window was cut there, maybe within a word. Whether a line begins
+        at position 1 is then decided by the last token of the window before it.
+        """
+        if self.words is None:
+            return np.ones((len(ids), ids.shape[1] - 1), bool)
+        preceding = ids[:, :-1]
+        at_line_start = self.words.opens_line[preceding]
+        if self.inserted_bos is not None:
+            at_line_start[:, 0] = (before == START_OF_TEXT) | self.words.opens_line[before]
+        target = ids[:, 1:]
+        return self.words.after_space[target] | (self.words.at_line_start[target] & at_line_start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of the filter keeps of the whole corpus read."""
+
+    name: str
+    types: int  # distinct types among the targets kept
+    occurrences: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The tokens of a study and their contexts. Tokens are in the order of `windows`, then of position.
+
+    Rare tokens carry the paper's statistics; the others are the contrast: common targets that pass the same word
+    filter, as many from each context as it has rare ones, where it has that many.
+    """
+
+    windows: Int32[np.ndarray, "context position"]  # contexts drawn, in the order of the corpus
+    context_index: Int64[np.ndarray, " context"]  # which context of the corpus each is
+    context: Int64[np.ndarray, " token"]  # row of `windows`
+    position: Int64[np.ndarray, " token"]  # t: where activation and residual are read
+    target: Int64[np.ndarray, " token"]  # the id at t + 1, shifted here and never again
+    rare: Bool[np.ndarray, " token"]
+    stages: tuple[Stage, ...]
+    n_requested: int  # rare tokens asked for
+    n_available: int  # rare tokens in the corpus
+    n_contexts_read: int
+
+    @property
+    def n_rare(self) -> int:
+        """Rare tokens selected: `n_requested`, or all there are."""
+        return int(self.rare.sum())
+
+    @property
+    def n_common(self) -> int:
+        """Matched common tokens selected, at most as many."""
+        return len(self.rare) - self.n_rare
+
+
+def select_tokens(
+    spool: WindowSpool, token_filter: TokenFilter, *, n_tokens: int = 25_088, rng: np.random.Generator
+) -> Selection:
+    """Draw whole contexts in random order until they hold `n_tokens` rare targets; use all if there are fewer.
+
+    Of the last context drawn, surplus rare tokens are dropped at random. The same corpus, filter and generator
+    state give the same selection.
+    """
+    if spool.n_contexts == 0:
+        raise MissingText(
+            f"The corpus is shorter than one window of {spool.context_length} tokens, so there is no context to "
+            "analyse. Give more text, or a shorter `--context-length`."
+        )
+    n_rare, stages = _survey(spool, token_filter)
+    if not n_rare.any():
+        raise NoRareTokens(_nothing_rare(stages, token_filter))
+    drawn, wanted = _draw(n_rare, n_tokens, rng)
+    windows, before = spool.rows(drawn), _ids_before(spool, drawn)
+    eligible = token_filter.countable(windows) & token_filter.words_in_place(windows, before)
+    is_rare = token_filter.rare[windows[:, 1:]]
+    context, position, rare = [], [], []
+    for row in range(len(drawn)):
+        rare_at = np.flatnonzero(eligible[row] & is_rare[row])
+        common_at = np.flatnonzero(eligible[row] & ~is_rare[row])
+        if wanted[row] < len(rare_at):
+            rare_at = rng.choice(rare_at, wanted[row], replace=False)
+        if len(rare_at) < len(common_at):
+            common_at = rng.choice(common_at, len(rare_at), replace=False)
+        at = np.concatenate([rare_at, common_at])
+        order = np.argsort(at)
+        context.append(np.full(len(at), row))
+        position.append(at[order])
+        rare.append((np.arange(len(at)) < len(rare_at))[order])
+    rows, positions, rarity = np.concatenate(context), np.concatenate(position), np.concatenate(rare)
+    target = windows[rows, positions + 1].astype(np.int64)
+    sampled = Stage(name="sampled", types=len(np.unique(target[rarity])), occurrences=int(rarity.sum()))
+    return Selection(
+        windows=windows,
+        context_index=drawn,
+        context=rows,
+        position=positions,
+        target=target,
+        rare=rarity,
+        stages=(*stages, sampled),
+        n_requested=n_tokens,
+        n_available=int(n_rare.sum()),
+        n_contexts_read=spool.n_contexts,
+    )
+
+
+def _survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndarray, " context"], tuple[Stage, ...]]:
+    """Rare targets per context, and what each stage keeps: one pass over the spool."""
+    names = ["all", "rare by frequency"] + ["rare words"] * (token_filter.words is not None)
+    counts = np.zeros((len(names), spool.vocab_size), np.int64)
+    n_rare = np.empty(spool.n_contexts, np.int64)
+    start, last = 0, START_OF_TEXT
+    for ids in spool.blocks():
+        before = np.concatenate([[last], ids[:-1, -1]]).astype(np.int32)
+        last = int(ids[-1, -1])
+        target = ids[:, 1:]
+        rare = token_filter.countable(ids) & token_filter.rare[target]
+        kept = rare & token_filter.words_in_place(ids, before)
+        for stage, mask in zip(range(len(names)), (np.ones_like(rare), rare, kept), strict=False):
+            counts[stage] += np.bincount(target[mask], minlength=spool.vocab_size)
+        n_rare[start : start + len(ids)] = kept.sum(1)
+        start += len(ids)
+    stages = tuple(
+        Stage(name=name, types=int((row > 0).sum()), occurrences=int(row.sum()))
+        for name, row in zip(names, counts, strict=True)
+    )
+    return n_rare, stages
+
+
+def _draw(
+    n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, " context"], Int64[np.ndarray, " context"]]:
+    """Contexts in the order of the corpus, and how many rare tokens are wanted from each."""
+    order = rng.permutation(np.flatnonzero(n_rare))
+    total = np.cumsum(n_rare[order])
+    order = order[: np.searchsorted(total, n_tokens) + 1]
+    wanted = n_rare[order]
+    wanted[-1] -= max(0, int(wanted.sum()) - n_tokens)
+    corpus_order = np.argsort(order)
+    return order[corpus_order], wanted[corpus_order]
+
+
+def _ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, " context"]:
+    before = spool.rows(np.maximum(index - 1, 0))[:, -1].copy()
+    before[index == 0] = START_OF_TEXT
+    return before
+
+
+def _nothing_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:
+    found = ", ".join(f"{stage.name}: {stage.occurrences:,} of {stage.types:,} types" for stage in stages)
+    words = "turn the word filter off (`--words off`), " if token_filter.words is not None else ""
+    return (
+        f"No token of this corpus passes the filter for rare targets ({found}), so there is nothing to analyse. "
+        f"Give more text, {words}or raise the percentile below which a type is rare."
+    )

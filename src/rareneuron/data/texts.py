@@ -1,0 +1,277 @@
+"""Corpora as streams of texts: files, folders, Hub data sets.
+
+Everything is read in pieces, so memory does not depend on the size of a corpus: `.jsonl` by line, `.txt` in
+blocks of about 1 MB cut at line ends, `.parquet` by record batch. A file that is not what its name promises
+is refused with its line or record number. Bad bytes are never replaced: a replacement character would become
+a token of its own, and a rare one.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.errors import HTTPError  # httpx's or requests', whichever it speaks through
+
+from rareneuron.errors import HubUnavailable, MissingText, UnreadableText
+
+DEFAULT_CORPUS = "allenai/c4:en:validation"  # the corpus of the paper
+BLOCK_BYTES = 1 << 20
+RECORDS_PER_BATCH = 256
+
+HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+HUB_ERRORS = (OSError, ValueError, HTTPError)  # no connection; no such data set, configuration or split; cut off
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Texts that can be read any number of times, from the start each time."""
+
+    name: str
+    description: str
+    read: Callable[[], Iterator[str]]
+
+    def __iter__(self) -> Iterator[str]:
+        blank = True
+        for text in self.read():
+            blank = blank and not text.strip()
+            yield text
+        if blank:
+            raise MissingText(f"{self.name} holds no text, so there is nothing to analyse. Name another with `--data`.")
+
+
+def open_corpus(spec: str | Path | None = None, *, text_field: str = "text") -> Corpus:
+    """A corpus from a file, a folder of files (all levels, in sorted order) or the Hub.
+
+    A name that exists on disk is a path. Otherwise `owner/name[:config[:split]]` is a data set on the Hub,
+    streamed; without a split it is `train`, save for `allenai/c4`: `en`, `validation`, which is also the corpus
+    without a `spec`. Opening checks what can be checked without reading; texts are checked as they stream by.
+    """
+    if spec is None:
+        return _hub_corpus(DEFAULT_CORPUS, text_field)
+    path = Path(spec)
+    if path.is_file():
+        return _file_corpus(path, text_field)
+    if path.is_dir():
+        return _folder_corpus(path, text_field)
+    if isinstance(spec, str) and HUB_NAME.fullmatch(spec) and _reader(path) is None:
+        return _hub_corpus(spec, text_field)
+    raise MissingText(
+        f"There is no file or folder {spec}. Name a {_suffixes()} file, a folder of them, or a Hub data set as "
+        "owner/name[:config[:split]], with `--data`."
+    )
+
+
+def _file_corpus(path: Path, text_field: str) -> Corpus:
+    reader = _reader(path)
+    if reader is None:
+        raise UnreadableText(
+            f"{path}: it isn't known where the text is in a file that ends in {path.suffix or 'nothing'!r}. "
+            f"Convert it to one of {_suffixes()}."
+        )
+    return Corpus(name=str(path), description=f"the file {path.name}", read=lambda: reader(path, text_field))
+
+
+def _folder_corpus(folder: Path, text_field: str) -> Corpus:
+    everything = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    readable = [(path, reader) for path in everything if (reader := _reader(path)) is not None]
+    if not readable:
+        raise MissingText(
+            f"{folder} holds no {_suffixes()} file (but {len(everything)} others), so there is no text to read. "
+            "Name another folder, or a file, with `--data`."
+        )
+    ignored = len(everything) - len(readable)
+    return Corpus(
+        name=str(folder),
+        description=f"{len(readable)} files in {folder.name}"
+        + (f" ({ignored} of other types ignored)" if ignored else ""),
+        read=lambda: (text for path, reader in readable for text in reader(path, text_field)),
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+# --- files
+
+
+def _read_txt(path: Path, text_field: str) -> Iterator[str]:
+    with _opened(path) as file:
+        line, block = 1, _chunk(path, file)
+        while following := _chunk(path, file):  # a file of one block is one text, whatever it ends with
+            cut = _cut(block)
+            yield _decoded(block[:cut], path, line)
+            line += block.count(b"\n", 0, cut)
+            block = block[cut:] + following
+        yield _decoded(block, path, line)
+
+
+def _chunk(path: Path, file: BufferedIOBase) -> bytes:
+    try:
+        return file.read(BLOCK_BYTES)
+    except DAMAGED_GZIP as error:
+        _refuse_gzip(path, error)
+
+
+def _cut(block: bytes) -> int:
+    """Where to end a block: after its last line; in a line longer than a block, before its last space.
+
+    A block without either is cut before its last character, which may be incomplete.
+    """
+    if cut := block.rfind(b"\n") + 1:
+        return cut
+    if (cut := block.rfind(b" ")) > 0:
+        return cut
+    cut = len(block) - 1
+    while cut > 0 and block[cut] & 0xC0 == 0x80:  # a continuation byte of UTF-8
+        cut -= 1
+    return cut
+
+
+def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    with _opened(path) as file:
+        for number, line in enumerate(_lines(path, file), start=1):
+            text = _decoded(line, path, number)
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise UnreadableText(
+                    f"{path}, line {number}: not JSON ({error}). A .jsonl file holds one JSON object a line. "
+                    "Mend or drop that line."
+                ) from error
+            if not isinstance(record, dict) or text_field not in record:
+                found = sorted(record) if isinstance(record, dict) else f"a {type(record).__name__}"
+                raise UnreadableText(
+                    f"{path}, line {number}: no field {text_field!r} (found {found}), so it isn't known where its text "
+                    "is. Name the field that holds the text."
+                )
+            yield _text(record[text_field], text_field, f"{path}, line {number}")
+
+
+def _lines(path: Path, file: BufferedIOBase) -> Iterator[bytes]:
+    try:
+        yield from file
+    except DAMAGED_GZIP as error:
+        _refuse_gzip(path, error)
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(path) as file:
+            if text_field not in file.schema_arrow.names:
+                raise UnreadableText(
+                    f"{path}: no column {text_field!r} (found {file.schema_arrow.names}), so it isn't known where its "
+                    "text is. Name the column that holds the text."
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=RECORDS_PER_BATCH, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield _text(value, text_field, f"{path}, record {number}")
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise UnreadableText(
+            f"{path}: not a readable parquet file ({error}). It may be cut short: fetch or write it again."
+        ) from error
+
+
+def _text(value: Any, text_field: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise UnreadableText(
+            f"{where}: {text_field!r} is {type(value).__name__}, not a string, so it can't be tokenized. "
+            "Mend or drop that record, or name the field that holds the text."
+        )
+    return value
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _decoded(block: bytes, path: Path, first_line: int) -> str:
+    try:
+        text = block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + block.count(b"\n", 0, error.start)
+        raise UnreadableText(
+            f"{path}, line {line}: byte 0x{block[error.start]:02x} isn't UTF-8 ({error.reason}). Guessing an encoding "
+            "would change the tokens. Convert the file, e.g. `iconv -f latin1 -t utf-8`."
+        ) from error
+    return text.removeprefix("\ufeff") if first_line == 1 else text  # some editors begin a file with U+FEFF
+
+
+def _refuse_gzip(path: Path, error: Exception) -> NoReturn:
+    raise UnreadableText(
+        f"{path}: the gzip stream is cut short or damaged ({error}), so part of the corpus is missing. "
+        "Fetch or write it again."
+    ) from error
+
+
+Reader = Callable[[Path, str], Iterator[str]]
+READERS: dict[str, Reader] = {
+    ".txt": _read_txt,
+    ".txt.gz": _read_txt,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _reader(path: Path) -> Reader | None:
+    return next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
+
+
+def _suffixes() -> str:
+    return ", ".join(READERS)
+
+
+# --- the Hub
+
+
+def _hub_corpus(spec: str, text_field: str) -> Corpus:
+    match = HUB_NAME.fullmatch(spec)
+    assert match is not None, spec
+    name, config, split = match["id"], match["config"], match["split"]
+    if name == "allenai/c4":
+        config, split = config or "en", split or "validation"
+    split = split or "train"
+    full_name = f"{name}:{config or 'default'}:{split}"
+    return Corpus(
+        name=full_name,
+        description=f"the Hub data set {name}" + (f", {config}" if config else "") + f", {split} split",
+        read=lambda: _read_hub(name, config, split, full_name, text_field),
+    )
+
+
+def _read_hub(name: str, config: str | None, split: str, full_name: str, text_field: str) -> Iterator[str]:
+    try:
+        import datasets  # optional, and a second to import
+    except ModuleNotFoundError as error:
+        raise HubUnavailable(
+            f"Reading {full_name} needs the package `datasets`, which isn't installed. Install it with "
+            "`pip install 'rareneuron[hub]'`, or name a file or folder of text with `--data`."
+        ) from error
+    try:
+        records = datasets.load_dataset(name, config, split=split, streaming=True)
+        for number, record in enumerate(records, start=1):
+            if text_field not in record:
+                raise UnreadableText(
+                    f"{full_name}: no field {text_field!r} (found {sorted(record)}), so it isn't known where its text "
+                    "is. Name the field that holds the text."
+                )
+            yield _text(record[text_field], text_field, f"{full_name}, record {number}")
+    except HUB_ERRORS as error:
+        raise HubUnavailable(
+            f"The Hub data set {full_name} can't be read from here ({type(error).__name__}: {error}). Check its name "
+            "and the connection, or name a file or folder of text with `--data`."
+        ) from error

@@ -1,0 +1,61 @@
+"""What can go wrong for a user's reason. Every message says what was found, why it matters and what to do."""
+
+
+class RareNeuronError(Exception):
+    """The base of all errors that a user can mend; the command line prints one paragraph and exits with 2."""
+
+
+class MissingText(RareNeuronError):
+    """The text asked for is not there, or is empty."""
+
+
+class TooFewNeurons(RareNeuronError):
+    """A group was asked for that the layer cannot fill."""
+
+
+class RunFolderError(RareNeuronError):
+    """A run folder that cannot be read, written or continued with these settings."""
+
+
+class InvalidConfig(RareNeuronError):
+    """A setting that is unknown or out of its range."""
+
+
+class UnreadableText(RareNeuronError):
+    """A corpus that is there, but does not hold text in the form its name promises."""
+
+
+class HubUnavailable(RareNeuronError):
+    """A data set on the Hub that cannot be opened or read from here."""
+
+
+class UnusableCounts(RareNeuronError):
+    """Unigram counts that cannot belong to this vocabulary, or are not counts."""
+
+
+class VocabularyMismatch(RareNeuronError):
+    """A tokenizer whose ids do not fit the model's vocabulary, or that cannot be read token by token."""
+
+
+class NoRareTokens(RareNeuronError):
+    """A corpus in which no token passes the filter, so there is nothing to analyse."""
+
+
+class UnsupportedModel(RareNeuronError):
+    """A sound model that this package, or the closed form, doesn't know how to read."""
+
+
+class ModelNotFound(RareNeuronError):
+    """No model, revision or step of that name is within reach."""
+
+
+class BrokenCheckpoint(RareNeuronError):
+    """The files of a checkpoint are missing, damaged, or contradict each other."""
+
+
+class UnfitTokenizer(RareNeuronError):
+    """The tokenizer is missing, unreadable, or has ids that the model has no row for."""
+
+
+class OutOfRange(RareNeuronError):
+    """A layer, neuron, position or token id outside what the model has."""

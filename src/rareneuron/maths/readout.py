@@ -1,0 +1,81 @@
+"""The end of a language model as data: final norm, then unembedding.
+
+Seen from the last layer's neurons the rest of the network is this one function of the residual stream, which
+is why their effects have a closed form (`ablation`). Oracle: the model's own logits, compared at every load
+by `models.adapter`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    r"""logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer`, x̂ = x/σ for `rms`.
+
+    σ² is the mean square of the centred (`layer`) or raw (`rms`) residual plus `eps`. `weight` is the gain that
+    really multiplies x̂ (Gemma stores gain − 1). Called on a residual [token, d_model] it returns logits
+    [token, vocab] in the dtype of its weights.
+    """
+
+    norm: Literal["layer", "rms"]
+    weight: Float[Tensor, " d_model"] | None
+    bias: Float[Tensor, " d_model"] | None
+    eps: float
+    W_U: Float[Tensor, "vocab d_model"]
+    b_U: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+
+    def __call__(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
+        """Logits of every token."""
+        centred = self.centre(resid)
+        x = centred / self.sigma(centred)[:, None]
+        if self.weight is not None:
+            x = x * self.weight
+        if self.bias is not None:
+            x = x + self.bias
+        logits = self.scale * (x @ self.W_U.T)
+        return logits if self.b_U is None else logits + self.b_U
+
+    def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What the norm subtracts before it scales: the mean over d_model, or nothing."""
+        return x - x.mean(-1, keepdim=True) if self.norm == "layer" else x
+
+    def sigma(self, centred: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+        """The norm's scale σ per token."""
+        return (centred.square().mean(-1) + self.eps).sqrt()
+
+    @property
+    def logits_per_direction(self) -> Float[Tensor, "vocab d_model"]:
+        """A = scale · W_U diag(γ): the logits before the norm's bias are A x̂."""
+        weight = self.W_U if self.weight is None else self.W_U * self.weight
+        return self.scale * weight
+
+    @property
+    def logits_at_zero(self) -> Float[Tensor, " vocab"]:
+        """The logits that x̂ = 0 would give: scale · W_U β + b_U."""
+        zero = self.W_U.new_zeros(len(self.W_U)) if self.bias is None else self.scale * (self.W_U @ self.bias)
+        return zero if self.b_U is None else zero + self.b_U
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Readout":
+        """The same readout in another dtype or on another device."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device=device, dtype=dtype)
+
+        return replace(
+            self,
+            weight=moved(self.weight),
+            bias=moved(self.bias),
+            b_U=moved(self.b_U),
+            W_U=self.W_U.to(device=device, dtype=dtype),
+        )
+
+
+def token_loss(logits: Float[Tensor, "token vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """Cross-entropy of the target in nats, per token."""
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")

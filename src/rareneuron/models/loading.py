@@ -1,0 +1,293 @@
+"""A local folder to a causal language model in evaluation mode, or one clear reason why not.
+
+Files are judged before anything is allocated: the headers of the safetensors files are compared with the shapes
+that config.json asks for, on torch's meta device. transformers only warns of weights that are missing and fills
+them with random numbers; here that is an error. Nothing pickled is read and no code of a repository is run.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
+from rareneuron.models.anatomy import family_of
+from rareneuron.models.families import Family
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+STORED_DTYPES = {"F64", "F32", "F16", "BF16"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+# What a config may ask for beyond its weight files: buffers such as causal masks, and tied weights counted twice.
+ALLOCATION_FACTOR, ALLOCATION_BYTES = 4, 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the safetensors files of a folder say they hold."""
+
+    files: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    n_bytes: int
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(
+            f"{path} is not valid JSON ({error}), so {what} can't be read. Download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise BrokenCheckpoint(f"{path} holds no JSON object, so {what} can't be read. Download it again.")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model that this package may load."""
+    path = folder / "config.json"
+    if not path.is_file():
+        steps = sorted(child.name for child in folder.glob("step*") if (child / "config.json").is_file())
+        hint = (
+            f"It is a series of checkpoints ({len(steps)}, such as {steps[0]}): load one of them, or study them with "
+            "`--steps all`."
+            if steps
+            else "Give the folder that `save_pretrained` wrote: config.json beside *.safetensors."
+        )
+        raise ModelNotFound(f"{folder} has no config.json, so it isn't a model's folder. {hint}")
+    config = read_json(path, "the model's architecture")
+    family_of(config)
+    if "auto_map" in config:
+        raise UnsupportedModel(
+            f"{path} asks for code of the repository to be run (`auto_map`), which this package never does. If the "
+            "architecture is part of transformers now, delete `auto_map` from a local copy of config.json."
+        )
+    if config.get("quantization_config"):
+        raise UnsupportedModel(
+            f"{path} describes quantised weights, whose rows are not what a neuron reads and writes. Load the "
+            "checkpoint that was quantised, in float16, bfloat16 or float32."
+        )
+    return config
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that make up the model."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",)
+    if index.is_file():
+        weight_map = read_json(index, "which file holds which weight").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+        ):
+            raise BrokenCheckpoint(f"{index} has no `weight_map` of file names beside it. Download it again.")
+        files = tuple(folder / name for name in sorted(set(weight_map.values())))
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise BrokenCheckpoint(
+                f"{folder} lacks {len(absent)} of the {len(files)} weight files that its index lists: "
+                f"{', '.join(absent)}. Download them too."
+            )
+        return files
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
+    if pickled:
+        raise BrokenCheckpoint(
+            f"{folder} has its weights only as pickles ({', '.join(pickled)}), which can run any code when they are "
+            "opened, so this package never does. Where you trust the source, convert once: "
+            "`AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW_FOLDER)`."
+        )
+    raise BrokenCheckpoint(
+        f"{folder} holds no model.safetensors and no model.safetensors.index.json. Only weights in safetensors files "
+        "are read: save the model with `save_pretrained`, or convert pickled weights by loading and saving them once."
+    )
+
+
+def read_header(folder: Path) -> Header:
+    """Names, shapes and dtypes of the weights, without reading them."""
+    files = weight_files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    entry = tensors.get_slice(name)
+                    shapes[name], dtypes[name] = tuple(entry.get_shape()), str(entry.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise BrokenCheckpoint(
+                f"{file} is truncated or not a safetensors file ({error}). Download or copy it again."
+            ) from error
+    return Header(files=files, shapes=shapes, dtypes=dtypes, n_bytes=sum(file.stat().st_size for file in files))
+
+
+def sha256_of_weights(folder: Path) -> str:
+    """Of the weight file; where there are several, of their names and hashes."""
+    digests = {}
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests.items()).encode()).hexdigest()
+
+
+def load_causal_lm(folder: Path, config: Mapping[str, Any], dtype: str) -> Any:
+    """The model, on the CPU, after every check that can be made on files."""
+    if dtype not in DTYPES:
+        raise OutOfRange(f"There is no dtype {dtype!r} here. Use one of {', '.join(DTYPES)}; float32 is the default.")
+    family = family_of(config)
+    header = read_header(folder)
+    options = {} if family.attention is None else {"attn_implementation": family.attention}
+    with config_errors(folder):
+        parsed = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    refuse_wrong_depth(folder, parsed.num_hidden_layers, family, header)
+    with config_errors(folder), torch.device("meta"):
+        blueprint = AutoModelForCausalLM.from_config(parsed, trust_remote_code=False, **options)
+    refuse_misfit(folder, blueprint, header)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=parsed,
+        dtype=DTYPES[dtype],
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
+    refuse_missing(folder, sorted(report["missing_keys"]))
+    refuse_dropped(folder, sorted(report["unexpected_keys"]), family)
+    return model.eval()
+
+
+@contextmanager
+def config_errors(folder: Path) -> Iterator[None]:
+    """Transformers raises whatever a bad number leads to; at this point config.json is to blame."""
+    try:
+        yield
+    except (
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise BrokenCheckpoint(
+            f"{folder / 'config.json'} doesn't describe a model that can be built: {type(error).__name__}: {error}. "
+            "Restore the config that the weights were saved with."
+        ) from error
+
+
+def refuse_wrong_depth(folder: Path, n_layers: object, family: Family, header: Header) -> None:
+    """First of the checks on shapes, since building even an empty model takes time per block."""
+    pattern = re.compile(rf"(?:^|\.){re.escape(family.blocks)}\.(\d+)\.")
+    stored = {int(match[1]) for name in header.shapes if (match := pattern.search(name))}
+    if stored != set(range(len(stored))) or len(stored) != n_layers:
+        raise BrokenCheckpoint(
+            f"{folder / 'config.json'} asks for {n_layers!r} blocks, and the weight files hold {len(stored)}. The two "
+            "don't belong together: restore the config that the weights were saved with, or the missing files."
+        )
+
+
+def refuse_misfit(folder: Path, blueprint: Any, header: Header) -> None:
+    """Compare what the config would allocate with what the files hold."""
+
+    def common(name: str) -> str:
+        # A checkpoint of the bare backbone lacks its prefix; transformers 5 renamed GPT-NeoX's unembedding.
+        return name.removeprefix(f"{blueprint.base_model_prefix}.").replace("embed_out.", "lm_head.")
+
+    stored = {common(name): name for name in header.shapes}
+    for name, wanted in blueprint.state_dict().items():
+        found = stored.get(common(name))
+        if found is None:
+            continue
+        if header.shapes[found] != tuple(wanted.shape):
+            raise BrokenCheckpoint(
+                f"`{found}` has the shape {list(header.shapes[found])} in the weight files of {folder}, and "
+                f"config.json asks for {list(wanted.shape)}. The two don't belong together: restore the "
+                "config that the weights were saved with."
+            )
+        if header.dtypes[found] not in STORED_DTYPES:
+            raise UnsupportedModel(
+                f"`{found}` is stored as {header.dtypes[found]} in {folder}: quantised weights are not what a neuron "
+                "reads and writes. Load the checkpoint in float16, bfloat16 or float32."
+            )
+    # GPT-J under transformers 4 keeps its table of positions as a plain attribute.
+    loose = [x for module in blueprint.modules() for x in vars(module).values() if isinstance(x, torch.Tensor)]
+    asked = sum(x.numel() * x.element_size() for x in (*blueprint.parameters(), *blueprint.buffers(), *loose))
+    if asked > ALLOCATION_FACTOR * header.n_bytes + ALLOCATION_BYTES:
+        raise BrokenCheckpoint(
+            f"{folder / 'config.json'} asks for {asked / 2**30:.1f} GiB, and the weight files hold "
+            f"{header.n_bytes / 2**30:.3f}. The two don't belong together: restore the config that the weights were "
+            "saved with."
+        )
+
+
+def refuse_missing(folder: Path, missing: list[str]) -> None:
+    """Transformers has filled these with random numbers."""
+    if missing:
+        raise BrokenCheckpoint(
+            f"The weight files of {folder} lack {len(missing)} weights of the model ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}), which would be random numbers. Get the complete checkpoint; if it "
+            "was saved without its language modelling head, save it again with it."
+        )
+
+
+def refuse_dropped(folder: Path, unexpected: list[str], family: Family) -> None:
+    """Weights inside the blocks that the architecture has no place for: what was trained is another model.
+
+    Buffers that old versions stored (causal masks, rotary frequencies) are not weights; heads beside the blocks
+    don't change what the model predicts.
+    """
+    buffers = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")
+    dropped = [name for name in unexpected if f"{family.blocks}." in name and not buffers.search(name)]
+    if dropped:
+        raise BrokenCheckpoint(
+            f"The weight files of {folder} hold {len(dropped)} weights that {family.model_type} has no place for with "
+            f"this config ({', '.join(dropped[:3])}{', …' if len(dropped) > 3 else ''}), so what would be loaded is "
+            "not the model that was trained. Restore its config, or merge adapters into the model."
+        )
+
+
+def load_tokenizer(folder: Path, config: Any) -> Any | None:
+    """The tokenizer in a folder, or in the one above it (a series shares one); None where there is none."""
+    for place in (folder, folder.resolve().parent):
+        present = [name for name in TOKENIZER_FILES if (place / name).is_file()]
+        if present:
+            break
+    else:
+        return None
+    for name in present:
+        if name.endswith(".json"):
+            try:
+                content = read_json(place / name, "the tokenizer")
+            except BrokenCheckpoint as error:
+                raise UnfitTokenizer(str(error)) from error
+            if "auto_map" in content:
+                raise UnfitTokenizer(
+                    f"{place / name} asks for code of the repository to be run (`auto_map`), which this package never "
+                    "does. Save the tokenizer as tokenizer.json, with `PreTrainedTokenizerFast`."
+                )
+    try:
+        return AutoTokenizer.from_pretrained(place, config=config, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UnfitTokenizer(
+            f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: {error}. Save it "
+            "again with `save_pretrained`, or give another one with `load_model(..., tokenizer=...)`."
+        ) from error

@@ -1,0 +1,107 @@
+"""Does the closed form hold for this very model? Two questions, asked at every load.
+
+(a) Is the rest of the network the final norm and the unembedding: does `readout(resid)` equal the model's logits?
+(b) Does switching one neuron off move the residual stream along its row of W_out, by exactly −n·w_out?
+Gemma-2 fails (a), its logits are soft-capped; OLMo-2 and Gemma-3 pass (a) and fail (b), since their MLP output is
+normalised before it is added, and Eq. 3 would be off by up to tenths of a nat. Both gaps are relative errors.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rareneuron.errors import UnsupportedModel
+from rareneuron.maths.readout import Readout
+from rareneuron.models.anatomy import Anatomy
+
+CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
+
+# Rounding of a float32 product of width d is about eps·√d of the largest logit: 1e-5 at d = 10,000. float64 gets
+# the same bound, as transformers computes some norms in float32 whatever the dtype. A soft cap of 30 shows from
+# logits of 0.5 on: tanh differs from its argument by a third of its square.
+READOUT_TOLERANCE = 1e-4
+# A normalised MLP output rescales the whole move, by its size again: gaps are near 1 (0.92 to 1.26 on tiny
+# random models). A right model leaves rounding only, and that of the residual stream is taken out beforehand.
+ABLATION_TOLERANCE = 1e-3
+ROUNDING = 16  # how many units of rounding of its largest component a right residual stream may be off by
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """Whether the closed form holds, and how well. A gap is None where it couldn't be asked for."""
+
+    ok: bool
+    readout_gap: float | None  # largest |readout − logits| over the largest |logit|
+    ablation_gap: float | None  # largest |move − expected| over the largest |expected|, per token
+    reason: str  # empty where ok
+
+
+def closed_form(anatomy: Anatomy) -> ClosedForm:
+    """Ask both questions on seeded random ids."""
+    name = anatomy.family.model_type
+    W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it is no model to load
+    try:
+        readout = anatomy.readout()
+    except UnsupportedModel as error:
+        return ClosedForm(ok=False, readout_gap=None, ablation_gap=None, reason=str(error))
+    of_readout = readout_gap(anatomy, readout)
+    of_ablation = ablation_gap(anatomy, W_out)
+    reasons = []
+    if not of_readout <= READOUT_TOLERANCE:
+        reasons.append(
+            f"final norm and unembedding don't give the model's own logits (off by {of_readout:.2g} of their size; "
+            "usual cause: the logits are soft-capped or scaled)"
+        )
+    if not of_ablation <= ABLATION_TOLERANCE:
+        reasons.append(
+            "switching a neuron off doesn't move the residual stream along its row of W_out (off by "
+            f"{of_ablation:.2g} of the move; usual cause: the MLP output is normalised before it is added)"
+        )
+    return ClosedForm(
+        ok=not reasons,
+        readout_gap=of_readout,
+        ablation_gap=of_ablation,
+        reason=f"{name}: {', and '.join(reasons)}" if reasons else "",
+    )
+
+
+def probe_ids(anatomy: Anatomy) -> Tensor:
+    """A few random ids, the same at every load."""
+    rows = anatomy.model.get_input_embeddings().weight.shape[0]
+    longest = getattr(anatomy.model.config, "max_position_embeddings", None) or POSITIONS
+    shape = (CONTEXTS, min(POSITIONS, longest))
+    return anatomy.token_ids(np.random.default_rng(0).integers(rows, size=shape))
+
+
+@torch.inference_mode()
+def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
+    """How far the readout is from the model's own logits."""
+    with anatomy.reading(-1) as seen:
+        logits = anatomy.model(probe_ids(anatomy), use_cache=False).logits.flatten(0, 1)
+    error = (readout(seen["resid"].flatten(0, 1)) - logits).abs().max()
+    return float(error / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny))
+
+
+@torch.inference_mode()
+def ablation_gap(anatomy: Anatomy, W_out: Float[Tensor, "neuron d_model"]) -> float:
+    """How far the residual stream's move is from −n·w_out, for the neurons that move it most."""
+    ids = probe_ids(anatomy)
+    with anatomy.reading(-1) as seen:
+        anatomy.backbone(ids, use_cache=False)
+    clean, act = seen["resid"].flatten(0, 1), seen["act"].reshape(ids.numel(), -1)
+    if act.shape[1] != len(W_out):
+        return float("inf")
+    rounding = ROUNDING * torch.finfo(clean.dtype).eps * clean.abs().amax(-1)
+    worst = 0.0
+    for neuron in (act.abs().amax(0) * W_out.norm(dim=1)).topk(min(NEURONS, len(W_out))).indices.tolist():
+        with anatomy.replacing(-1, neuron, 0.0), anatomy.reading(-1) as seen:
+            anatomy.backbone(ids, use_cache=False)
+        expected = -act[:, neuron, None] * W_out[neuron]
+        error = (seen["resid"].flatten(0, 1) - clean - expected).abs().amax(-1)
+        # Per token: the first one's residual often dwarfs the others' and would hide them in its rounding.
+        size = expected.abs().amax(-1) + rounding / ABLATION_TOLERANCE
+        worst = max(worst, float((error / size.clamp_min(torch.finfo(size.dtype).tiny)).max()))
+    return worst

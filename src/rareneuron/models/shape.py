@@ -1,0 +1,60 @@
+"""How large a model is, from its config alone: no weights are read, and none downloaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rareneuron.errors import BrokenCheckpoint
+from rareneuron.models.anatomy import anatomy
+from rareneuron.models.checkpoints import Checkpoint
+from rareneuron.models.hub import hub_errors, is_local, model_folder
+from rareneuron.models.loading import config_errors, read_config
+
+MOST_LAYERS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The numbers that decide what a study costs."""
+
+    n_params: int
+    n_backbone_params: int  # those multiplied at every position; embeddings left out
+    vocab: int
+    d_model: int
+    d_mlp: int
+    n_layers: int
+
+
+def model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """Build the model without memory for its weights, and count."""
+    if is_local(checkpoint.source):
+        folder = model_folder(checkpoint.source, checkpoint.revision).folder
+    else:
+        with hub_errors(checkpoint.source, checkpoint.revision):
+            folder = Path(
+                snapshot_download(checkpoint.source, revision=checkpoint.revision, allow_patterns=["config.json"])
+            )
+    read_config(folder)
+    with config_errors(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.num_hidden_layers > MOST_LAYERS:  # even an empty model takes time per block
+        raise BrokenCheckpoint(
+            f"{folder / 'config.json'} asks for {config.num_hidden_layers} layers, which no model has. Restore the "
+            "config that the weights were saved with."
+        )
+    with config_errors(folder), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    parts = anatomy(model)
+    embeddings = {id(model.get_input_embeddings().weight), id(parts.unembedding.weight)}
+    n_neurons, d_model = parts.weights(-1).W_out.shape
+    return ModelShape(
+        n_params=sum(p.numel() for p in model.parameters()),
+        n_backbone_params=sum(p.numel() for p in model.parameters() if id(p) not in embeddings),
+        vocab=parts.unembedding.weight.shape[0],
+        d_model=d_model,
+        d_mlp=n_neurons,
+        n_layers=len(parts.blocks),
+    )

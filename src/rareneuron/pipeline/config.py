@@ -1,0 +1,151 @@
+"""What a study is asked to do: one frozen record, from Python, the command line or a TOML file."""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rareneuron.errors import InvalidConfig
+
+PAPER_TOKENS = 25_088
+EMBEDDED_TOKENS = 2_000
+
+CHOICES = {
+    "rarity": ("types", "occurrences", "elbow", "none"),
+    "reference": ("analysed", "all"),
+    "engine": ("closed-form", "patching"),
+    "dtype": ("float32", "float64"),
+}
+AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Settings of one study. None stands for the default named beside it.
+
+    `MODEL` is a Hub id, `id@revision`, a local model folder, or a folder of `step<N>/` folders.
+    """
+
+    model: str | None = None  # the embedded series
+    revision: str | None = None  # the Hub's main branch
+    steps: str | tuple[int, ...] | None = None  # "all" for a series, the model as it is otherwise
+    data: str | None = None  # the embedded corpus for the embedded series, C4's validation split otherwise
+    text_field: str = "text"  # column or key that holds the text
+    max_corpus_tokens: int = 50_000_000  # read no more than this from the corpus
+    counts: str | None = None  # training counts of the embedded series; otherwise counted over the corpus
+    rarity: str = "types"  # below the percentile over types (paper), over occurrences, at the elbow, or none
+    percentile: float | int = 50
+    words: bool = True  # stage 2: only targets that are whole, valid English words
+    n_tokens: int | None = None  # 25,088 as in the paper; 2,000 of the embedded corpus
+    context_length: int = 256
+    layer: int = -1
+    reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
+    engine: str = "closed-form"
+    group_size: int = 50
+    n_random: int = 200
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    memory: float | int = 4  # GiB that captured activations and the engine's tables may take
+    out: str | None = None  # runs/<model>
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InvalidConfig(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(choices)}.")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InvalidConfig(f"{name} = {value!r} must be a whole number of at least {least}.")
+        if not 0 < self.percentile < 100:
+            raise InvalidConfig(f"percentile = {self.percentile} must lie between 0 and 100; 50 is the paper's.")
+        if not self.memory > 0:
+            raise InvalidConfig(f"memory = {self.memory} GiB leaves nothing to work in; 4 is the default.")
+        if isinstance(self.steps, str) and self.steps != "all":
+            raise InvalidConfig(
+                f'steps = {self.steps!r} is not known. Use "all" or a list of numbers such as 0,512,143000.'
+            )
+
+    @property
+    def tokens_wanted(self) -> int:
+        """Rare targets to analyse."""
+        if self.n_tokens is not None:
+            return self.n_tokens
+        return EMBEDDED_TOKENS if self.is_embedded_corpus else PAPER_TOKENS
+
+    @property
+    def is_embedded_model(self) -> bool:
+        """Whether the series shipped with the package is studied."""
+        return self.model is None
+
+    @property
+    def is_embedded_corpus(self) -> bool:
+        """Whether the text is the standard library's and the held-out packages' docstrings."""
+        return self.data is None and self.is_embedded_model
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the results go."""
+        if self.out is not None:
+            return Path(self.out)
+        name = "embedded" if self.model is None else Path(self.model).name.replace("@", "-")
+        return Path("runs") / name
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the results; the rest may change between a run and its continuation.
+
+        Which steps are asked for is no part of it: a run may be continued with further checkpoints.
+        """
+        free = {"out", "memory", "device", "steps"}
+        return {name: value for name, value in asdict(self).items() if name not in free} | {
+            "n_tokens": self.tokens_wanted
+        }
+
+    @classmethod
+    def from_toml(cls, path: Path, **overrides: Any) -> "StudyConfig":
+        """Read settings from a file; `overrides` (the command line) win."""
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidConfig(
+                f"The settings file {path} cannot be read: {error.strerror}. Check --config."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidConfig(
+                f"{path} is not valid TOML: {error}. Settings are lines such as `n_tokens = 5000`."
+            ) from error
+        return cls.from_settings(found, f"{path}", **overrides)
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], origin: str, **overrides: Any) -> "StudyConfig":
+        """Check names and types, then build."""
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            listing = ", ".join(f"{name} = {default_of(f)!r}" for name, f in known.items())
+            raise InvalidConfig(
+                f"{origin} has settings that don't exist: {', '.join(unknown)}. A misspelt setting would silently do "
+                f"nothing. Those that exist, with their defaults: {listing}."
+            )
+        values = dict(settings)
+        if isinstance(values.get("steps"), Iterable) and not isinstance(values["steps"], str):
+            values["steps"] = tuple(values["steps"])
+        for name, value in values.items():
+            if not fits(known[name], value):
+                raise InvalidConfig(f"{origin}: {name} = {value!r} should be of the type {known[name].type}.")
+        return replace(cls(**values), **overrides)
+
+
+def default_of(field: "Field[Any]") -> Any:
+    """A field's default, which every setting has."""
+    assert field.default is not MISSING
+    return field.default
+
+
+def fits(field: "Field[Any]", value: Any) -> bool:
+    """Whether a TOML value has the field's type; whole numbers pass for decimals, true and false for neither."""
+    if isinstance(value, tuple):
+        return field.name == "steps" and all(type(step) is int for step in value)
+    allowed = {t.strip() for t in str(getattr(field.type, "__name__", field.type)).split("|")}
+    return type(value).__name__ in allowed or (type(value) is int and "float" in allowed)

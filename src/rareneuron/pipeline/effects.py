@@ -1,0 +1,296 @@
+"""The effect of every neuron of one layer at one checkpoint, over all analysed tokens.
+
+Two engines, one result: `by_closed_form` (last layer, `maths.ablation`) and `by_patching` (any layer, any
+architecture: the model itself, slowly). Tokens stream through in whole contexts; kept are means, standard errors
+clustered by context, and per-context sums for the bootstrap.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.data.selection import Selection
+from rareneuron.errors import RareNeuronError
+from rareneuron.maths.ablation import AblationEngine, delta_loss
+from rareneuron.maths.interventions import mean_shift
+from rareneuron.maths.significance import ClusteredMean, sums_by_context
+from rareneuron.models.adapter import Adapter
+from rareneuron.models.patching import log_probabilities, patched_loss_changes
+from rareneuron.pipeline.capture import TokenBatch, capture
+
+STATISTICS = ("delta_loss", "abs_delta_loss", "direct_delta_loss", "direct_abs_delta_loss", "kl")
+KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
+MOST_CONTEXT_SUMS = 4_096  # beyond this, neighbouring contexts share a row: the bootstrap loses nothing
+AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """A seeded sample of (token, neuron) pairs, computed again in float64."""
+
+    n_pairs: int
+    max_error: float  # nats
+    rms_error: float  # nats
+    rms_delta_loss: float  # of the same pairs, to see the error against
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEffects:
+    """All neurons of one layer at one checkpoint. Columns of `table` are described in docs/run-folder.md."""
+
+    table: pd.DataFrame
+    context_sums: dict[str, np.ndarray]
+    token_loss: Float[np.ndarray, " token"]  # clean loss per row of the token table
+    audit: Audit | None  # None: the patching engine, which is itself the standard
+    timings: dict[str, float]  # seconds
+    rates: dict[str, float]
+
+
+@dataclass
+class EffectSums:
+    """Accumulates token blocks of whole contexts for one kind of target (rare or common)."""
+
+    n_neurons: int
+    n_contexts: int
+    means: dict[str, ClusteredMean] = field(default_factory=dict)
+    per_context: dict[str, np.ndarray] = field(default_factory=dict)
+    tokens_per_row: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = min(self.n_contexts, MOST_CONTEXT_SUMS)
+        self.tokens_per_row = np.zeros(self.rows, np.int64)
+        self.per_context = {name: np.zeros((self.rows, self.n_neurons), np.float32) for name in KEPT_PER_CONTEXT}
+
+    def add(self, values: dict[str, Tensor], context: Int[np.ndarray, " token"]) -> None:
+        """Add the values [token, neuron] of some tokens; every context's tokens come in one call."""
+        contexts, row = np.unique(context, return_inverse=True)
+        sizes = np.bincount(row, minlength=len(contexts))
+        kept_row = contexts.astype(np.int64) * self.rows // self.n_contexts
+        np.add.at(self.tokens_per_row, kept_row, sizes)
+        for name, value in values.items():
+            sums = sums_by_context(value, torch.from_numpy(row).to(value.device), len(contexts))
+            mean = self.means.setdefault(name, ClusteredMean(self.n_neurons, value.device))
+            mean.add(sums, torch.from_numpy(sizes).to(value.device))
+            if name in self.per_context:
+                np.add.at(self.per_context[name], kept_row, sums.cpu().numpy().astype(np.float32))
+
+    def columns(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Mean and standard error of every statistic, per neuron."""
+        out = {}
+        for name, mean in self.means.items():
+            out[f"{prefix}{name}"] = mean.mean
+            out[f"{prefix}{name}_se"] = mean.standard_error
+        return out
+
+
+class TokenSource:
+    """The token batches of a checkpoint, twice: held where they fit in memory, captured again where not."""
+
+    def __init__(self, adapter: Adapter, selection: Selection, layer: int, memory: int) -> None:
+        self.adapter, self.selection, self.layer = adapter, selection, layer
+        self.fits = len(selection.context) * (adapter.d_mlp + adapter.d_model) * 4 <= memory
+        self._held: list[TokenBatch] = []
+        self.seconds = 0.0
+
+    def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
+        """Capture, timed."""
+        start = time.perf_counter()
+        for batch in capture(self.adapter, self.selection, self.layer):
+            self.seconds += time.perf_counter() - start
+            if self.fits:
+                self._held.append(batch)
+            yield batch
+            progress(batch.n_positions)
+            start = time.perf_counter()
+
+    def second_pass(self) -> Iterable[TokenBatch]:
+        """The same batches again."""
+        return self._held if self.fits else capture(self.adapter, self.selection, self.layer)
+
+
+def mean_activations(
+    source: TokenSource, reference: str, progress: Progress
+) -> tuple[Float[Tensor, " neuron"], Float[np.ndarray, " neuron"]]:
+    """n̄ over the rare tokens (`analysed`, the paper) or every position (`all`); mean |n| over the rare tokens."""
+    total = absolute = everywhere = torch.zeros(
+        source.adapter.d_mlp, dtype=torch.float64, device=source.adapter.model.device
+    )
+    n = n_everywhere = 0
+    for batch in source.first_pass(progress):
+        act = batch.act[torch.from_numpy(batch.rare).to(batch.act.device)].double()
+        total, absolute, n = total + act.sum(0), absolute + act.abs().sum(0), n + len(act)
+        everywhere, n_everywhere = everywhere + batch.all_act_sum, n_everywhere + batch.n_positions
+    mean = everywhere / n_everywhere if reference == "all" else total / n
+    return mean, (absolute / n).cpu().numpy()
+
+
+def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None) -> dict[str, Tensor]:
+    """The reported statistics of a block of tokens; without a closed form there is no direct effect."""
+    out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl}
+    if direct is not None:
+        out |= {"direct_delta_loss": direct, "direct_abs_delta_loss": direct.abs()}
+    return out
+
+
+def layer_effects(
+    adapter: Adapter,
+    selection: Selection,
+    *,
+    engine: str = "closed-form",
+    layer: int = -1,
+    reference: str = "analysed",
+    memory: int = 4 * 2**30,
+    seed: int = 0,
+    capture_progress: Progress = lambda _: None,
+    effects_progress: Progress = lambda _: None,
+) -> LayerEffects:
+    """Mean-ablate every neuron of `layer`, one at a time, at every analysed token (Eq. 3-4)."""
+    source = TokenSource(adapter, selection, layer, memory // 4)
+    mean_act, mean_abs_act = mean_activations(source, reference, capture_progress)
+    sums = {kind: EffectSums(adapter.d_mlp, len(selection.windows)) for kind in (True, False)}
+    token_loss = np.full(len(selection.context), np.nan)
+    start, captured_before = time.perf_counter(), source.seconds
+    if engine == "closed-form":
+        blocks = by_closed_form(adapter, source, mean_act, layer, memory, seed)
+    else:
+        blocks = by_patching(adapter, source, mean_act, layer)
+    audits = []
+    for batch, values, loss, errors in blocks:
+        for kind, kind_sums in sums.items():
+            chosen = batch.rare == kind
+            if chosen.any():
+                on_device = torch.from_numpy(chosen).to(loss.device)
+                kind_sums.add({k: v[on_device] for k, v in values.items()}, batch.context[chosen])
+        token_loss[batch.index] = loss.double().cpu().numpy()
+        if errors is not None:
+            audits.append(errors)
+        effects_progress(len(batch.index))
+    if not np.isfinite(token_loss).all():
+        raise RareNeuronError(
+            f"The clean loss is not a finite number at {int((~np.isfinite(token_loss)).sum())} analysed tokens, so "
+            "effects there mean nothing. The usual cause is overflow in half precision: use --dtype float32."
+        )
+    seconds = time.perf_counter() - start
+    return LayerEffects(
+        table=effects_table(adapter, layer, sums, mean_act.cpu().numpy(), mean_abs_act),
+        context_sums=context_sums(sums),
+        token_loss=token_loss,
+        audit=audit_of(audits) if audits else None,
+        timings={"capture": source.seconds, "effects": seconds},
+        rates={
+            "capture_tokens_per_second": selection.windows.size / max(captured_before, 1e-9),
+            "effects_microseconds_per_pair": 1e6 * seconds / max(1, len(token_loss) * adapter.d_mlp),
+        },
+    )
+
+
+Block = tuple[TokenBatch, dict[str, Tensor], Float[Tensor, " token"], tuple[Tensor, Tensor] | None]
+"""A batch, its statistics [token, neuron], its clean loss, and (error, truth) of audited pairs."""
+
+
+def by_closed_form(
+    adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int, memory: int, seed: int
+) -> Iterator[Block]:
+    """The last layer, exactly, without another forward pass."""
+    readout = adapter.readout(layer)
+    W_out = adapter.weights(layer).W_out
+    engine = AblationEngine(readout, W_out)
+    rng = np.random.default_rng([seed, 1])
+    audited = np.zeros(len(source.selection.context), bool)
+    audited[rng.permutation(len(audited))[:AUDIT_TOKENS]] = True
+    for batch in source.second_pass():
+        shift = mean_shift(batch.act.double(), mean_act)
+        effects = engine.effects(batch.resid, shift, batch.target)
+        neurons = torch.from_numpy(rng.permutation(adapter.d_mlp)[:AUDIT_NEURONS]).to(shift.device)
+        rows = torch.from_numpy(np.flatnonzero(audited[batch.index])).to(shift.device)
+        truth = delta_loss(
+            readout,
+            batch.resid[rows],
+            shift[rows][:, neurons],
+            batch.target[rows],
+            W_out[neurons],
+            precision="reference",
+        )
+        values = statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss)
+        yield batch, values, effects.loss, (effects.delta_loss[rows][:, neurons] - truth, truth)
+
+
+def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int) -> Iterator[Block]:
+    """Any layer and architecture: the rest of the network runs again for every neuron.
+
+    There is no direct effect here (no readout to freeze), and nothing to audit: this is what audits are made of.
+    """
+    selection = source.selection
+    for batch in source.second_pass():
+        contexts, row = np.unique(batch.context, return_inverse=True)
+        position = selection.position[batch.index]
+        shape = (len(row), adapter.d_mlp)
+        delta, kl = (torch.empty(shape, dtype=torch.float64, device=batch.act.device) for _ in range(2))
+        for effect in patched_loss_changes(adapter, selection.windows[contexts], (row, position), mean_act, layer):
+            delta[:, effect.neuron], kl[:, effect.neuron] = effect.delta_loss, effect.kl
+        loss = clean_loss(adapter, selection.windows[contexts], row, position, batch.target)
+        yield batch, statistics_of(delta, kl, None), loss, None
+
+
+def clean_loss(
+    adapter: Adapter,
+    windows: Int[np.ndarray, "context position"],
+    row: Int[np.ndarray, " token"],
+    position: Int[np.ndarray, " token"],
+    target: Int[Tensor, " token"],
+) -> Float[Tensor, " token"]:
+    """The model's own loss at some tokens, nats."""
+    place = torch.from_numpy(row * windows.shape[1] + position).to(target.device)
+    log_p = log_probabilities(adapter.anatomy, adapter.anatomy.token_ids(windows), place)
+    return -log_p.gather(1, target[:, None])[:, 0]
+
+
+def effects_table(
+    adapter: Adapter, layer: int, sums: dict[bool, EffectSums], mean_act: np.ndarray, mean_abs_act: np.ndarray
+) -> pd.DataFrame:
+    """One row a neuron, in neuron order; rank 1 is the largest mean |Δ|."""
+    number = layer % adapter.n_layers
+    rare = sums[True].columns()
+    table = pd.DataFrame(
+        {
+            "neuron": [f"{number}.{i}" for i in range(adapter.d_mlp)],
+            "index": np.arange(adapter.d_mlp),
+            **rare,
+            **sums[False].columns("common_"),
+            "mean_act": mean_act,
+            "mean_abs_act": mean_abs_act,
+            "W_out_norm": adapter.weights(layer).W_out.double().norm(dim=1).cpu().numpy(),
+        }
+    )
+    order = np.argsort(-table["abs_delta_loss"].to_numpy(), kind="stable")
+    table["rank"] = np.argsort(order, kind="stable") + 1
+    return table
+
+
+def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
+    """Per-context sums and token counts of both kinds of target, for the bootstrap."""
+    out: dict[str, np.ndarray] = {}
+    for prefix, kind in (("", True), ("common_", False)):
+        out |= {f"{prefix}{name}": value for name, value in sums[kind].per_context.items()}
+        out[f"{prefix}n_tokens"] = sums[kind].tokens_per_row
+    return out
+
+
+def audit_of(parts: list[tuple[Tensor, Tensor]]) -> Audit:
+    """Errors of all audited pairs together."""
+    error = torch.cat([e.double().flatten() for e, _ in parts])
+    truth = torch.cat([t.double().flatten() for _, t in parts])
+    return Audit(
+        n_pairs=len(error),
+        max_error=error.abs().max().item(),
+        rms_error=error.square().mean().sqrt().item(),
+        rms_delta_loss=truth.square().mean().sqrt().item(),
+    )

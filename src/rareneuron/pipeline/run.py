@@ -1,0 +1,90 @@
+"""A finished or growing run folder, opened for reading: tables as DataFrames, the rest as frozen records."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.maths.groups import NeuronGroups
+from rareneuron.maths.rank_curve import RankCurve, rank_curve
+from rareneuron.pipeline.store import UNKNOWN_STEP_NAME, RunStore, read_json, read_table, read_tensors
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a study found. `step=None` means the last finished checkpoint."""
+
+    path: Path
+
+    @property
+    def _store(self) -> RunStore:
+        return RunStore(self.path)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """`run.json`: settings, provenance, data, checkpoints with timings and audit."""
+        return read_json(self._store.manifest)
+
+    @property
+    def steps(self) -> list[int | None]:
+        """Finished checkpoints by step; None stands for one whose step is unknown."""
+        return [None if name == UNKNOWN_STEP_NAME else int(name) for name in self._store.finished_steps()]
+
+    def _folder(self, step: int | None) -> Path:
+        names = self._store.finished_steps()
+        if not names:
+            raise RunFolderError(f"{self.path} has no finished checkpoint yet. Run the same `rareneuron study` again.")
+        name = names[-1] if step is None else str(step)
+        if name not in names:
+            raise RunFolderError(
+                f"{self.path} has no results for step {step}; it has {', '.join(names)}. Choose one of them with "
+                "--step, or run the study with that step."
+            )
+        return self._store.step(name)
+
+    def tokens(self) -> pd.DataFrame:
+        """The analysed tokens: context, position, target, text, frequency, rare, loss at the last step."""
+        return read_table(self.path / "tokens.parquet")
+
+    def effects(self, step: int | None = None) -> pd.DataFrame:
+        """One row a neuron: effects in nats per token with standard errors, rank and role."""
+        return read_table(self._folder(step) / "effects.parquet")
+
+    def context_sums(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """Sums of Δ and |Δ| per context and neuron, and tokens per context: what the bootstrap resamples."""
+        return read_tensors(self._folder(step) / "context_sums.safetensors")
+
+    def token_loss(self, step: int | None = None) -> np.ndarray:
+        """Clean loss of every analysed token, in the order of `tokens()`."""
+        return read_tensors(self._folder(step) / "token_loss.safetensors")["loss"]
+
+    def rank_curve(self, step: int | None = None) -> RankCurve:
+        """Mean |Δ| of all neurons, largest first."""
+        return rank_curve(self.effects(step)["abs_delta_loss"].to_numpy())
+
+    def groups(self, step: int | None = None) -> NeuronGroups:
+        """Boosting, suppressing and random groups."""
+        stored = read_json(self._folder(step) / "groups.json")
+        if "unavailable" in stored:
+            raise TooFewNeurons(stored["unavailable"])
+        arrays = ("boosting", "suppressing", "random", "matched_random")
+        return NeuronGroups(**{k: np.array(v, dtype=np.int64) if k in arrays else v for k, v in stored.items()})
+
+    def step_record(self, step: int | None = None) -> dict[str, Any]:
+        """Model, weights, timings and audit of one checkpoint."""
+        return read_json(self._folder(step) / "step.json")
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder written by `run_study`."""
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise RunFolderError(
+            f"{path} is no run folder: it has no run.json. Give the folder that `rareneuron study --out` wrote, or the "
+            "one it named at its end."
+        )
+    return Run(path)

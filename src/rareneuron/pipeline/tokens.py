@@ -1,0 +1,145 @@
+"""The first stage of a study: which tokens of which contexts are analysed, the same at every checkpoint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.data.corpus import WindowStream
+from rareneuron.data.rarity import load_counts, rare_types
+from rareneuron.data.selection import Selection, Stage, TokenFilter, WindowSpool, select_tokens
+from rareneuron.data.texts import Corpus, open_corpus
+from rareneuron.data.words import special_types, word_types
+from rareneuron.embedded import COUNTS
+from rareneuron.embedded.docstrings import analysis_texts
+from rareneuron.errors import NoRareTokens
+from rareneuron.models.adapter import Adapter
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.store import RunStore, read_json, read_table, read_tensors, write_table, write_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStage:
+    """The analysed tokens, their table as stored, and the record of how they came about."""
+
+    selection: Selection
+    table: pd.DataFrame
+    record: dict[str, Any]
+
+
+def study_corpus(config: StudyConfig) -> Corpus:
+    """The text that was asked for, or the default for this model."""
+    if config.is_embedded_corpus:
+        return Corpus(
+            name="embedded corpus",
+            description="the language reference, docstrings of the standard library and of packages kept out of training",
+            read=analysis_texts,
+        )
+    return open_corpus(config.data, text_field=config.text_field)
+
+
+def choose_tokens(config: StudyConfig, adapter: Adapter) -> TokenStage:
+    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
+    tokenizer, vocab = adapter.tokenizer, adapter.vocab
+    words = word_types(tokenizer, vocab) if config.words else None
+    corpus = study_corpus(config)
+    stream = WindowStream(corpus, tokenizer, config.context_length)
+    with WindowSpool(config.context_length, vocab) as spool:
+        spool.fill(stream, config.max_corpus_tokens)
+        counts, counted = training_counts(config, vocab, len(tokenizer)), "training set"
+        if counts is None:
+            counts, counted = spool.counts, "the corpus itself, not the training set"
+        rare = rare_types(counts, config.percentile, config.rarity)
+        token_filter = TokenFilter(
+            rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
+        )
+        rng = np.random.default_rng([config.seed, 0])
+        selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
+    if selection.n_rare < config.group_size:
+        raise NoRareTokens(
+            f"The corpus holds {selection.n_rare} rare tokens, fewer than a group's {config.group_size} neurons, and "
+            "correlations within a group need more tokens than neurons. Give more text (--data), or a smaller "
+            "--group-size."
+        )
+    record = {
+        "corpus": corpus.name,
+        "description": corpus.description,
+        "fingerprint": stream.fingerprint,
+        "n_texts": stream.n_texts,
+        "n_text_tokens": stream.n_text_tokens,
+        "n_contexts_read": selection.n_contexts_read,
+        "n_contexts": len(selection.windows),
+        "n_requested": selection.n_requested,
+        "n_available": selection.n_available,
+        "n_rare": selection.n_rare,
+        "n_common": selection.n_common,
+        "stages": [asdict(stage) for stage in selection.stages],
+        "counts": {"source": config.counts or (str(COUNTS.name) if counted == "training set" else None), "of": counted},
+        "rarity": {
+            "rule": rare.over,
+            "percentile": rare.percentile,
+            "threshold": rare.threshold,
+            "n_types": rare.n_types,
+            "mass": rare.mass,
+        },
+    }
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
+
+
+def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:
+    """Counts over the training set, where there are any."""
+    if config.counts is not None:
+        return load_counts(Path(config.counts), vocab, tokenizer_size)
+    return load_counts(COUNTS, vocab, tokenizer_size) if config.is_embedded_model else None
+
+
+def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.DataFrame:
+    """One row a token, in the order of the selection; the loss is added when the last checkpoint is done."""
+    types, inverse = np.unique(selection.target, return_inverse=True)
+    texts = np.array(
+        tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object
+    )
+    frequency = (counts + 1) / (counts + 1).sum()
+    return pd.DataFrame(
+        {
+            "context": selection.context,
+            "position": selection.position,
+            "target": selection.target,
+            "text": texts[inverse],
+            "frequency": frequency[selection.target],
+            "rare": selection.rare,
+        }
+    )
+
+
+def save_tokens(store: RunStore, tokens: TokenStage) -> None:
+    """Write the token table and the contexts, so that a study continues without its corpus."""
+    selection = tokens.selection
+    write_table(store.root / "tokens.parquet", tokens.table)
+    write_tensors(
+        store.root / "contexts.safetensors",
+        {"windows": selection.windows, "context_index": selection.context_index},
+        {"fingerprint": tokens.record["fingerprint"]},
+    )
+
+
+def load_tokens(store: RunStore) -> TokenStage:
+    """The tokens of a study that was begun before."""
+    record = read_json(store.manifest)["data"]
+    table = read_table(store.root / "tokens.parquet")
+    contexts = read_tensors(store.root / "contexts.safetensors")
+    selection = Selection(
+        windows=contexts["windows"],
+        context_index=contexts["context_index"],
+        context=table["context"].to_numpy(np.int64),
+        position=table["position"].to_numpy(np.int64),
+        target=table["target"].to_numpy(np.int64),
+        rare=table["rare"].to_numpy(bool),
+        stages=tuple(Stage(**stage) for stage in record["stages"]),
+        n_requested=record["n_requested"],
+        n_available=record["n_available"],
+        n_contexts_read=record["n_contexts_read"],
+    )
+    return TokenStage(selection=selection, table=table, record=record)

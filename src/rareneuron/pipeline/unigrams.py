@@ -1,0 +1,27 @@
+"""Count a corpus with a tokenizer: what a study reads as `--counts`."""
+
+from pathlib import Path
+
+from rareneuron.data.corpus import WindowStream
+from rareneuron.data.rarity import count_unigrams, save_counts
+from rareneuron.data.texts import open_corpus
+from rareneuron.errors import UnfitTokenizer
+from rareneuron.models.hub import model_folder
+from rareneuron.models.loading import load_tokenizer
+
+
+def count_corpus(
+    tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int
+) -> tuple[int, int, int]:
+    """Write the counts; returns tokens counted, types seen, types in all."""
+    where = model_folder(tokenizer)
+    loaded = load_tokenizer(where.folder, None)
+    if loaded is None:
+        raise UnfitTokenizer(
+            f"{tokenizer} holds no tokenizer (tokenizer.json), so nothing can be counted. Give the folder or Hub id of "
+            "a model or of a tokenizer."
+        )
+    stream = WindowStream(open_corpus(data, text_field=text_field), loaded, context_length)
+    counts = count_unigrams(stream, len(loaded), max_tokens)
+    save_counts(counts, output)
+    return int(counts.sum()), int((counts > 0).sum()), len(counts)

@@ -1,0 +1,24 @@
+"""The figures by name, one file each. To add one: a file with a `FIGURE`, and its line here."""
+
+from typing import TYPE_CHECKING
+
+from rareneuron.errors import InvalidConfig
+from rareneuron.pipeline.run import Run
+from rareneuron.present.figure import Figure, save_figure
+from rareneuron.present.figures import rank_curve
+from rareneuron.present.style import LIGHT, Theme
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+__all__ = ["FIGURES", "figure", "save_figure"]
+
+FIGURES: dict[str, Figure] = {f.name: f for f in (rank_curve.FIGURE,)}
+
+
+def figure(run: Run, name: str, theme: Theme = LIGHT) -> "matplotlib.figure.Figure":
+    """Draw one figure of a run; `save_figure` writes it."""
+    if name not in FIGURES:
+        raise InvalidConfig(f"There is no figure {name!r}. Those that exist: {', '.join(FIGURES)}.")
+    chosen = FIGURES[name]
+    return chosen.drawn(chosen.frame(run), theme)

@@ -1,0 +1,23 @@
+"""The report's sections, from top to bottom: one function each, from findings to blocks."""
+
+from collections.abc import Callable
+
+from rareneuron.present.blocks import Section
+from rareneuron.present.findings import Findings
+from rareneuron.present.sections.checkpoints import checkpoints_section
+from rareneuron.present.sections.curve import curve_section
+from rareneuron.present.sections.method import method_section
+from rareneuron.present.sections.neurons import neurons_section
+from rareneuron.present.sections.provenance import provenance_section
+from rareneuron.present.sections.summary import summary_section
+from rareneuron.present.sections.targets import targets_section
+
+SECTIONS: tuple[Callable[[Findings], Section], ...] = (
+    summary_section,
+    curve_section,
+    checkpoints_section,
+    neurons_section,
+    targets_section,
+    method_section,
+    provenance_section,
+)

@@ -1,0 +1,79 @@
+"""One row a checkpoint: losses, sizes of effects, errors of the audit, time."""
+
+from typing import Any
+
+import pandas as pd
+
+from rareneuron.present.blocks import Column, Paragraph, Section, Table
+from rareneuron.present.findings import Findings
+from rareneuron.present.wording import NOTHING, scale_of, seconds, significant, step_name, unit_of
+
+
+def checkpoints_section(found: Findings) -> Section:
+    """The series at a glance."""
+    scale = scale_of(table["abs_delta_loss"].max() for table in found.effects)
+    unit = unit_of(scale)
+    columns = (
+        Column(head="step", numeric=False),
+        Column(head="loss, rare", unit="nats"),
+        Column(head="loss, common", unit="nats"),
+        Column(head="median |Δ|", unit=unit),
+        Column(head="largest |Δ|", unit=unit),
+        Column(head="neuron"),
+        Column(head="audit, max", unit="nats"),
+        Column(head="audit, rms", unit="nats"),
+        Column(head="time"),
+    )
+    rows = tuple(
+        checkpoint_row(step, record, table, 10.0**scale)
+        for step, record, table in zip(found.steps, found.records, found.effects, strict=True)
+    )
+    table = Table(
+        caption=(
+            "Mean loss at the analysed targets, and mean |Δ| at the rare ones: the median over neurons and the largest."
+        ),
+        columns=columns,
+        rows=rows,
+    )
+    return Section(
+        name="checkpoints", title="Checkpoints", blocks=(table, Paragraph(text=audit_text(found.records[-1])))
+    )
+
+
+def checkpoint_row(step: int | None, record: dict[str, Any], table: pd.DataFrame, scale: float) -> tuple[str, ...]:
+    """The cells of one checkpoint."""
+    top = table.sort_values("rank").iloc[0]
+    audit = record["audit"]
+    return (
+        step_name(step),
+        loss(record["loss_rare"]),
+        loss(record["loss_common"]),
+        significant(table["abs_delta_loss"].median() / scale),
+        significant(top["abs_delta_loss"] / scale),
+        top["neuron"],
+        NOTHING if audit is None else significant(audit["max_error"], 2),
+        NOTHING if audit is None else significant(audit["rms_error"], 2),
+        seconds(sum(record["timings"].values())),
+    )
+
+
+def loss(value: float | None) -> str:
+    """A mean loss; there is none without targets of that kind."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def audit_text(record: dict[str, Any]) -> str:
+    """What the audit columns mean for the engine that made the numbers."""
+    audit = record["audit"]
+    if audit is None:
+        return (
+            "Audit: none. The patching engine runs the model itself again for every neuron; there is no shortcut "
+            "whose error could be measured, and its results are what the closed form is checked against."
+        )
+    return (
+        f"Audit: a seeded sample of (token, neuron) pairs ({audit['n_pairs']:,} at the last checkpoint) was computed "
+        "again in float64 by the direct formula. The columns give the largest and the root-mean-square difference in "
+        f"Δ per pair; Δ itself has a root mean square of {significant(audit['rms_delta_loss'], 2)} nats over the pairs "
+        "of the last checkpoint. The audit speaks of arithmetic alone: the sampling error of a mean is its standard "
+        "error."
+    )

@@ -1,0 +1,116 @@
+"""Where the numbers come from: settings, software, weights, data, time."""
+
+from typing import Any
+
+from rareneuron.present.blocks import Column, Paragraph, Section, Settings, Table
+from rareneuron.present.findings import Findings
+from rareneuron.present.wording import NOTHING, seconds, significant, step_name
+
+
+def provenance_section(found: Findings) -> Section:
+    """Everything needed to make the run again."""
+    return Section(
+        name="provenance",
+        title="Provenance",
+        blocks=(
+            Settings(caption="Settings", items=tuple((name, told(value)) for name, value in found.config.items())),
+            Settings(
+                caption="Software and machine",
+                items=tuple((name, told(value)) for name, value in found.manifest["environment"].items()),
+            ),
+            Settings(
+                caption="Data",
+                items=(
+                    ("fingerprint", found.data["fingerprint"]),
+                    ("counts", told(found.data["counts"]["source"])),
+                    ("counts of", found.data["counts"]["of"]),
+                ),
+            ),
+            weights_table(found),
+            times_table(found),
+            Paragraph(text=elapsed(found)),
+        ),
+    )
+
+
+def told(value: Any) -> str:
+    """A recorded value as text."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def weights_table(found: Findings) -> Table:
+    """Which weights each checkpoint is, and the two probes that each adapter passed or failed."""
+    rows = []
+    for step, record in zip(found.steps, found.records, strict=True):
+        model, probes = record["model"], record["closed_form"]
+        rows.append(
+            (
+                step_name(step),
+                told(model.get("model_type")),
+                told(model.get("dtype")),
+                "holds" if probes["ok"] else probes["reason"],
+                significant(probes["readout_gap"], 2),
+                significant(probes["ablation_gap"], 2),
+                told(model.get("source")),
+                told(model.get("commit") or model.get("revision")),
+                told(model.get("weights_sha256")),
+            )
+        )
+    return Table(
+        caption=(
+            "Weights of each checkpoint. Probes at loading: the gap between the model's logits and the readout's, and "
+            "that between a removed neuron's effect on the residual stream and its row of W_out"
+        ),
+        columns=(
+            Column(head="step", numeric=False),
+            Column(head="architecture", numeric=False),
+            Column(head="precision", numeric=False),
+            Column(head="closed form", numeric=False),
+            Column(head="readout gap"),
+            Column(head="ablation gap"),
+            Column(head="source", numeric=False),
+            Column(head="commit or revision", numeric=False),
+            Column(head="SHA-256 of the weights", numeric=False),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def times_table(found: Findings) -> Table:
+    """Where the time went."""
+    rows = []
+    for step, record in zip(found.steps, found.records, strict=True):
+        timings, rates = record["timings"], record["rates"]
+        rows.append(
+            (
+                step_name(step),
+                seconds(timings["capture"]),
+                seconds(timings["effects"]),
+                f"{rates['capture_tokens_per_second']:,.0f}",
+                significant(rates["effects_microseconds_per_pair"]),
+            )
+        )
+    return Table(
+        caption="Time of each checkpoint",
+        columns=(
+            Column(head="step", numeric=False),
+            Column(head="capture"),
+            Column(head="effects"),
+            Column(head="capture", unit="tokens per s"),
+            Column(head="effects", unit="µs per token and neuron"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def elapsed(found: Findings) -> str:
+    """The study's own clock; a study that was continued has one entry a part."""
+    parts = found.manifest.get("timings", [])
+    if not parts:
+        return "The study has no total time yet: it has not come to its end."
+    total = seconds(sum(part["seconds"] for part in parts))
+    return f"Total: {total}, in one go." if len(parts) == 1 else f"Total: {total}, in {len(parts)} parts."

@@ -1,0 +1,116 @@
+"""What was measured and the main numbers, in plain words and without a verdict."""
+
+import pandas as pd
+
+from rareneuron.present.blocks import Block, Notice, Paragraph, Section, Tiles
+from rareneuron.present.findings import Findings
+from rareneuron.present.wording import at_step, significant, step_name, with_error
+
+BEYOND_TWO_ERRORS = 0.0455  # share of a normal distribution
+
+
+def summary_section(found: Findings) -> Section:
+    """The first thing on the page."""
+    data, last = found.data, found.last
+    blocks: list[Block] = []
+    if not found.is_finished:
+        blocks.append(
+            Notice(
+                text=(
+                    f"The study has not come to its end: this report covers the {len(found.steps)} checkpoints that "
+                    "are finished. Run the same study again to continue it."
+                )
+            )
+        )
+    if data["n_rare"] < data["n_requested"]:
+        blocks.append(
+            Notice(
+                text=(
+                    f"{data['n_requested']:,} rare tokens were asked for and the corpus holds {data['n_available']:,}: "
+                    "all of them are used."
+                )
+            )
+        )
+    blocks += [
+        Tiles(
+            items=(
+                (f"{data['n_rare']:,}", "rare tokens"),
+                (f"{data['n_contexts']:,}", "contexts"),
+                (f"{len(found.steps):,}", "checkpoint" if len(found.steps) == 1 else "checkpoints"),
+                (f"{len(last):,}", f"neurons of layer {found.layer}"),
+            )
+        ),
+        Paragraph(text=f"{measured(found)} {signs(found)}"),
+        Paragraph(text=strongest(found)),
+    ]
+    if found.has_common:
+        blocks.append(Paragraph(text=contrast(last)))
+    return Section(name="summary", title="Summary", blocks=tuple(blocks))
+
+
+def measured(found: Findings) -> str:
+    """What was done, on how much."""
+    data, steps = found.data, found.steps
+    words = found.tokens.loc[found.tokens["rare"], "target"].nunique()
+    series = (
+        f"at {len(steps)} checkpoints, step {step_name(steps[0])} to {step_name(steps[-1])}, on the same tokens"
+        if len(steps) > 1
+        else at_step(steps[0])
+    )
+    return (
+        f"Each of the {len(found.last):,} neurons of layer {found.layer} was replaced by its mean activation, one at a "
+        f"time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different targets, "
+        f"{data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the neuron: it "
+        "boosts these tokens. A negative Δ: it suppresses them."
+    )
+
+
+def signs(found: Findings) -> str:
+    """How many neurons have a mean Δ that this sample tells from zero."""
+    table = found.last
+    if table["delta_loss_se"].isna().all():
+        return "With a single context there is no standard error."
+    beyond = table["delta_loss"].abs() > 2 * table["delta_loss_se"]
+    return (
+        f"{at_step(found.steps[-1]).capitalize()} mean Δ lies more than two standard errors from zero for "
+        f"{int(beyond.sum()):,} of the {len(table):,} neurons ({int((beyond & (table['delta_loss'] > 0)).sum()):,} "
+        f"above, {int((beyond & (table['delta_loss'] < 0)).sum()):,} below); if no neuron had an effect, about "
+        f"{len(table) * BEYOND_TWO_ERRORS:.0f} would by chance."
+    )
+
+
+def strongest(found: Findings) -> str:
+    """The boosting and the suppressing neuron with the largest mean |Δ|."""
+    sentences = []
+    for name, chosen in (
+        ("boosting", found.last[found.last["delta_loss"] > 0]),
+        ("suppressing", found.last[found.last["delta_loss"] < 0]),
+    ):
+        if chosen.empty:
+            sentences.append(f"No neuron is {name}.")
+            continue
+        row = chosen.sort_values("rank").iloc[0]
+        sentences.append(
+            f"The {name} neuron with the largest mean |Δ| is {row['neuron']}: mean Δ "
+            f"{with_error(row['delta_loss'], row['delta_loss_se'], sign=True)}, mean |Δ| "
+            f"{with_error(row['abs_delta_loss'], row['abs_delta_loss_se'])} nats per token (rank {row['rank']:,})."
+        )
+    return " ".join(sentences)
+
+
+def contrast(table: pd.DataFrame) -> str:
+    """Sizes at rare and at common targets, each kind ranked on its own, so that neither is favoured by selection."""
+    rare, common = table["abs_delta_loss"], table["common_abs_delta_loss"]
+    n_top = max(1, round(len(table) / 100))
+    rare_top, common_top = rare.nlargest(n_top).mean(), common.nlargest(n_top).mean()
+    return (
+        f"The median neuron's mean |Δ| is {significant(rare.median())} at rare and {significant(common.median())} at "
+        f"common targets{ratio(rare.median(), common.median())}. The top 1 % of neurons by mean |Δ| ({n_top:,} of "
+        f"{len(table):,}, chosen for each kind of target on its own) average {significant(rare_top)} at rare and "
+        f"{significant(common_top)} at common targets{ratio(rare_top, common_top)}. All in nats per token."
+    )
+
+
+def ratio(a: float, b: float) -> str:
+    """A ratio in parentheses, where there is one."""
+    return f" (ratio {significant(a / b, 2)})" if b > 0 else ""

@@ -1,0 +1,125 @@
+"""Which tokens were analysed: the corpus, what the filter keeps at each stage, the easiest and hardest targets."""
+
+from typing import Any
+
+import pandas as pd
+
+from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table, Words
+from rareneuron.present.findings import Findings
+from rareneuron.present.wording import at_step, significant, visible
+
+SHOWN = 20
+STAGES = {
+    "all": "all targets",
+    "rare by frequency": "1. rare by frequency",
+    "rare words": "2. and whole English words",
+    "sampled": "analysed",
+}
+
+
+def targets_section(found: Findings) -> Section:
+    """Corpus, filter, targets."""
+    data = found.data
+    blocks: list[Block] = [
+        Paragraph(
+            text=(
+                f"Corpus: {data['corpus']} ({data['description']}). {data['n_texts']:,} texts, "
+                f"{data['n_text_tokens']:,} tokens, cut into {data['n_contexts_read']:,} contexts; whole contexts were "
+                f"drawn by seed {found.config['seed']} until they held the rare tokens wanted. {data['n_common']:,} "
+                "common targets from the same contexts, which pass the same word filter, are the comparison."
+            )
+        ),
+        stage_table(data, words=found.config["words"]),
+        Paragraph(text=rule(data)),
+        whose_counts(data),
+        *extremes(found),
+    ]
+    return Section(name="targets", title="Rare targets", blocks=tuple(blocks))
+
+
+def stage_table(data: dict[str, Any], *, words: bool) -> Table:
+    """What each stage keeps; without the word filter, the second one keeps all."""
+    names = STAGES if words else STAGES | {"rare words": "2. any text (no word filter)"}
+    everything = data["stages"][0]["occurrences"]
+    return Table(
+        caption="Targets that each stage of the filter keeps, in types (distinct tokens) and in occurrences",
+        columns=(
+            Column(head="stage", numeric=False),
+            Column(head="types"),
+            Column(head="occurrences"),
+            Column(head="share", unit="of occurrences"),
+        ),
+        rows=tuple(
+            (
+                names.get(stage["name"], stage["name"]),
+                f"{stage['types']:,}",
+                f"{stage['occurrences']:,}",
+                f"{significant(100 * stage['occurrences'] / everything)} %",
+            )
+            for stage in data["stages"]
+        ),
+    )
+
+
+def rule(data: dict[str, Any]) -> str:
+    """Stage 1 in words."""
+    rarity = data["rarity"]
+    match rarity["rule"]:
+        case "none":
+            return "Rarity rule: none. Every type counts as rare, so nothing here is about rare tokens in particular."
+        case "types":
+            where = f"that of the type below which {rarity['percentile']:g} % of the vocabulary lie"
+        case "occurrences":
+            where = f"that below which lie at most {rarity['percentile']:g} % of all occurrences"
+        case _:
+            where = "that at the elbow of the rank-frequency curve"
+    return (
+        f"Rarity rule “{rarity['rule']}”: a type is rare if its unigram probability is below "
+        f"{significant(rarity['threshold'])} ({where}). {rarity['n_types']:,} types are; together they make "
+        f"{significant(100 * rarity['mass'])} % of the counted tokens."
+    )
+
+
+def whose_counts(data: dict[str, Any]) -> Block:
+    """Rare for whom: for the model only if the counts are its training set's."""
+    counts = data["counts"]
+    if counts["of"] == "training set":
+        return Paragraph(
+            text=(
+                f"The unigram counts are the training set's ({counts['source']}): rare here means seldom seen in "
+                "training."
+            )
+        )
+    return Notice(
+        text=(
+            f"The unigram counts are those of {counts['of']}: “rare” means seldom in this corpus, which says little "
+            "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly tell "
+            "them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) mend both."
+        )
+    )
+
+
+def extremes(found: Findings) -> tuple[Words, ...]:
+    """Rare targets by their mean clean loss at the last checkpoint."""
+    rare = found.tokens[found.tokens["rare"]]
+    words = rare.groupby("target").agg(text=("text", "first"), loss=("loss", "mean"), n=("loss", "size"))
+    words = words.sort_values("loss", kind="stable")
+    shown = min(SHOWN, len(words) // 2)
+    if shown == 0:
+        return ()
+    return tuple(
+        Words(
+            caption=(
+                f"The {shown} rare targets with the {which} loss {at_step(found.steps[-1])}, of {len(words):,} (mean "
+                "over occurrences, in nats; ␣ is a space)"
+            ),
+            items=tuple(labelled(row) for _, row in chosen.iterrows()),
+        )
+        for which, chosen in (("highest", words[::-1].head(shown)), ("lowest", words.head(shown)))
+    )
+
+
+def labelled(row: pd.Series) -> tuple[str, str]:
+    """A target and its loss; how often it occurs, where more than once."""
+    times = f" (×{row['n']:,})" if row["n"] > 1 else ""
+    return visible(row["text"]), f"{row['loss']:.2f}{times}"

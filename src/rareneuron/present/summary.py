@@ -1,0 +1,59 @@
+"""What a run found, in five lines, and its groups as a table: what the command line prints."""
+
+from typing import Any
+
+import pandas as pd
+
+from rareneuron.pipeline.run import Run
+
+GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]
+
+
+def study_summary(run: Run) -> dict[str, Any]:
+    """The last checkpoint's headline numbers, and the same as lines to print."""
+    table, record, data = run.effects().sort_values("rank"), run.step_record(), run.manifest["data"]
+    top, audit = table.iloc[0], record["audit"]
+    median = table["abs_delta_loss"].median()
+    steps = ["final" if step is None else str(step) for step in run.steps]
+    lines = [
+        (
+            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens from {data['n_contexts']:,} contexts of "
+            f"{data['corpus']}; checkpoints {', '.join(steps)}"
+        ),
+        f"Loss at the last: {record['loss_rare']:.3f} nats on rare targets"
+        + ("" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"),
+        (
+            f"Largest effect: neuron {top['neuron']}, mean |Δ| {top['abs_delta_loss']:.3g} nats, "
+            f"{top['abs_delta_loss'] / median:.0f} times the median neuron's; mean Δ {top['delta_loss']:+.3g} ± "
+            f"{top['delta_loss_se']:.2g}"
+        ),
+        (
+            f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
+            f"{int((table['delta_loss'] < 0).sum()):,} suppress them"
+        ),
+        "Audit: none, the patching engine is itself the standard"
+        if audit is None
+        else f"Audit: {audit['n_pairs']:,} pairs recomputed in float64, rms error {audit['rms_error']:.1e} nats, "
+        f"largest {audit['max_error']:.1e}",
+    ]
+    return {
+        "run": str(run.path),
+        "steps": run.steps,
+        "n_rare": data["n_rare"],
+        "n_common": data["n_common"],
+        "loss_rare": record["loss_rare"],
+        "loss_common": record["loss_common"],
+        "top_neuron": top["neuron"],
+        "top_abs_delta_loss": float(top["abs_delta_loss"]),
+        "median_abs_delta_loss": float(median),
+        "audit": audit,
+        "lines": lines,
+    }
+
+
+def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:
+    """Members of the boosting and suppressing groups, largest mean |Δ| first."""
+    groups = run.groups(step)
+    table = run.effects(step)
+    members = [table.iloc[index] for index in (groups.boosting, groups.suppressing)]
+    return pd.concat(members)[GROUP_COLUMNS].reset_index(drop=True)

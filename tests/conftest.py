@@ -1,0 +1,28 @@
+"""Tests run under jaxtyping's import hook: every annotated shape is checked by beartype at call time."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_hook = install_import_hook("rareneuron", "beartype.beartype")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Reference data beside the repository; see tests/SKIPS.md."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data, which is not at {SHARED} (tests/SKIPS.md)")
+    return SHARED
+
+
+# Below the hook, so that what these import is checked too.
+from tests.tiny_series import config, llama, series, text_file, tokenizer  # noqa: E402
+
+__all__ = ["config", "llama", "series", "text_file", "tokenizer"]

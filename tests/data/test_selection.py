@@ -1,0 +1,268 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rareneuron.data.corpus import WindowStream
+from rareneuron.data.rarity import count_unigrams, rare_types
+from rareneuron.data.selection import CONTEXTS_PER_BLOCK, Selection, TokenFilter, WindowSpool, select_tokens
+from rareneuron.data.words import WordTypes, special_types, word_types
+from rareneuron.errors import MissingText, NoRareTokens, VocabularyMismatch
+
+VOCAB = 12
+BOS = 0
+
+
+def random_case(seed: int, n_contexts: int, context_length: int, bos: bool, words_on: bool):
+    """Windows cut from a random stream, and random masks: what the filter means doesn't matter to the loop below."""
+    rng = np.random.default_rng(seed)
+    windows = rng.integers(0, VOCAB, (n_contexts, context_length), dtype=np.int32)
+    if bos:
+        windows[:, 0] = BOS
+    special = np.zeros(VOCAB, bool)
+    special[BOS] = True
+    kind = rng.integers(0, 3, VOCAB)  # 0: never a word, 1: wherever it stands, 2: where a line begins
+    words = WordTypes(after_space=kind == 1, at_line_start=kind == 2, opens_line=rng.random(VOCAB) < 0.4)
+    token_filter = TokenFilter(
+        rare=rng.random(VOCAB) < 0.5,
+        special=special,
+        words=words if words_on else None,
+        inserted_bos=BOS if bos else None,
+    )
+    return windows, token_filter
+
+
+def every_token(windows, token_filter):
+    """The definition, token by token: (context, position) → (is rare, is a word in place), special targets left out."""
+    found = {}
+    for context, window in enumerate(windows.tolist()):
+        for position in range(len(window) - 1):
+            target = window[position + 1]
+            if token_filter.special[target]:
+                continue
+            word = True
+            if token_filter.words is not None:
+                if position == 0 and token_filter.inserted_bos is not None:
+                    begins_line = context == 0 or token_filter.words.opens_line[windows[context - 1, -1]]
+                else:
+                    begins_line = token_filter.words.opens_line[window[position]]
+                word = token_filter.words.after_space[target] or (
+                    token_filter.words.at_line_start[target] and begins_line
+                )
+            found[context, position] = (bool(token_filter.rare[target]), bool(word))
+    return found
+
+
+def selected(selection: Selection) -> dict[tuple[int, int], bool]:
+    keys = zip(selection.context_index[selection.context].tolist(), selection.position.tolist(), strict=True)
+    return dict(zip(keys, selection.rare.tolist(), strict=True))
+
+
+def select(windows, token_filter, n_tokens, seed=0, pieces=3) -> Selection:
+    with WindowSpool(windows.shape[1], VOCAB) as spool:
+        spool.fill(np.array_split(windows, pieces))
+        return select_tokens(spool, token_filter, n_tokens=n_tokens, rng=np.random.default_rng(seed))
+
+
+def check_against_the_loop(windows, token_filter, n_tokens, selection):
+    tokens = every_token(windows, token_filter)
+    rare = {key for key, (is_rare, word) in tokens.items() if is_rare and word}
+    common = {key for key, (is_rare, word) in tokens.items() if not is_rare and word}
+    got = selected(selection)
+    got_rare, got_common = {key for key in got if got[key]}, {key for key in got if not got[key]}
+
+    assert len(got) == len(selection.rare), "a token is selected twice"
+    assert got_rare <= rare
+    assert got_common <= common
+    assert len(got_rare) == min(n_tokens, len(rare)) == selection.n_rare
+    assert (selection.n_available, selection.n_requested) == (len(rare), n_tokens)
+
+    drawn = selection.context_index.tolist()
+    assert drawn == sorted(set(drawn)) == sorted({context for context, _ in got_rare})
+    assert np.array_equal(selection.windows, windows[drawn])
+    cut = 0
+    per_context = [Counter(context for context, _ in keys) for keys in (rare, got_rare, common, got_common)]
+    for context in drawn:
+        of = [counter[context] for counter in per_context]
+        cut += of[1] < of[0]
+        assert of[3] == min(of[1], of[2]), "not as many common tokens as rare ones"
+    assert cut <= 1, "more than the last context was drawn in part"
+
+    target = [windows[context, position + 1] for context, position in got]
+    assert selection.target.tolist() == target
+    assert list(got) == sorted(got)
+
+    everything = windows[:, 1:].ravel().tolist()
+    kept = [everything, [windows[c, t + 1] for (c, t), (is_rare, _) in tokens.items() if is_rare]]
+    kept += [[windows[c, t + 1] for c, t in rare]] * (token_filter.words is not None)
+    kept += [[windows[c, t + 1] for c, t in got_rare]]
+    assert [(stage.types, stage.occurrences) for stage in selection.stages] == [(len(set(x)), len(x)) for x in kept]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_contexts=st.integers(1, 9),
+    context_length=st.integers(2, 8),
+    bos=st.booleans(),
+    words_on=st.booleans(),
+    n_tokens=st.integers(1, 40),
+)
+def test_selection_agrees_with_a_loop_over_every_token(seed, n_contexts, context_length, bos, words_on, n_tokens):
+    windows, token_filter = random_case(seed, n_contexts, context_length, bos, words_on)
+    if not any(is_rare and word for is_rare, word in every_token(windows, token_filter).values()):
+        with pytest.raises(NoRareTokens):
+            select(windows, token_filter, n_tokens)
+        return
+    check_against_the_loop(windows, token_filter, n_tokens, select(windows, token_filter, n_tokens))
+
+
+@pytest.mark.parametrize("n_tokens", [500, 10**6])
+def test_blocks_do_not_show_in_the_selection(n_tokens):
+    """Lines that begin at a window's start depend on the window before, here across blocks of the spool too."""
+    edge, later_edge = CONTEXTS_PER_BLOCK, 2 * CONTEXTS_PER_BLOCK
+    windows, token_filter = random_case(4, later_edge + 50, 3, bos=True, words_on=True)
+    word = np.flatnonzero(token_filter.words.at_line_start & token_filter.rare & ~token_filter.special)[0]
+    windows[[edge, later_edge], 1] = word
+    windows[edge - 1, -1] = np.flatnonzero(token_filter.words.opens_line)[0]
+    windows[later_edge - 1, -1] = np.flatnonzero(~token_filter.words.opens_line)[0]
+    tokens = every_token(windows, token_filter)
+    assert (tokens[edge, 0], tokens[later_edge, 0]) == ((True, True), (True, False))
+    check_against_the_loop(windows, token_filter, n_tokens, select(windows, token_filter, n_tokens))
+
+
+def test_the_loop_sees_a_second_shift():
+    windows, token_filter = random_case(0, 9, 8, bos=True, words_on=False)
+    selection = select(windows, token_filter, 20)
+    shifted = Selection(**{**vars(selection), "position": selection.position - 1})
+    with pytest.raises(AssertionError):
+        check_against_the_loop(windows, token_filter, 20, shifted)
+
+
+def test_the_target_is_the_next_id_and_the_filter_looks_at_it():
+    windows = np.array([[0, 7, 8, 9, 8]], np.int32)
+    rare = np.zeros(VOCAB, bool)
+    rare[8] = True
+    token_filter = TokenFilter(rare=rare, special=np.zeros(VOCAB, bool))
+    selection = select(windows, token_filter, 10, pieces=1)
+    assert selection.position[selection.rare].tolist() == [1, 3]  # the ids there are 7 and 9; 8 comes next
+    assert selection.target[selection.rare].tolist() == [8, 8]
+
+
+def test_the_same_seed_selects_the_same_and_another_does_not():
+    windows, token_filter = random_case(5, 200, 8, bos=True, words_on=True)
+    first, again, other = (select(windows, token_filter, 60, seed) for seed in (1, 1, 2))
+    assert selected(first) == selected(again)
+    assert selected(first) != selected(other)
+    assert first.context_index.tolist() != other.context_index.tolist()
+    assert select(windows, token_filter, 60, 1, pieces=7).context_index.tolist() == first.context_index.tolist()
+
+
+def test_a_window_cut_within_a_line_does_not_begin_one():
+    """The inserted BOS says nothing about the text: "un|believable" must not count "believable" as a word."""
+    word, newline, other = 5, 6, 7
+    masks = {name: np.zeros(VOCAB, bool) for name in ("after_space", "at_line_start", "opens_line")}
+    masks["at_line_start"][word] = masks["opens_line"][newline] = masks["opens_line"][BOS] = True
+    special, rare = np.zeros(VOCAB, bool), np.zeros(VOCAB, bool)
+    special[BOS] = rare[word] = True
+    token_filter = TokenFilter(rare=rare, special=special, words=WordTypes(**masks), inserted_bos=BOS)
+    windows = np.array([[BOS, word, other], [BOS, word, newline], [BOS, word, BOS], [BOS, word, word]], np.int32)
+    found = selected(select(windows, token_filter, 10))
+    assert found == {(0, 0): True, (2, 0): True, (3, 0): True}  # start of the corpus, after a line, after EOS
+    without = TokenFilter(rare=rare, special=special, words=WordTypes(**masks))
+    assert (1, 0) in selected(select(windows, without, 10))
+
+
+def test_words_are_found_in_real_text(bpe):
+    text = "The quick dogs were running.\nQuick foxes. unquick\n" * 40
+    words = word_types(bpe, len(bpe))
+    with WindowSpool(16, len(bpe)) as spool:
+        spool.fill(WindowStream([text], bpe, 16))
+        token_filter = TokenFilter(
+            rare=np.ones(len(bpe), bool),
+            special=special_types(bpe, len(bpe)),
+            words=words,
+            inserted_bos=bpe.bos_token_id,
+        )
+        selection = select_tokens(spool, token_filter, rng=np.random.default_rng(0))
+    found = {bpe.decode([i]) for i in selection.target}
+    assert found >= {"The", " quick", " dogs", " were", " running", "Quick", " foxes"}
+    assert "quick" not in found  # of "unquick"
+
+
+# --- the spool
+
+
+def test_the_spool_gives_back_what_it_was_given():
+    windows, _ = random_case(3, 50, 6, bos=True, words_on=False)
+    with WindowSpool(6, VOCAB) as spool:
+        spool.fill(np.array_split(windows, 4))
+        assert (spool.n_contexts, spool.n_targets) == (50, 250)
+        assert np.array_equal(np.concatenate(list(spool.blocks(7))), windows)
+        spool.append(windows[:5])  # reading doesn't move the end
+        assert np.array_equal(np.concatenate(list(spool.blocks())), np.concatenate([windows, windows[:5]]))
+        index = np.array([49, 0, 51, 7])
+        assert np.array_equal(spool.rows(index), np.concatenate([windows, windows[:5]])[index])
+
+
+def test_the_spool_counts_as_it_fills():
+    windows, _ = random_case(4, 50, 6, bos=True, words_on=False)
+    with WindowSpool(6, VOCAB) as spool:
+        spool.fill(np.array_split(windows, 4))
+        assert np.array_equal(spool.counts, count_unigrams([windows], VOCAB))
+        assert spool.counts.sum() == spool.n_targets
+        assert rare_types(spool.counts).n_types > 0
+
+
+def test_filling_stops_with_the_block_that_is_enough():
+    def blocks():
+        yield np.zeros((4, 6), np.int32)
+        yield np.zeros((4, 6), np.int32)
+        raise AssertionError("a third block was read")
+
+    with WindowSpool(6, VOCAB) as spool:
+        assert spool.fill(blocks(), max_tokens=21).n_contexts == 8
+
+
+def test_the_spool_leaves_nothing_on_disk(tmp_path):
+    with WindowSpool(6, VOCAB, folder=tmp_path) as spool:
+        spool.append(np.zeros((1_000, 6), np.int32))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_beyond_the_vocabulary_are_refused():
+    with WindowSpool(3, VOCAB) as spool, pytest.raises(VocabularyMismatch, match=r"id 12, but.*12 types"):
+        spool.append(np.array([[0, 1, VOCAB]], np.int32))
+
+
+def test_windows_of_another_length_are_refused():
+    with WindowSpool(3, VOCAB) as spool, pytest.raises(AssertionError, match="windows of 4 in a spool of 3"):
+        spool.append(np.zeros((2, 4), np.int32))
+
+
+# --- nothing to analyse
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(bpe):
+    with WindowSpool(64, len(bpe)) as spool:
+        spool.fill(WindowStream(["too short"], bpe, 64))
+        nothing = np.zeros(len(bpe), bool)
+        with pytest.raises(MissingText, match=r"shorter than one window of 64 tokens.*--context-length"):
+            select_tokens(spool, TokenFilter(rare=nothing, special=nothing), rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("words_on", [True, False])
+def test_a_corpus_without_rare_words_says_what_each_stage_kept(words_on):
+    windows = np.array([[0, 1, 2, 2]], np.int32)
+    none, rare = np.zeros(VOCAB, bool), np.arange(VOCAB) == 2
+    words = WordTypes(after_space=none, at_line_start=none, opens_line=none)
+    token_filter = TokenFilter(rare=rare if words_on else none, special=none, words=words if words_on else None)
+    message = (
+        r"all: 3 of 2 types, rare by frequency: 2 of 1 types, rare words: 0 of 0 types.*--words off.*percentile"
+        if words_on
+        else r"all: 3 of 2 types, rare by frequency: 0 of 0 types\).*Give more text, or raise the percentile"
+    )
+    with pytest.raises(NoRareTokens, match=message):
+        select(windows, token_filter, 10, pieces=1)

@@ -1,0 +1,54 @@
+"""Slow code that reads like the paper. Nothing here is fast, and nothing here shares code with what it judges."""
+
+import numpy as np
+import torch
+
+
+def delta_loss(readout, resid, shift, target, W_out, frozen_norm=False):
+    """Eq. 3-4 as they read: add to the residual stream, run norm and unembedding, subtract the two losses."""
+    out = torch.empty_like(shift)
+    for t, token in enumerate(target):
+        for i, w in enumerate(W_out):
+            moved = resid[t] + shift[t, i] * w
+            out[t, i] = loss(readout, moved, token, resid[t] if frozen_norm else moved) - loss(
+                readout, resid[t], token, resid[t]
+            )
+    return out
+
+
+def kl(readout, resid, shift, W_out):
+    """KL(clean || ablated) of every pair."""
+    out = torch.empty_like(shift)
+    for t in range(len(resid)):
+        clean = log_probabilities(readout, resid[t], resid[t])
+        for i, w in enumerate(W_out):
+            moved = resid[t] + shift[t, i] * w
+            out[t, i] = (clean.exp() * (clean - log_probabilities(readout, moved, moved))).sum()
+    return out
+
+
+def loss(readout, x, token, scale_from):
+    return -log_probabilities(readout, x, scale_from)[token]
+
+
+def log_probabilities(readout, x, scale_from):
+    """Norm and unembedding of one residual vector; the norm's scale is that of `scale_from`."""
+    if readout.norm == "layer":
+        x, scale_from = x - x.mean(), scale_from - scale_from.mean()
+    x = x / torch.sqrt((scale_from**2).mean() + readout.eps)
+    if readout.weight is not None:
+        x = x * readout.weight
+    if readout.bias is not None:
+        x = x + readout.bias
+    logits = readout.scale * (readout.W_U @ x)
+    if readout.b_U is not None:
+        logits = logits + readout.b_U
+    return torch.log_softmax(logits, -1)
+
+
+def clustered_standard_error(values, context):
+    """Standard error of a mean over tokens whose contexts are independent and whose tokens are not."""
+    mean, n = values.mean(), len(values)
+    contexts = np.unique(context)
+    residual = np.array([sum(values[k] - mean for k in range(n) if context[k] == c) for c in contexts])
+    return np.sqrt(len(contexts) / (len(contexts) - 1) * (residual**2).sum()) / n

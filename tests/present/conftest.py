@@ -1,0 +1,171 @@
+"""Small run folders, written with the store's own writers."""
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.run import Run, open_run
+from rareneuron.pipeline.store import RunStore, replacing, write_json, write_table, write_tensors
+from rareneuron.present.blocks import Paragraph
+
+WORDS = (" obscure", " vellum", "Topology", " unmasked", " divergence", " quay")
+N_CONTEXTS = 6
+
+
+def effects_table(n_neurons: int, rng: np.random.Generator, *, direct: bool, common: bool) -> pd.DataFrame:
+    """Effects like a real run's: sizes over three decades, both signs, errors of a tenth."""
+    size = 0.05 * np.arange(1, n_neurons + 1) ** -1.2
+    table = pd.DataFrame({"neuron": [f"3.{i}" for i in range(n_neurons)], "index": np.arange(n_neurons)})
+    order = rng.permutation(n_neurons)
+    for prefix, factor in (("", 1.0), ("common_", 0.5)) if common else (("", 1.0),):
+        absolute = factor * size[order]
+        for name, value in {
+            "delta_loss": absolute * rng.choice([-0.5, 0.5], n_neurons),
+            "abs_delta_loss": absolute,
+            "kl": absolute**2,
+            **({"direct_delta_loss": absolute / 3, "direct_abs_delta_loss": absolute / 2} if direct else {}),
+        }.items():
+            table[f"{prefix}{name}"], table[f"{prefix}{name}_se"] = value, absolute / 10
+    table["rank"] = np.argsort(np.argsort(-table["abs_delta_loss"], kind="stable"), kind="stable") + 1
+    return table.assign(mean_act=0.0, mean_abs_act=0.1, W_out_norm=1.0, role="other")
+
+
+def groups_record(table: pd.DataFrame, size: int, rng: np.random.Generator) -> dict[str, Any]:
+    by_rank = table.sort_values("rank")
+    boosting = by_rank.index[by_rank["delta_loss"] > 0][:size].tolist()
+    suppressing = by_rank.index[by_rank["delta_loss"] < 0][:size].tolist()
+    pool = np.setdiff1d(table.index, boosting + suppressing)
+    draws = [rng.choice(pool, size, replace=False).tolist() for _ in range(4)]
+    return {
+        "boosting": boosting,
+        "suppressing": suppressing,
+        "random": draws,
+        "matched_random": draws,
+        "matched_on": "mean_abs_act",
+    }
+
+
+def step_record(step: int | None, engine: str, common: bool) -> dict[str, Any]:
+    closed = engine == "closed-form"
+    return {
+        "step": step,
+        "model": {
+            "source": "models/small",
+            "revision": None,
+            "commit": None,
+            "weights_sha256": "ab" * 32,
+            "model_type": "gpt_neox",
+            "n_params": 1000,
+            "dtype": "float32",
+            "tied": True,
+        },
+        "closed_form": {
+            "ok": closed,
+            "readout_gap": 4e-7,
+            "ablation_gap": 4e-5 if closed else 0.3,
+            "reason": "" if closed else "the MLP output is normalised",
+        },
+        "engine": engine,
+        "loss_rare": 9.25,
+        "loss_common": 5.5 if common else None,
+        "audit": {"n_pairs": 1024, "max_error": 1.5e-6, "rms_error": 9.7e-8, "rms_delta_loss": 5.2e-3}
+        if closed
+        else None,
+        "timings": {"capture": 6.5, "effects": 140.0},
+        "rates": {"capture_tokens_per_second": 1954.4, "effects_microseconds_per_pair": 108.8},
+    }
+
+
+def token_table(words: tuple[str, ...], common: bool) -> pd.DataFrame:
+    """Two rare targets of each word, and as many common ones."""
+    kinds = [(True, words)] + ([(False, (" the",) * len(words))] if common else [])
+    rows = [
+        (rare, i if rare else 9999, text) for rare, texts in kinds for i, text in enumerate(texts) for _ in range(2)
+    ]
+    table = pd.DataFrame(rows, columns=["rare", "target", "text"])
+    return table.assign(context=np.arange(len(table)) % N_CONTEXTS, position=0, frequency=1e-6)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """Builds a run folder; every argument is one way in which runs differ."""
+    numbers = count()
+
+    def build(
+        *,
+        steps: tuple[int | None, ...] = (0, 512),
+        engine: str = "closed-form",
+        n_neurons: int = 60,
+        words: tuple[str, ...] = WORDS,
+        common: bool = True,
+        unavailable: str | None = None,
+        counts_of: str = "training set",
+        warnings: list[str] | None = None,
+        finished: bool = True,
+        model: str | None = None,
+    ) -> Run:
+        rng = np.random.default_rng(0)
+        store = RunStore(tmp_path / f"run{next(numbers)}")
+        tokens = token_table(words, common)
+        records = {}
+        for step in steps:
+            name = "final" if step is None else str(step)
+            table = effects_table(n_neurons, rng, direct=engine == "closed-form", common=common)
+            records[name] = step_record(step, engine, common)
+            with replacing(store.step(name)) as folder:
+                folder.mkdir()
+                write_table(folder / "effects.parquet", table)
+                write_tensors(folder / "token_loss.safetensors", {"loss": 5.0 + np.arange(len(tokens))})
+                write_json(
+                    folder / "groups.json",
+                    groups_record(table, 5, rng) if unavailable is None else {"unavailable": unavailable},
+                )
+                write_json(folder / "step.json", records[name])
+        write_table(store.root / "tokens.parquet", tokens)
+        n_rare = int(tokens["rare"].sum())
+        manifest = {
+            "format": 1,
+            "config": StudyConfig(model=model, engine=engine, n_tokens=n_rare).identity(),
+            "environment": {"rareneuron": "0.1.0", "commit": None, "python": "3.11.7", "threads": 2},
+            "data": {
+                "corpus": "small corpus",
+                "description": "text for a test",
+                "fingerprint": "cd" * 32,
+                "n_texts": 10,
+                "n_text_tokens": 1_500,
+                "n_contexts_read": 12,
+                "n_contexts": N_CONTEXTS,
+                "n_requested": n_rare,
+                "n_available": n_rare,
+                "n_rare": n_rare,
+                "n_common": len(tokens) - n_rare,
+                "stages": [
+                    {"name": "all", "types": 700, "occurrences": 1_500},
+                    {"name": "rare by frequency", "types": 300, "occurrences": 400},
+                    {"name": "rare words", "types": 20, "occurrences": 30},
+                    {"name": "sampled", "types": len(words), "occurrences": n_rare},
+                ],
+                "counts": {"source": "unigrams.npy" if counts_of == "training set" else None, "of": counts_of},
+                "rarity": {"rule": "types", "percentile": 50.0, "threshold": 8.4e-6, "n_types": 400, "mass": 0.0376},
+            },
+            "layer": 3,
+            "checkpoints": records if finished else {},
+        }
+        if finished:
+            manifest |= {"timings": [{"seconds": 286.4, "checkpoints": len(steps)}], "warnings": warnings or []}
+        write_json(store.manifest, manifest)
+        return open_run(store.root)
+
+    return build
+
+
+@pytest.fixture
+def without_ink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else; tests of words leave it out."""
+    monkeypatch.setattr("rareneuron.present.sections.curve.illustration", lambda *_: Paragraph(text="(a figure)"))

@@ -1,0 +1,290 @@
+"""The report: facts as recorded, whatever kind of run, and nothing that a token's text can do to the page."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rareneuron.errors import RunFolderError
+from rareneuron.pipeline.run import Run, open_run
+from rareneuron.pipeline.store import read_json, read_table, write_json, write_table
+from rareneuron.present.report import render_report, write_report
+
+MakeRun = Callable[..., Run]
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"' onload=x",
+    "{{ 7 * 7 }}",
+    "</svg></table>",
+    "\u202egnp",
+    "\x00\x1b\n\t",
+    "\ufffd",
+    " led",
+    "\u200b",
+    "&lt;",
+)
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page; every element that is opened must be closed in order."""
+
+    VOID = ("meta", "br", "link")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "text"):
+            self.text += data + " "
+
+
+def words(html: str) -> str:
+    """The page's text with single spaces."""
+    return re.sub(r"\s+", " ", Page(html).text)
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_report_is_written_whole_and_returns_its_path(make_run: MakeRun) -> None:
+    run = make_run()
+    path = write_report(run)
+    assert path == run.path / "report.html"
+    html = path.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    assert html.rstrip().endswith("</html>")
+    assert not list(run.path.glob(".*partial"))
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_a_failed_write_leaves_the_old_report(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    write_report(run)
+    before = (run.path / "report.html").read_bytes()
+
+    def fails(path: Path, text: str, **_: object) -> int:
+        path.write_bytes(text[:100].encode())
+        raise ValueError("killed")
+
+    monkeypatch.setattr(Path, "write_text", fails)
+    with pytest.raises(ValueError, match="killed"):
+        write_report(run)
+    assert (run.path / "report.html").read_bytes() == before
+    assert not list(run.path.glob(".*partial"))
+
+
+def test_the_same_run_gives_the_same_bytes(make_run: MakeRun) -> None:
+    run = make_run()
+    assert render_report(run) == render_report(open_run(run.path))
+
+
+def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
+    html = render_report(make_run())
+    page = Page(html)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed"}
+    assert "svg" in tags
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "srcset"):
+                assert (value or "").startswith("#"), (tag, name, value)
+    outside = [u for u in re.findall(r"url\(([^)]*)\)", html) if not u.startswith("#")]
+    assert outside == []
+    assert "@import" not in html
+
+
+def test_ids_are_unique_and_anchors_lead_somewhere(make_run: MakeRun) -> None:
+    elements = Page(render_report(make_run())).elements
+    ids = [a["id"] for _, a in elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {a["href"] for tag, a in elements if tag == "a"}
+    assert links
+    assert links <= {f"#{i}" for i in ids}
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_summary_states_the_recorded_numbers(make_run: MakeRun) -> None:
+    run = make_run()
+    text = words(render_report(run))
+    table = run.effects()
+    top = table[table["delta_loss"] < 0].sort_values("rank").iloc[0]
+    assert "60 neurons of layer 3 was replaced" in text
+    assert "12 rare tokens (6 different targets, 6 contexts), at 2 checkpoints, step 0 to 512" in text
+    assert f"suppressing neuron with the largest mean |Δ| is {top['neuron']}: mean Δ −" in text
+    # every |mean Δ| is five errors from zero in the made-up run
+    n_boosting = int((table["delta_loss"] > 0).sum())
+    assert f"more than two standard errors from zero for 60 of the 60 neurons ({n_boosting} above" in text
+    assert "(ratio 2.0)" in text  # common effects are half of the rare ones, neuron by neuron
+    assert "The unigram counts are the training set's (unigrams.npy)" in text
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_errors_larger_than_effects_count_no_neuron(make_run: MakeRun) -> None:
+    run = make_run(steps=(5,))
+    path = run.path / "steps" / "5" / "effects.parquet"
+    table = read_table(path)
+    write_table(path, table.assign(delta_loss_se=table["delta_loss"].abs()))
+    assert "two standard errors from zero for 0 of the 60 neurons (0 above, 0 below)" in words(render_report(run))
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_checkpoints_have_a_row_each(make_run: MakeRun) -> None:
+    text = words(render_report(make_run(steps=(0, 143_000))))
+    assert "143,000 9.250 5.500" in text
+    assert "1.5 × 10⁻⁶ 9.7 × 10⁻⁸ 2.4 min" in text
+    assert "seeded sample of (token, neuron) pairs (1,024 at the last checkpoint)" in text
+
+
+@pytest.mark.parametrize(("step", "phrase"), [(512, "at step 512"), (None, "at the final checkpoint")])
+@pytest.mark.usefixtures("without_ink")
+def test_a_single_checkpoint_reads_right(make_run: MakeRun, step: int | None, phrase: str) -> None:
+    text = words(render_report(make_run(steps=(step,))))
+    assert f"6 contexts), {phrase}. A positive Δ" in text
+    assert f"Neurons {phrase}" in text
+    assert "1 checkpoint 60 neurons" in text
+    assert "None" not in text
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_patching_has_no_direct_effect_and_no_audit(make_run: MakeRun) -> None:
+    closed, patched = (words(render_report(make_run(engine=e))) for e in ("closed-form", "patching"))
+    assert "direct Δ" in closed
+    assert "direct Δ" not in patched
+    assert "Audit: none. The patching engine" in patched
+    assert "Audit: none" not in closed
+    assert "the MLP output is normalised" in patched
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_unavailable_groups_give_their_reason(make_run: MakeRun) -> None:
+    text = words(render_report(make_run(unavailable="There are 3 boosting neurons <and> too few.")))
+    assert "There are no groups at step 0. There are 3 boosting neurons <and> too few." in text
+    assert "There are no groups at step 512." in text
+    assert "The groups are the" not in text
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_without_common_targets_nothing_is_compared(make_run: MakeRun) -> None:
+    text = words(render_report(make_run(common=False)))
+    assert "at common targets" not in text
+    assert "common: mean Δ" not in text
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_counts_of_the_corpus_are_warned_of(make_run: MakeRun) -> None:
+    page = render_report(make_run(counts_of="the corpus itself, not the training set"))
+    notices = re.findall(r'<p class="notice">(.*?)</p>', page)
+    assert any("the corpus itself, not the training set" in n and "nearly degenerate" in n for n in notices)
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_warnings_stand_at_the_top(make_run: MakeRun) -> None:
+    html = render_report(make_run(warnings=["Steps 0 and 1 have identical weights: <b>."]))
+    assert html.index("Steps 0 and 1 have identical weights: &lt;b&gt;.") < html.index('id="summary"')
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_an_unfinished_study_says_so(make_run: MakeRun) -> None:
+    assert "has not come to its end: this report covers the 2 checkpoints" in words(
+        render_report(make_run(finished=False))
+    )
+    assert "not come to its end" not in words(render_report(make_run()))
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_a_run_without_checkpoints_is_refused(make_run: MakeRun) -> None:
+    run = make_run(steps=())
+    with pytest.raises(RunFolderError, match="no finished checkpoint"):
+        write_report(run)
+    assert not (run.path / "report.html").exists()
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_no_neuron_of_a_sign_and_no_standard_error(make_run: MakeRun) -> None:
+    run = make_run(steps=(5,))
+    path = run.path / "steps" / "5" / "effects.parquet"
+    table = read_table(path)
+    errors = {name: np.nan for name in table if name.endswith("_se")}
+    write_table(path, table.assign(delta_loss=table["delta_loss"].abs(), **errors))
+    text = words(render_report(run))
+    assert text.count("No neuron is suppressing.") == 2  # summary and table
+    assert "With a single context there is no standard error." in text
+    assert re.search(r"\bnan\b", text) is None
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_hostile_text_stays_text(make_run: MakeRun) -> None:
+    tame = Page(render_report(make_run(words=tuple(f"w{i}" for i in range(len(HOSTILE))))))
+    html = render_report(make_run(words=HOSTILE))
+    page = Page(html)
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in tame.elements], "a token's text has become markup"
+    for seen in (
+        "<script>alert(1)</script>",
+        "\"' onload=x",
+        "{{ 7 * 7 }}",
+        "</svg></table>",
+        "⟨U+202E⟩gnp",
+        "⟨U+0000⟩⟨U+001B⟩↵⇥",
+        "\ufffd",
+        "␣led",
+        "⟨U+200B⟩",
+        "&lt;",
+    ):
+        assert seen in page.text
+    assert not set("\x00\x1b\t\u202e\u200b") & set(html)
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_names_from_outside_are_escaped_and_shown_too(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(model="org/<i>\u202emodel\ud800", warnings=["a\u2066b"])
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "org/&lt;i&gt;⟨U+202E⟩model⟨U+D800⟩" in html
+    assert "a⟨U+2066⟩b" in html
+    assert not set("\u202e\u2066") & set(html)
+
+
+@pytest.mark.usefixtures("without_ink")
+@pytest.mark.parametrize(
+    ("rule", "percentile", "phrase"),
+    [
+        ("types", 50.0, "below which 50 % of the vocabulary lie"),
+        ("occurrences", 25.0, "at most 25 % of all occurrences"),
+        ("elbow", None, "at the elbow"),
+        ("none", None, "Rarity rule: none."),
+    ],
+)
+def test_every_rule_has_its_words(make_run: MakeRun, rule: str, percentile: float | None, phrase: str) -> None:
+    run = make_run()
+    manifest = read_json(run.path / "run.json")
+    manifest["data"]["rarity"] |= {"rule": rule, "percentile": percentile}
+    write_json(run.path / "run.json", manifest)
+    assert phrase in words(render_report(open_run(run.path)))
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_without_the_word_filter_no_words_are_claimed(make_run: MakeRun) -> None:
+    run = make_run()
+    assert "whole English words" in words(render_report(run))
+    manifest = read_json(run.path / "run.json")
+    manifest["config"]["words"] = False
+    write_json(run.path / "run.json", manifest)
+    assert "whole English words" not in words(render_report(open_run(run.path)))

@@ -245,7 +245,9 @@ def families(as_json: bool) -> None:
         for f in FAMILIES.values()
     ]
     lines = [
-        f"{r['model_type']:<14}{r['norm']:<7}{', '.join(r['engines']):<23}{r['reason'] or ''}".rstrip() for r in rows
+        f"{f.model_type:<14}{f.norm:<7}"
+        + (f"patching only: {f.patching_only}" if f.patching_only else "closed-form, patching")
+        for f in FAMILIES.values()
     ]
     emit(rows, as_json, lambda: "\n".join(lines))
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rareneuron.data.corpus import token_windows
+from rareneuron.embedded.baselines import ngram_losses
 from rareneuron.embedded.docstrings import TRAINING_PACKAGES, analysis_texts, training_texts
 from rareneuron.errors import InvalidConfig
 
@@ -67,6 +68,13 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save it under the class name that transformers 4 knows too."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
 
 
 def make_model(recipe: Recipe) -> GPTNeoXForCausalLM:
@@ -155,6 +163,7 @@ class LogSpacedCheckpoints(TrainerCallback):
         half = make_model(self.recipe).half()
         half.load_state_dict(model.state_dict())
         half.save_pretrained(partial)
+        (partial / "generation_config.json").unlink()  # nobody generates with this model
         (partial / "losses.json").write_text(json.dumps({"step": step, **losses}, indent=1) + "\n")
         partial.rename(folder)
 
@@ -205,7 +214,7 @@ def train_series(recipe: Recipe, out: Path, *, evaluate_on: int = 200, save_ever
     held_out_texts = texts[:: recipe.held_out_every]
     kept_texts = [text for i, text in enumerate(texts) if i % recipe.held_out_every]
     tokenizer = make_tokenizer(kept_texts, recipe.vocab_size)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     training = token_windows(kept_texts, tokenizer, recipe.context_length)
     held_out = token_windows(held_out_texts, tokenizer, recipe.context_length)
     analysis = token_windows(analysis_texts(), tokenizer, recipe.context_length)
@@ -266,4 +275,10 @@ def train_series(recipe: Recipe, out: Path, *, evaluate_on: int = 200, save_ever
     trainer.train(resume_from_checkpoint=any(state.glob("checkpoint-*")) or None)
     log = [row for row in trainer.state.log_history if "loss" in row]
     (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    steps = [json.loads((out / f"step{step}" / "losses.json").read_text()) for step in recipe.checkpoints]
+    baselines = {
+        "held_out_loss": ngram_losses(training.ids, held_out_sample, recipe.vocab_size),
+        "analysis_loss": ngram_losses(training.ids, analysis_sample, recipe.vocab_size),
+    }
+    (out / "losses.json").write_text(json.dumps({"steps": steps, "baselines": baselines}, indent=1) + "\n")
     return out

@@ -4,15 +4,17 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rareneuron.errors import InvalidConfig
 
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
 
+Rule = Literal["types", "occurrences", "elbow", "none"]
+
 CHOICES = {
-    "rarity": ("types", "occurrences", "elbow", "none"),
+    "rarity": get_args(Rule),
     "reference": ("analysed", "all"),
     "engine": ("closed-form", "patching"),
     "dtype": ("float32", "float64"),
@@ -34,7 +36,7 @@ class StudyConfig:
     text_field: str = "text"  # column or key that holds the text
     max_corpus_tokens: int = 50_000_000  # read no more than this from the corpus
     counts: str | None = None  # training counts of the embedded series; otherwise counted over the corpus
-    rarity: str = "types"  # below the percentile over types (paper), over occurrences, at the elbow, or none
+    rarity: Rule = "types"  # below the percentile over types (paper), over occurrences, at the elbow, or none
     percentile: float | int = 50
     words: bool = True  # stage 2: only targets that are whole, valid English words
     n_tokens: int | None = None  # 25,088 as in the paper; 2,000 of the embedded corpus
@@ -147,5 +149,7 @@ def fits(field: "Field[Any]", value: Any) -> bool:
     """Whether a TOML value has the field's type; whole numbers pass for decimals, true and false for neither."""
     if isinstance(value, tuple):
         return field.name == "steps" and all(type(step) is int for step in value)
+    if get_args(field.type) and all(isinstance(choice, str) for choice in get_args(field.type)):
+        return isinstance(value, str)  # which one is checked with the other choices
     allowed = {t.strip() for t in str(getattr(field.type, "__name__", field.type)).split("|")}
     return type(value).__name__ in allowed or (type(value) is int and "float" in allowed)

@@ -71,8 +71,14 @@ class Run:
         stored = read_json(self._folder(step) / "groups.json")
         if "unavailable" in stored:
             raise TooFewNeurons(stored["unavailable"])
-        arrays = ("boosting", "suppressing", "random", "matched_random")
-        return NeuronGroups(**{k: np.array(v, dtype=np.int64) if k in arrays else v for k, v in stored.items()})
+        matched = stored["matched_random"]
+        return NeuronGroups(
+            boosting=np.array(stored["boosting"], np.int64),
+            suppressing=np.array(stored["suppressing"], np.int64),
+            random=np.array(stored["random"], np.int64),
+            matched_random=None if matched is None else np.array(matched, np.int64),
+            matched_on=stored["matched_on"],
+        )
 
     def step_record(self, step: int | None = None) -> dict[str, Any]:
         """Model, weights, timings and audit of one checkpoint."""

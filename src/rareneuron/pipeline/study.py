@@ -32,7 +32,7 @@ from rareneuron.pipeline.store import (
     write_table,
     write_tensors,
 )
-from rareneuron.pipeline.tokens import TokenStage, choose_tokens, load_tokens, save_tokens
+from rareneuron.pipeline.tokens import TokenStage, choose_tokens, load_tokens, save_tokens, study_corpus
 
 FORMAT = 1  # of the run folder
 
@@ -46,7 +46,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
     started = time.perf_counter()
     plan = plan_study(config)
     store = RunStore(plan.out)
-    existed = store.root.exists()
+    missing = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
     with store.locked():
         try:
             tokens, first = tokens_stage(store, config, plan)
@@ -57,8 +57,8 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
                 step_stage(store, config, checkpoint, adapter, tokens, progress)
                 del adapter
         except BaseException:
-            if not existed and not store.finished_steps():
-                shutil.rmtree(store.root)  # nothing finished, so nothing is lost and nothing half-written stays
+            if missing and not store.finished_steps():
+                shutil.rmtree(missing[-1])  # nothing finished, so nothing is lost and nothing half-written stays
             raise
         finish(store, tokens, time.perf_counter() - started)
     return Run(store.root)
@@ -86,8 +86,9 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
     """The analysed tokens, chosen once, then read back; and the last checkpoint, where it was loaded for that."""
     if store.manifest.is_file():
         return load_tokens(store), None
+    corpus = study_corpus(config)  # a wrong path is said before a large model is loaded
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, adapter)
+    tokens = choose_tokens(config, corpus, adapter)
     save_tokens(store, tokens)
     write_json(
         store.manifest,

@@ -34,17 +34,16 @@ def study_corpus(config: StudyConfig) -> Corpus:
     if config.is_embedded_corpus:
         return Corpus(
             name="embedded corpus",
-            description="the language reference, docstrings of the standard library and of packages kept out of training",
+            description="language reference, docstrings of the standard library and of packages kept out of training",
             read=analysis_texts,
         )
     return open_corpus(config.data, text_field=config.text_field)
 
 
-def choose_tokens(config: StudyConfig, adapter: Adapter) -> TokenStage:
+def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> TokenStage:
     """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
     tokenizer, vocab = adapter.tokenizer, adapter.vocab
     words = word_types(tokenizer, vocab) if config.words else None
-    corpus = study_corpus(config)
     stream = WindowStream(corpus, tokenizer, config.context_length)
     with WindowSpool(config.context_length, vocab) as spool:
         spool.fill(stream, config.max_corpus_tokens)
@@ -133,10 +132,10 @@ def load_tokens(store: RunStore) -> TokenStage:
     selection = Selection(
         windows=contexts["windows"],
         context_index=contexts["context_index"],
-        context=table["context"].to_numpy(np.int64),
-        position=table["position"].to_numpy(np.int64),
-        target=table["target"].to_numpy(np.int64),
-        rare=table["rare"].to_numpy(bool),
+        context=table["context"].to_numpy(np.int64, copy=True),  # pandas hands out read-only views
+        position=table["position"].to_numpy(np.int64, copy=True),
+        target=table["target"].to_numpy(np.int64, copy=True),
+        rare=table["rare"].to_numpy(bool, copy=True),
         stages=tuple(Stage(**stage) for stage in record["stages"]),
         n_requested=record["n_requested"],
         n_available=record["n_available"],

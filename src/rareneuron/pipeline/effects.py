@@ -162,16 +162,18 @@ def layer_effects(
         blocks = by_closed_form(adapter, source, mean_act, layer, memory, seed)
     else:
         blocks = by_patching(adapter, source, mean_act, layer)
-    audits = []
-    for batch, values, loss, errors in blocks:
+    audits, full_pairs = [], 0.0
+    for block in blocks:
+        batch = block.batch
         for kind, kind_sums in sums.items():
             chosen = batch.rare == kind
             if chosen.any():
-                on_device = torch.from_numpy(chosen).to(loss.device)
-                kind_sums.add({k: v[on_device] for k, v in values.items()}, batch.context[chosen])
-        token_loss[batch.index] = loss.double().cpu().numpy()
-        if errors is not None:
-            audits.append(errors)
+                on_device = torch.from_numpy(chosen).to(block.loss.device)
+                kind_sums.add({k: v[on_device] for k, v in block.statistics.items()}, batch.context[chosen])
+        token_loss[batch.index] = block.loss.double().cpu().numpy()
+        if block.audited is not None:
+            audits.append(block.audited)
+        full_pairs += (1.0 if block.full_share is None else block.full_share) * len(batch.index)
         effects_progress(len(batch.index))
     if not np.isfinite(token_loss).all():
         raise RareNeuronError(
@@ -187,18 +189,26 @@ def layer_effects(
         timings={"capture": source.seconds, "effects": seconds},
         rates={
             "capture_tokens_per_second": selection.windows.size / max(captured_before, 1e-9),
+            "full_sum_share": full_pairs / max(1, len(token_loss)),
             "effects_microseconds_per_pair": 1e6 * seconds / max(1, len(token_loss) * adapter.d_mlp),
         },
     )
 
 
-Block = tuple[TokenBatch, dict[str, Tensor], Float[Tensor, " token"], tuple[Tensor, Tensor] | None]
-"""A batch, its statistics [token, neuron], its clean loss, and (error, truth) of audited pairs."""
+@dataclass(frozen=True, kw_only=True)
+class EffectBlock:
+    """One batch of tokens with everything an engine says about them."""
+
+    batch: TokenBatch
+    statistics: dict[str, Tensor]  # [token, neuron] each
+    loss: Float[Tensor, " token"]  # clean
+    audited: tuple[Tensor, Tensor] | None = None  # (error, truth) of a sample of pairs
+    full_share: float | None = None  # of pairs that no expansion served
 
 
 def by_closed_form(
     adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int, memory: int, seed: int
-) -> Iterator[Block]:
+) -> Iterator[EffectBlock]:
     """The last layer, exactly, without another forward pass."""
     readout = adapter.readout(layer)
     W_out = adapter.weights(layer).W_out
@@ -219,11 +229,16 @@ def by_closed_form(
             W_out[neurons],
             precision="reference",
         )
-        values = statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss)
-        yield batch, values, effects.loss, (effects.delta_loss[rows][:, neurons] - truth, truth)
+        yield EffectBlock(
+            batch=batch,
+            statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss),
+            loss=effects.loss,
+            audited=(effects.delta_loss[rows][:, neurons] - truth, truth),
+            full_share=effects.full_share,
+        )
 
 
-def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int) -> Iterator[Block]:
+def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int) -> Iterator[EffectBlock]:
     """Any layer and architecture: the rest of the network runs again for every neuron.
 
     There is no direct effect here (no readout to freeze), and nothing to audit: this is what audits are made of.
@@ -237,7 +252,7 @@ def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: 
         for effect in patched_loss_changes(adapter, selection.windows[contexts], (row, position), mean_act, layer):
             delta[:, effect.neuron], kl[:, effect.neuron] = effect.delta_loss, effect.kl
         loss = clean_loss(adapter, selection.windows[contexts], row, position, batch.target)
-        yield batch, statistics_of(delta, kl, None), loss, None
+        yield EffectBlock(batch=batch, statistics=statistics_of(delta, kl, None), loss=loss)
 
 
 def clean_loss(

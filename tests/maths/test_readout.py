@@ -31,6 +31,12 @@ def test_rms_norm_and_scale():
     torch.testing.assert_close(readout(x), 0.25 * normed @ W_U.T, rtol=0, atol=1e-13)
 
 
+def test_positional_order_is_the_contract():
+    x, gain, bias, W_U, b_U = parts()
+    by_name = Readout(norm="layer", weight=gain, bias=bias, eps=1e-5, W_U=W_U, b_U=b_U, scale=0.5)
+    assert (Readout("layer", gain, bias, 1e-5, W_U, b_U, 0.5)(x) == by_name(x)).all()
+
+
 def test_norms_differ():
     """Negative control: the two norms give other logits on the same residual."""
     x, gain, _, W_U, _ = parts()

@@ -141,7 +141,7 @@ def step_stage(
     rare = selection.rare
     record = {
         "step": None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
-        "model": adapter.provenance,
+        "model": adapter.provenance | ({"source": f"embedded series, step {name}"} if config.is_embedded_model else {}),
         "closed_form": asdict(adapter.closed_form),
         "engine": config.engine,
         "loss_rare": float(effects.token_loss[rare].mean()),

@@ -22,17 +22,19 @@ cli(sys.argv[1:], standalone_mode=False)
 print("PEAK", peak())
 """
 IN_MEMORY = f"""{PEAK}
-from rareneuron.data.corpus import token_windows
-from rareneuron.data.texts import open_corpus
-from rareneuron.models.adapter import load_model
 import rareneuron.pipeline.study
-windows = token_windows(open_corpus(sys.argv[2]), load_model(sys.argv[1]).tokenizer, 32)
+from transformers import AutoTokenizer
+from rareneuron.data.corpus import encode
+from rareneuron.data.texts import open_corpus
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+held = [encode([text], tokenizer) for text in open_corpus(sys.argv[2])]
 print("PEAK", peak())
 """
-# 1x is 3 MB, half a million tokens. Two runs on the same text differ by a few MB: threads' arenas, pages of files.
+N_WORDS = 520_000  # 3 MB, 0.6 million tokens
 TIMES = 8
-NOISE = 12.0  # MB
-N_WORDS = 520_000
+# Studies of the same text differ by 3 MB; the allocator's pools, filled in another order, made up to 30 MB. A stream
+# that keeps the last batch alive while it encodes the next grows by 200 MB here.
+BOUND = 60.0  # MB
 
 
 def peak_of(script, *arguments):
@@ -52,12 +54,6 @@ def texts(tmp_path_factory):
     return once, folder / "often.txt"
 
 
-def growth(measure, texts):
-    once, often = (measure(text) for text in texts)
-    print(f"{once:.1f} MB, then {often:.1f} MB on {TIMES} times the text")
-    return often - once
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not MEASURABLE, reason="peak memory is read from /proc (tests/SKIPS.md)")
 def test_a_study_takes_no_more_memory_on_a_larger_corpus(series, texts, tmp_path):
@@ -67,10 +63,12 @@ def test_a_study_takes_no_more_memory_on_a_larger_corpus(series, texts, tmp_path
         peak, _ = peak_of(STUDY, "study", series, *(x for pair in options.items() for x in pair))
         return peak
 
-    assert growth(study, texts) < NOISE
+    once, often = map(study, texts)
+    assert often - once < BOUND
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MEASURABLE, reason="peak memory is read from /proc (tests/SKIPS.md)")
 def test_the_measurement_sees_a_corpus_held_in_memory(series, texts):
-    assert growth(lambda text: peak_of(IN_MEMORY, series / "step10", text)[0], texts) > 2 * NOISE
+    once, often = (peak_of(IN_MEMORY, series, text)[0] for text in texts)
+    assert often - once > 2 * BOUND

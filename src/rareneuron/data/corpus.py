@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from rareneuron.errors import InvalidConfig
 
 TEXTS_PER_BATCH = 64
-CHARACTERS_PER_BATCH = 1 << 20  # novels are long: 64 of them at once would take gigabytes while they're tokenized
+CHARACTERS_PER_BATCH = 1 << 18  # novels are long: 64 of them at once would take gigabytes while they're tokenized
 
 
 @dataclass(frozen=True, kw_only=True)

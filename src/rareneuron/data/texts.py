@@ -1,7 +1,7 @@
 """Corpora as streams of texts: files, folders, Hub data sets.
 
 Everything is read in pieces, so memory does not depend on the size of a corpus: `.jsonl` by line, `.txt` in
-blocks of about 1 MB cut at line ends, `.parquet` by record batch. A file that is not what its name promises
+blocks of about 256 kB cut at line ends, `.parquet` by record batch. A file that is not what its name promises
 is refused with its line or record number. Bad bytes are never replaced: a replacement character would become
 a token of its own, and a rare one.
 """
@@ -23,7 +23,7 @@ from huggingface_hub.errors import HTTPError  # httpx's or requests', whichever 
 from rareneuron.errors import HubUnavailable, MissingText, UnreadableText
 
 DEFAULT_CORPUS = "allenai/c4:en:validation"  # the corpus of the paper
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 RECORDS_PER_BATCH = 256
 
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")

@@ -40,7 +40,7 @@ class Level:
 
 
 def ngram_losses(
-    training: Int32[np.ndarray, "context position"], held_out: Int32[np.ndarray, "context position"], vocab_size: int
+    training: Int32[np.ndarray, "context position"], held_out: Int32[np.ndarray, "window position"], vocab_size: int
 ) -> dict[str, float]:
     """Mean loss of a held-out set in nats per token, by order, over all positions but the first of a window.
 
@@ -54,10 +54,10 @@ def ngram_losses(
 
 def probabilities(
     training: Int32[np.ndarray, "context position"],
-    held_out: Int32[np.ndarray, "context position"],
+    held_out: Int32[np.ndarray, "window position"],
     vocab_size: int,
     order: int,
-) -> Float64[np.ndarray, "context target"]:
+) -> Float64[np.ndarray, "window target"]:
     """P(target | up to order - 1 tokens before it), interpolated down to the uniform distribution."""
     levels = make_levels(training, vocab_size, order)
     position = np.broadcast_to(np.arange(1, held_out.shape[1]), (len(held_out), held_out.shape[1] - 1))
@@ -89,8 +89,9 @@ def make_levels(training: Int32[np.ndarray, "context position"], vocab_size: int
             gram = Counts.of(longer % vocab_size**n)
         history, followers = gram.key // vocab_size, Counts.of(gram.key // vocab_size)
         total = np.bincount(np.searchsorted(followers.key, history), weights=gram.count).astype(np.int64)
-        once, twice = int((gram.count == 1).sum()), int((gram.count == 2).sum())
-        levels.append(Level(gram, Counts(followers.key, total), followers, once / max(1, once + 2 * twice)))
+        # At least one: without a discount, what never stood would be impossible and its loss infinite.
+        once, twice = max(1, int((gram.count == 1).sum())), int((gram.count == 2).sum())
+        levels.append(Level(gram, Counts(followers.key, total), followers, once / (once + 2 * twice)))
     return levels
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,19 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
                 del adapter
         except BaseException:
             if missing and not store.finished_steps():
-                shutil.rmtree(missing[-1])  # nothing finished, so nothing is lost and nothing half-written stays
+                remove_new(missing)  # nothing finished, so nothing is lost and nothing half-written stays
             raise
         finish(store, tokens, time.perf_counter() - started)
     return Run(store.root)
+
+
+def remove_new(folders: list[Path]) -> None:
+    """Remove a run folder that was made here, and those above it that were made for it and hold nothing else."""
+    shutil.rmtree(folders[0])
+    for folder in folders[1:]:
+        if any(folder.iterdir()):  # another study's
+            break
+        folder.rmdir()
 
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:

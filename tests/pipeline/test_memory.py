@@ -1,5 +1,6 @@
 """Memory does not grow with the corpus: peak of a whole study in its own process, on a text and on eight times it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,9 +50,13 @@ def peak_of(script, *arguments):
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    once = write_texts(folder / "once.txt", n_words=N_WORDS)
-    (folder / "often.txt").write_bytes(once.read_bytes() * TIMES)
-    return once, folder / "often.txt"
+    text = write_texts(folder / "text.txt", n_words=N_WORDS).read_text()
+    # Documents of 1 MB, the hardest case: each is tokenized at once, whatever the size of a batch.
+    documents = [text[start : start + 1_048_000] for start in range(0, len(text), 1_048_000)]
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    (folder / "once.jsonl").write_text(lines)
+    (folder / "often.jsonl").write_text(lines * TIMES)
+    return folder / "once.jsonl", folder / "often.jsonl"
 
 
 @pytest.mark.slow

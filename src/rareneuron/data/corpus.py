@@ -74,12 +74,14 @@ class WindowStream:
         stride = self.context_length - (bos is not None)
         pending = np.empty(0, np.int32)
         for batch in _batches(self.texts):
-            pieces = [pending]
-            for ids in encode(batch, self.tokenizer):
-                self.n_texts += 1
-                self.n_text_tokens += len(ids)
-                pieces.append(np.asarray(ids if eos is None else [*ids, eos], np.int32))
-            stream = np.concatenate(pieces)
+            # Nothing here may keep the batch's lists while the next batch is encoded: the allocator would place new
+            # lists beside the old ones and grow with every batch.
+            pieces = [
+                np.asarray(ids if eos is None else [*ids, eos], np.int32) for ids in encode(batch, self.tokenizer)
+            ]
+            self.n_texts += len(pieces)
+            self.n_text_tokens += sum(map(len, pieces)) - len(pieces) * (eos is not None)
+            stream = np.concatenate([pending, *pieces])
             n = len(stream) // stride
             pending = stream[n * stride :]
             if n:

@@ -9,12 +9,14 @@ import torch
 
 from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError
+from rareneuron.maths.ablation import TOKENS_PER_BLOCK
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, read_json
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
+LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
 BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
 
@@ -99,7 +101,8 @@ def estimate(plan: Plan) -> Estimate:
         effects = forward * shape.d_mlp + 2 * n_tokens * shape.d_mlp * shape.vocab * shape.d_model
     else:
         effects = 2 * n_tokens * shape.vocab * (4 * shape.d_model + shape.d_mlp)
-    tables = 6 * shape.d_mlp * shape.vocab
+    # A in float32 twice while it is centred; B in float32, its square and cube in bfloat16; a block's distributions.
+    tables = shape.vocab * (8 * shape.d_model + 8 * shape.d_mlp + 6 * 4 * TOKENS_PER_BLOCK)
     captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), plan.config.memory * 2**28)
     n_open = len(plan.open)
     return Estimate(
@@ -108,7 +111,7 @@ def estimate(plan: Plan) -> Estimate:
         gflops=rate / 1e9,
         capture_seconds=OVERHEAD * forward / rate,
         effects_seconds=OVERHEAD * effects / rate,
-        memory_gib=(4 * shape.n_params + tables + captured) / 2**30,
+        memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
 

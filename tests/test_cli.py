@@ -1,15 +1,20 @@
 """The command line: what it prints, where, and how it fails."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from rareneuron.cli import cli
 from rareneuron.models.families import FAMILIES
+from rareneuron.present.figures import FIGURES
 
 
 @pytest.fixture
@@ -69,6 +74,15 @@ def test_study_summarises_and_writes_the_report(invoke, series, text_file, run_f
     assert "mean |Δ|" in done.stdout
 
 
+def test_study_draws_every_figure(run_folder):
+    assert {path.name for path in (run_folder / "figures").iterdir()} == {f"{name}.svg" for name in FIGURES}
+
+
+def test_python_m_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "rareneuron", "families"], capture_output=True, text=True, check=True)
+    assert "gpt_neox" in done.stdout
+
+
 def test_study_json(invoke, series, text_file, run_folder):
     found = json.loads(invoke(*study_arguments(series, text_file, run_folder), "--json").stdout)
     assert found["steps"] == [0, 10]
@@ -94,6 +108,13 @@ def test_groups(invoke, run_folder):
 
 def test_report_and_figure(invoke, run_folder, tmp_path):
     assert "report.html" in invoke("report", run_folder).stdout
+    shutil.rmtree(run_folder / "figures")
+    written = json.loads(invoke("report", run_folder, "--json").stdout)
+    assert written["report"] == str(run_folder / "report.html")
+    assert [Path(path).stem for path in written["figures"]] == list(FIGURES)
+    assert all(Path(path).is_file() for path in written["figures"])
+    one = invoke("figure", run_folder, "rank-curve", "-o", tmp_path / "f.svg", "--json")
+    assert json.loads(one.stdout) == {"figure": str(tmp_path / "f.svg")}
     for suffix in ("svg", "pdf", "png"):
         assert invoke("figure", run_folder, "rank-curve", "-o", tmp_path / f"f.{suffix}").exit_code == 0
         assert (tmp_path / f"f.{suffix}").stat().st_size > 1000
@@ -107,24 +128,105 @@ def test_families_lists_every_record(invoke):
 
 
 def test_checkpoints(invoke, series):
-    assert [row["step"] for row in json.loads(invoke("checkpoints", series, "--json").stdout)] == [0, 2, 10]
+    rows = json.loads(invoke("checkpoints", series, "--json").stdout)
+    assert rows == [{"step": step, "checkpoint": str(series / f"step{step}")} for step in (0, 2, 10)]
 
 
 def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
     done = invoke("unigrams", series, text_file, "-o", tmp_path / "u.npy")
     assert "types seen" in done.stdout
     assert np.load(tmp_path / "u.npy").sum() > 10_000
+    counted = json.loads(invoke("unigrams", series, text_file, "-o", tmp_path / "u.npy", "--json").stdout)
+    assert counted["tokens"] == np.load(tmp_path / "u.npy").sum()
+    assert f"{counted['types_seen']:,} of {counted['types']:,} types seen" in done.stdout
     arguments = [*study_arguments(series, text_file, tmp_path / "run"), "--counts", str(tmp_path / "u.npy")]
     assert invoke(*arguments).exit_code == 0
+
+
+def test_train_prints_where_the_series_is(invoke, monkeypatch, tmp_path):
+    monkeypatch.setattr("rareneuron.embedded.recipe.train_series", lambda recipe, out: out)
+    arguments = ["train", "--steps", 10, "--out", tmp_path]
+    assert invoke(*arguments).stdout == f"{tmp_path}\n"
+    assert json.loads(invoke(*arguments, "--json").stdout) == {"series": str(tmp_path), "steps": [0, 8, 10]}
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_takes_json(command):
+    assert "as_json" in {parameter.name for parameter in cli.commands[command].params}
+
+
+def test_the_flags_of_the_contract_are_there():
+    words = "--revision R --steps 0,512 --data D --counts F --n-tokens 9 --context-length 64 --layer -1"
+    words += " --engine patching --group-size 50 --seed 0 --device auto --dtype float32 --out O --config c --dry-run"
+    cli.commands["study"].make_context("study", ["MODEL", *words.split()])
+
+
+# --- what cannot be had
+
+
+def said_in(page):
+    """The words of a report."""
+    return re.sub(r"<(style|svg).*?</\1>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def strict(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+def test_a_layer_without_any_effect_is_reported_in_words(invoke, llama, text_file, tmp_path):
+    shutil.copytree(llama, tmp_path / "model")
+    weights = load_file(llama / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"].zero_()
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    arguments = study_arguments(tmp_path / "model", text_file, tmp_path / "run")
+    arguments = [a for a in arguments if a not in ("--steps", "0,10")]
+    assert "no neuron's ablation changes the loss" in invoke(*arguments).stdout
+    assert strict(invoke(*arguments, "--json").stdout)["top_abs_delta_loss"] == 0
+    assert "No neuron is boosting." in said_in(tmp_path / "run" / "report.html")
+    for path in (tmp_path / "run").rglob("*.json"):
+        strict(path.read_text())
+
+
+def test_a_single_context_is_reported_in_words(invoke, llama, text_file, tmp_path):
+    (tmp_path / "short.txt").write_text(" ".join(text_file.read_text().split()[:60]))
+    options = "--context-length 50 --n-tokens 40 --group-size 2 --rarity none --words off"
+    arguments = ["study", llama, "--data", tmp_path / "short.txt", *options.split(), "--out", tmp_path / "run"]
+    done = invoke(*arguments)
+    assert "from 1 contexts" in done.stdout
+    assert "a single context gives no standard error" in done.stdout
+    strict(invoke(*arguments, "--json").stdout)
+    assert "nan" not in said_in(tmp_path / "run" / "report.html").lower().split()
+    rows = strict(invoke("groups", tmp_path / "run", "--json").stdout)
+    assert {row["delta_loss_se"] for row in rows} == {None}
+    assert "NaN" not in invoke("groups", tmp_path / "run").stdout
+
+
+# --- what a user can do wrong
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["study", "./no-such-model"], "no-such-model"),
-        (["study", "{series}", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["study", "{series}", "--data", "nowhere.txt", "--group-size", "5"], "nowhere.txt"),
         (["study", "{series}", "--n-tokens", "0"], "n_tokens"),
         (["study", "--config", "nowhere.toml"], "--config"),
+        (["study", "{series}", "--data", ""], "data = ''"),
+        (["study", ""], "model = ''"),
+        (["study", "{series}@main"], "only models on the Hub have revisions"),
+        (["study", "{series}", "--memory", "inf"], "memory = inf"),
+        (["study", "{series}", "--memory", "nan"], "memory = nan"),
+        (["study", "{series}", "--memory", "1e308"], "memory = 1e+308"),
+        (["study", "{series}", "--steps", "1,-3"], "steps = '1,-3'"),
+        (["study", "{series}", "--steps", "2,0,2"], "each once"),
+        (["study", "{series}", "--group-size", "1"], "group_size = 1"),
+        (["checkpoints", ""], "name of the model is empty"),
+        (["unigrams", "{series}", "", "-o", "u.npy"], "name of the corpus is empty"),
+        (["unigrams", "{series}", "nowhere.txt", "-o", "u.xyz"], ".npy, .npz, .parquet"),
+        (["unigrams", "{series}", "nowhere.txt", "-o", "u.npy", "--max-tokens", "9"], "--max-tokens 9"),
+        (["train", "--steps", "-3"], "--steps"),
+        (["train", "--steps", "0"], "--steps"),
+        (["checkpoints", "{long}"], "File name too long"),
         (["groups", "."], "no run folder"),
         (["report", "."], "no run folder"),
         (["figure", "{run}", "nonsense", "-o", "x.svg"], "rank-curve"),
@@ -135,13 +237,96 @@ def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
 )
 def test_bad_input_is_one_paragraph_and_exit_2(invoke, series, run_folder, arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = invoke(*(a.format(series=series, run=run_folder) for a in arguments))
+    done = invoke(*(a.format(series=series, run=run_folder, long="x" * 5000) for a in arguments))
     assert done.exit_code == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there(invoke, series, text_file, tmp_path, device):
+    done = invoke(*study_arguments(series, text_file, tmp_path / "run"), "--device", device)
+    assert done.exit_code == 2
+    assert re.search(rf"no device '{device}'.*Here are cpu", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("steps = []", "steps = ''"),
+        ("steps = [1, -3]", "steps = '1,-3'"),
+        ("steps = [5, 5]", "each once"),
+        ("memory = inf", "memory = inf"),
+        ('model = ""', "model = ''"),
+        ('data = "a\\u0000b"', "data = "),
+        ("seed = " + "9" * 5000, "not valid TOML"),
+        ("steps = " + "[" * 100_000, "not valid TOML"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_bad_settings_in_a_file_are_one_paragraph(invoke, tmp_path, content, said):
+    (tmp_path / "study.toml").write_text(content)
+    done = invoke("study", "--config", tmp_path / "study.toml", "--out", tmp_path / "run")
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("n_words", "rule", "remedy"), [(12_000, "types", "--rarity occurrences"), (200, "occurrences", "--percentile")]
+)
+def test_a_small_corpus_is_told_what_would_help(invoke, series, text_file, tmp_path, n_words, rule, remedy):
+    """Most of a vocabulary never occurs in it, so a percentile falls among types never seen."""
+    (tmp_path / "small.txt").write_text(" ".join(text_file.read_text().split()[:n_words]))
+    arguments = study_arguments(series, tmp_path / "small.txt", tmp_path / "run")
+    done = invoke(*arguments, "--rarity", rule)
+    assert done.exit_code == 2
+    assert re.search(r"More than half of the vocabulary never occurs in this text \(\d+ of \d+ types\)", done.stderr)
+    assert "--counts FILE" in done.stderr
+    assert remedy in done.stderr
+    assert "--words" not in done.stderr
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_too_few_rare_tokens_are_blamed_on_what_was_asked_or_on_the_corpus(
+    invoke, series, text_file, tmp_path, available
+):
+    arguments = study_arguments(series, text_file, tmp_path / "run")
+    if available:
+        arguments[arguments.index("--n-tokens") + 1] = "4"
+    else:
+        (tmp_path / "short.txt").write_text(" ".join(text_file.read_text().split()[:12]))
+        arguments[arguments.index("--data") + 1] = str(tmp_path / "short.txt")
+        arguments += ["--group-size", "13", "--context-length", "8", "--rarity", "none"]
+    done = invoke(*arguments)
+    assert done.exit_code == 2
+    assert ("Raise `--n-tokens`" in done.stderr) == available
+    assert ("Give more text (`--data`)" in done.stderr) == (not available)
+
+
+def test_the_count_at_the_threshold_is_recorded(run_folder):
+    rarity = json.loads((run_folder / "run.json").read_text())["data"]["rarity"]
+    assert rarity["threshold"] == (rarity["count_at_threshold"] + 1) / rarity["count_total"]
+    assert rarity["count_at_threshold"] > 1
+
+
+def test_what_the_system_refuses_is_one_paragraph(invoke, series, text_file, tmp_path, monkeypatch):
+    original = Path.open
+
+    def refuse(self, *arguments, **options):
+        if self == text_file:
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)  # root, who may run the tests, may read anything
+    done = invoke(*study_arguments(series, text_file, tmp_path / "run"))
+    assert done.exit_code == 2
+    assert re.search(rf"Permission denied: '{text_file}'.*--debug", done.stderr)
+    assert done.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_error_itself():

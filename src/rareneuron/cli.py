@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from errno import EPIPE
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
 
 class Commands(click.Group):
-    """Turns a `RareNeuronError` into one paragraph and exit code 2, and Ctrl-C into a word about resuming."""
+    """Turns a `RareNeuronError`, and what the system refuses, into one paragraph and exit code 2.
+
+    Ctrl-C becomes a word about resuming.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; `--debug` lets the traceback through."""
@@ -30,6 +34,15 @@ class Commands(click.Group):
             if ctx.params.get("debug"):
                 raise
             click.echo(f"rareneuron: {error}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except OSError as error:
+            if ctx.params.get("debug") or error.errno == EPIPE:  # a reader such as `head` has gone: click knows
+                raise
+            click.echo(
+                f"rareneuron: The operating system refuses: {error}. Check that the path exists, may be read or "
+                "written, and that its disk has space; --debug shows where it happened.",
+                err=True,
+            )
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
             click.echo(
@@ -58,7 +71,7 @@ step_option = click.option("--step", type=int, help="Which checkpoint.  [default
 
 def emit(content: Any, as_json: bool, text: Callable[[], str]) -> None:
     """Print a result, as JSON or as text."""
-    click.echo(json.dumps(content, indent=1) if as_json else text())
+    click.echo(json.dumps(content, indent=1, allow_nan=False) if as_json else text())
 
 
 def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | tuple[int, ...] | None:
@@ -146,14 +159,16 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
         from rareneuron.pipeline.plan import plan_as_dict, plan_as_text, plan_study
 
         plan = plan_study(chosen)
-        click.echo(json.dumps(plan_as_dict(plan), indent=1) if as_json else plan_as_text(plan))
+        emit(plan_as_dict(plan) if as_json else None, as_json, lambda: plan_as_text(plan))
         return
     from rareneuron.pipeline.study import run_study
+    from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
     from rareneuron.present.summary import study_summary
 
     run = run_study(chosen)
     report = write_report(run)
+    write_figures(run)
     summary = study_summary(run) | {"report": str(report)}
     emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))
 
@@ -168,30 +183,36 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     from rareneuron.present.summary import groups_table
 
     table = groups_table(open_run(run), step)
-    emit(json.loads(table.to_json(orient="records")), as_json, lambda: table.to_string(index=False))
+    emit(json.loads(table.to_json(orient="records")), as_json, lambda: table.to_string(index=False, na_rep="–"))
 
 
 @cli.command()
 @run_argument
-def report(run: Path) -> None:
-    """Write RUN/report.html again."""
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    """Write RUN/report.html and RUN/figures/*.svg again."""
     from rareneuron.pipeline.run import open_run
+    from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
 
-    click.echo(write_report(open_run(run)))
+    opened = open_run(run)
+    page, figures = str(write_report(opened)), [str(path) for path in write_figures(opened)]
+    emit({"report": page, "figures": figures}, as_json, lambda: "\n".join([page, *figures]))
 
 
 @cli.command()
 @run_argument
 @click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
-def figure(run: Path, name: str, output: Path) -> None:
+@json_option
+def figure(run: Path, name: str, output: Path, as_json: bool) -> None:
     """Draw one figure of a run: rank-curve."""
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import figure as draw
     from rareneuron.present.figures import save_figure
 
-    click.echo(save_figure(draw(open_run(run), name), output))
+    path = str(save_figure(draw(open_run(run), name), output))
+    emit({"figure": path}, as_json, lambda: path)
 
 
 @cli.command()
@@ -203,12 +224,19 @@ def figure(run: Path, name: str, output: Path) -> None:
 @click.option(
     "--context-length", default=256, show_default=True, help="Window length, which decides only the remainder."
 )
-def unigrams(tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int) -> None:
+@json_option
+def unigrams(
+    tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int, as_json: bool
+) -> None:
     """Count how often each token of TOKENIZER (a model folder or Hub id) stands in DATA."""
     from rareneuron.pipeline.unigrams import count_corpus
 
     total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
-    click.echo(f"{output}: {total:,} tokens, {seen:,} of {size:,} types seen")
+    emit(
+        {"counts": str(output), "tokens": total, "types_seen": seen, "types": size},
+        as_json,
+        lambda: f"{output}: {total:,} tokens, {seen:,} of {size:,} types seen",
+    )
 
 
 @cli.command()
@@ -257,12 +285,14 @@ def families(as_json: bool) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
 )
 @click.option("--steps", type=int, help="Train no further than this step; for trying the recipe.")
-def train(out: Path, steps: int | None) -> None:
+@json_option
+def train(out: Path, steps: int | None, as_json: bool) -> None:
     """Train the embedded series again: hours on a CPU. The same command continues an interrupted training."""
     from rareneuron.embedded.recipe import Recipe, first_steps, train_series
 
     recipe = Recipe() if steps is None else first_steps(Recipe(), steps)
-    click.echo(train_series(recipe, out))
+    folder = str(train_series(recipe, out))
+    emit({"series": folder, "steps": list(recipe.checkpoints)}, as_json, lambda: folder)
 
 
 def quiet_libraries() -> None:

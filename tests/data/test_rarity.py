@@ -14,7 +14,6 @@ from rareneuron.data.rarity import (
     load_counts,
     rare_types,
     save_counts,
-    zipf_exponent,
 )
 from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
 
@@ -29,6 +28,7 @@ def test_half_of_the_types_are_rare():
     rare = rare_types(np.array([0, 9, 3, 1, 7, 5]))  # smoothed: 1, 10, 4, 2, 8, 6 of 31; sorted: 10, 8, 6, 4, 2, 1
     assert rare.threshold_index == 3
     assert rare.threshold == 4 / 31
+    assert (rare.count_at_threshold, rare.count_total) == (3, 31)
     assert rare.mask.tolist() == [True, False, False, True, False, False]
     assert rare.n_types == 2
     assert rare.mass == 1 / 25  # of the occurrences themselves, not of count + 1
@@ -81,6 +81,7 @@ def test_none_takes_every_type():
     rare = rare_types(np.array([3, 0, 5]), over="none")
     assert rare.mask.all()
     assert (rare.threshold, rare.threshold_index, rare.n_types, rare.mass, rare.percentile) == (1.0, None, 3, 1.0, None)
+    assert (rare.count_at_threshold, rare.count_total) == (None, 11)
 
 
 def zipf_then(tail: np.ndarray) -> np.ndarray:
@@ -108,11 +109,6 @@ def test_a_curve_that_bends_gently_has_no_elbow():
 def test_a_small_vocabulary_has_no_elbow():
     with pytest.raises(UnusableCounts, match=r"windows of 2,000 types.*percentile"):
         rare_types(np.arange(7_000), over="elbow")
-
-
-def test_zipf_exponent_of_a_power_law():
-    counts = (1e9 * np.arange(1, 5_001) ** -1.25).astype(np.int64)
-    assert zipf_exponent(np.random.default_rng(0).permutation(counts)) == pytest.approx(1.25, abs=1e-4)  # whole counts
 
 
 @pytest.mark.parametrize("percentile", [0, 100, -1, 150])
@@ -182,13 +178,6 @@ def test_published_elbow(reference_data):
     assert rare.n_types == 2_239  # "about 2,240"
 
 
-@pytest.mark.parametrize(("source", "exponent"), [(PYTHIA, 0.99059), (GPT2, 1.01745)])
-def test_published_zipf_exponents(reference_data, source, exponent):
-    """0.991, and 1.018 for GPT-2, which is 1.01745 rounded twice."""
-    counts = load_counts(reference_data / "unigrams" / source[0], *source[1:])
-    assert zipf_exponent(counts) == pytest.approx(exponent, abs=5e-6)  # half a unit of the last digit
-
-
 # --- counting
 
 
@@ -227,6 +216,11 @@ def test_counts_survive_the_disk(tmp_path, name):
     save_counts(counts, tmp_path / name)  # over an older file
     assert np.array_equal(load_counts(tmp_path / name, 4), counts)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_counts_make_the_folder_they_go_to(tmp_path):
+    save_counts(np.array([4, 1]), tmp_path / "new" / "deep" / "c.npy")
+    assert load_counts(tmp_path / "new" / "deep" / "c.npy", 2).tolist() == [4, 1]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,3 +1,7 @@
+import errno
+import io
+import re
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -9,7 +13,7 @@ from rareneuron.data.corpus import WindowStream
 from rareneuron.data.rarity import count_unigrams, rare_types
 from rareneuron.data.selection import CONTEXTS_PER_BLOCK, Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.words import WordTypes, special_types, word_types
-from rareneuron.errors import MissingText, NoRareTokens, VocabularyMismatch
+from rareneuron.errors import MissingText, NoRareTokens, RareNeuronError, VocabularyMismatch
 
 VOCAB = 12
 BOS = 0
@@ -232,6 +236,36 @@ def test_the_spool_leaves_nothing_on_disk(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+class FullDisk(io.RawIOBase):
+    """A file on a disk without space."""
+
+    def seekable(self) -> bool:
+        return True
+
+    readable = writable = seekable
+
+    def seek(self, offset, whence=0):
+        return offset
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("n_contexts", [1, 1_000])  # within the file's buffer, and beyond
+def test_a_full_temporary_folder_is_named_with_what_moves_it(monkeypatch, n_contexts):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: io.BufferedRandom(FullDisk()))
+    said = rf"can't be written: No space left on device .*{re.escape(tempfile.gettempdir())}.*TMPDIR"
+    with pytest.raises(RareNeuronError, match=said), WindowSpool(6, VOCAB) as spool:
+        spool.append(np.zeros((n_contexts, 6), np.int32))
+
+
+def test_without_a_temporary_folder_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(RareNeuronError, match=r"none is usable.*TMPDIR"):
+        WindowSpool(6, VOCAB)
+
+
 def test_ids_beyond_the_vocabulary_are_refused():
     with WindowSpool(3, VOCAB) as spool, pytest.raises(VocabularyMismatch, match=r"id 12, but.*12 types"):
         spool.append(np.array([[0, 1, VOCAB]], np.int32))
@@ -266,3 +300,11 @@ def test_a_corpus_without_rare_words_says_what_each_stage_kept(words_on):
     )
     with pytest.raises(NoRareTokens, match=message):
         select(windows, token_filter, 10, pieces=1)
+
+
+def test_the_word_filter_is_not_blamed_for_what_frequency_left_out():
+    none = np.zeros(VOCAB, bool)
+    words = WordTypes(after_space=~none, at_line_start=none, opens_line=none)
+    with pytest.raises(NoRareTokens, match="--percentile") as refused:
+        select(np.array([[0, 1, 2]], np.int32), TokenFilter(rare=none, special=none, words=words), 10, pieces=1)
+    assert "--words" not in str(refused.value)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rareneuron.data import texts
-from rareneuron.data.texts import open_corpus
+from rareneuron.data.texts import Unfinished, open_corpus
 from rareneuron.errors import HubUnavailable, MissingText, RareNeuronError, UnreadableText
 
 TEXTS = ["one, ünë", "two\nlines", "three " * 50]
@@ -55,6 +55,7 @@ def test_txt_blocks_end_with_lines_and_lose_nothing(tmp_path, monkeypatch, name,
     assert "".join(blocks) == content
     assert len(blocks) > 2
     assert max(len(block.encode()) for block in blocks) <= 2 * size
+    assert [isinstance(block, Unfinished) for block in blocks] == [True] * (len(blocks) - 1) + [False]
     if size > len("line 99 é\n".encode()):
         assert all(block.endswith("\n") for block in blocks)
 
@@ -109,6 +110,13 @@ ok = b'{"text": "fine"}\n'
         ("c.jsonl", ok + b'\n{"text": null}\n', r"line 3: 'text' is NoneType, not a string"),
         ("c.jsonl", ok + b'{"text": 7}\n', r"line 2: 'text' is int"),
         ("c.jsonl", ok + b'{"text": "caf\xe9"}\n', r"line 2: byte 0xe9 isn't UTF-8.*iconv"),
+        (
+            "c.jsonl",
+            ok + b'{"text": "ab\\ud800"}\n',
+            r"c\.jsonl, line 2: 'text' holds U\+D800 at character 2.*Mend or drop",
+        ),
+        ("c.jsonl", ok + b'{"text": "x", "n": ' + b"9" * 5000 + b"}\n", r"c\.jsonl, line 2: not JSON.*Mend or drop"),
+        ("c.jsonl", ok * 2 + b"[" * 100_000 + b"\n", r"c\.jsonl, line 3: not JSON.*Mend or drop"),
         ("c.txt", b"one\ntwo\nthr\xffee\n", r"c\.txt, line 3: byte 0xff isn't UTF-8"),
         ("c.txt", b"ends within a character \xc3", r"line 1: byte 0xc3 isn't UTF-8"),
         ("c.jsonl.gz", gzip.compress(ok * 1000)[:-20], r"c\.jsonl\.gz: the gzip stream is cut short or damaged"),
@@ -166,6 +174,13 @@ def test_a_missing_path_says_what_may_be_named(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingText, match=r"no file or folder.*owner/name\[:config\[:split\]\], with `--data`"):
         open_corpus(spec)
+
+
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", ["not asked for"])
+    with pytest.raises(MissingText, match=r"is empty.*--data"):
+        open_corpus("")
 
 
 def test_a_path_object_is_never_a_hub_name(tmp_path):

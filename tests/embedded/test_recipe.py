@@ -124,6 +124,12 @@ def test_a_recipe_cut_short_keeps_its_first_checkpoints():
     assert first_steps(Recipe(), 64).checkpoints == (0, 8, 32, 64)
 
 
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_recipe_of_no_steps_is_refused(steps):
+    with pytest.raises(InvalidConfig, match=f"for {steps} steps trains nothing.*--steps"):
+        first_steps(Recipe(), steps)
+
+
 def test_the_untrained_model_comes_from_the_seed():
     first, again, other = (make_model(r).state_dict() for r in (TINY, TINY, replace(TINY, seed=1)))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -133,6 +139,9 @@ def test_the_untrained_model_comes_from_the_seed():
 def test_training_names_what_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "find_spec", lambda _: None)
     with pytest.raises(InvalidConfig, match=r"accelerate.*pip install 'rareneuron\[train\]'"):
+        train_series(TINY, tmp_path / "series")
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None if name == "safetensors" else name)
+    with pytest.raises(InvalidConfig, match=r"installed: safetensors\. Run: pip install 'rareneuron\[train\]'"):
         train_series(TINY, tmp_path / "series")
     assert not (tmp_path / "series").exists()
 

@@ -10,6 +10,8 @@ from huggingface_hub import constants, file_download
 from rareneuron.errors import ModelNotFound
 from rareneuron.models.adapter import load_model
 from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.hub import model_folder
+from rareneuron.pipeline.unigrams import count_corpus
 
 from .conftest import tiny_model, tiny_tokenizer
 from .hub_server import Hub, commit_of, serving
@@ -60,6 +62,30 @@ def test_only_weights_config_and_tokenizer_are_downloaded(hub):
     load_model("lab/tiny")
     assert "model.safetensors" in hub.served
     assert not [name for name in hub.served if name.endswith((".bin", ".py")) or "/" in name]
+
+
+def test_counting_downloads_no_weights(hub, tmp_path):
+    (tmp_path / "c.txt").write_text("the cat sat on the mat " * 50)
+    total, _, _ = count_corpus("lab/tiny", str(tmp_path / "c.txt"), tmp_path / "u.npy", "text", 1_000, 8)
+    assert total > 0
+    assert "tokenizer.json" in hub.served
+    assert not [name for name in hub.served if name.endswith(".safetensors")]
+    load_model("lab/tiny")  # what is in the cache already doesn't stand in the way of the weights
+    assert "model.safetensors" in hub.served
+
+
+def test_a_local_folder_has_no_revisions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m" / "g1").mkdir(parents=True)
+    with pytest.raises(ModelNotFound, match=r"m/g1 is a local path, and revision 'main'.*Leave the revision out"):
+        model_folder("m/g1@main")
+    (tmp_path / "m" / "g1@main").mkdir()
+    assert model_folder("m/g1@main").folder == Path("m/g1@main")
+
+
+def test_an_empty_name_is_not_the_working_folder():
+    with pytest.raises(ModelNotFound, match="name of the model is empty"):
+        model_folder("")
 
 
 def test_what_is_in_the_cache_needs_no_hub(hub, monkeypatch, tmp_path):

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import (
+    BrokenCheckpoint,
+    InvalidConfig,
+    ModelNotFound,
+    OutOfRange,
+    UnfitTokenizer,
+    UnsupportedModel,
+)
 from rareneuron.models.adapter import load_model
 from rareneuron.models.families import FAMILIES
 from rareneuron.models.loading import DTYPES
@@ -107,6 +114,14 @@ def test_an_unknown_dtype(folder):
 
 def test_device_auto_is_cuda_where_there_is_one(folder):
     assert load_model(folder).model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "mps", "meta", "cuda"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path, monkeypatch, device):
+    if device == "cuda":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidConfig, match=rf"no device '{device}'.*Here are cpu.*--device, or `auto`"):
+        load_model(tmp_path, device=device)  # before anything is read: the folder is empty
 
 
 def test_a_checkpoint_without_the_backbones_prefix(tmp_path):

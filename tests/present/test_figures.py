@@ -12,7 +12,7 @@ import pytest
 from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import inline_svg
-from rareneuron.present.figures import FIGURES, figure, save_figure
+from rareneuron.present.figures import FIGURES, figure, save_figure, write_figures
 from rareneuron.present.figures.rank_curve import MOST_LABELS, MOST_POINTS, labelled, thinned
 from rareneuron.present.style import DARK, LIGHT, Theme
 
@@ -75,6 +75,12 @@ def test_a_failed_write_leaves_the_old_figure(
     with pytest.raises(ValueError, match="no ink"):
         save_figure(drawn, path)
     assert [(p.name, p.read_text()) for p in tmp_path.glob("*f.svg*")] == [("f.svg", "old")]
+
+
+def test_every_figure_is_written_beside_the_report(make_run: MakeRun) -> None:
+    run = make_run()
+    assert write_figures(run) == [run.path / "figures" / f"{name}.svg" for name in FIGURES]
+    assert sorted(path.stem for path in (run.path / "figures").iterdir()) == sorted(FIGURES)
 
 
 def test_every_line_is_drawn_and_the_last_is_heaviest(make_run: MakeRun) -> None:

@@ -281,6 +281,17 @@ def test_every_rule_has_its_words(make_run: MakeRun, rule: str, percentile: floa
 
 
 @pytest.mark.usefixtures("without_ink")
+@pytest.mark.parametrize(("count", "warned"), [(None, False), (1, True), (2, False)])
+def test_a_threshold_among_types_hardly_seen_is_warned_of(make_run: MakeRun, count: int | None, warned: bool) -> None:
+    run = make_run()
+    manifest = read_json(run.path / "run.json")
+    manifest["data"]["rarity"] |= {"count_at_threshold": count}
+    write_json(run.path / "run.json", manifest)
+    said = "The count at the threshold is 1: 50 % of the types were never or once seen"
+    assert (said in words(render_report(open_run(run.path)))) == warned
+
+
+@pytest.mark.usefixtures("without_ink")
 def test_without_the_word_filter_no_words_are_claimed(make_run: MakeRun) -> None:
     run = make_run()
     assert "whole English words" in words(render_report(run))

@@ -1,8 +1,8 @@
 """Texts to token windows, streamed, with a fingerprint.
 
 A *context* is a window of `context_length` ids: BOS, where the tokenizer has one, then a slice of the token
-stream in which texts are joined by EOS. Windows never overlap and are never padded, so the remainder at the
-end of the stream, shorter than a window, isn't used.
+stream in which texts are joined by EOS, pieces of one text (`texts.Unfinished`) by nothing. Windows never overlap
+and are never padded, so the remainder at the end of the stream, shorter than a window, isn't used.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from rareneuron.data.texts import Unfinished
 from rareneuron.errors import InvalidConfig
 
 TEXTS_PER_BATCH = 64
@@ -72,15 +73,18 @@ class WindowStream:
         self._reset()
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         stride = self.context_length - (bos is not None)
-        pending = np.empty(0, np.int32)
+        pending, begins = np.empty(0, np.int32), True
         for batch in _batches(self.texts):
             # Nothing here may keep the batch's lists while the next batch is encoded: the allocator would place new
             # lists beside the old ones and grow with every batch.
+            ends = [not isinstance(text, Unfinished) for text in batch]
             pieces = [
-                np.asarray(ids if eos is None else [*ids, eos], np.int32) for ids in encode(batch, self.tokenizer)
+                np.asarray([*ids, eos] if end and eos is not None else ids, np.int32)
+                for ids, end in zip(encode(batch, self.tokenizer), ends, strict=True)
             ]
-            self.n_texts += len(pieces)
-            self.n_text_tokens += sum(map(len, pieces)) - len(pieces) * (eos is not None)
+            self.n_texts += begins + sum(ends[:-1])
+            begins = ends[-1]
+            self.n_text_tokens += sum(map(len, pieces)) - sum(ends) * (eos is not None)
             stream = np.concatenate([pending, *pieces])
             n = len(stream) // stride
             pending = stream[n * stride :]

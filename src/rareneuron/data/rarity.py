@@ -14,16 +14,15 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int, Int32, Int64
 
+from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
-
-Rule = Literal["types", "occurrences", "elbow", "none"]
 
 COUNT_SUFFIXES = (".npy", ".npz", ".parquet")
 TOKEN_COLUMNS = ("token", "id")
@@ -39,6 +38,8 @@ class RareTypes:
     mask: Bool[np.ndarray, " vocab"]
     threshold: float  # a probability; 1.0 where every type is taken
     threshold_index: int | None  # from 0, in the types sorted by p descending; None where every type is taken
+    count_at_threshold: int | None  # of that type, unsmoothed
+    count_total: int  # Σ(count + 1)
     n_types: int
     mass: float  # share of all occurrences (unsmoothed counts) that are of rare types
     over: Rule
@@ -89,6 +90,8 @@ def rare_types(
         mask=mask,
         threshold=1.0 if index is None else float(descending[index] / descending.sum()),
         threshold_index=index,
+        count_at_threshold=None if index is None else int(descending[index]) - 1,
+        count_total=int(descending.sum()),
         n_types=int(mask.sum()),
         mass=float(counts[mask].sum() / counts.sum()),
         over=over,
@@ -136,13 +139,6 @@ def _sliding_slopes(
     return slopes
 
 
-def zipf_exponent(counts: Int[np.ndarray, " vocab"], head: float = 0.2) -> float:
-    """Minus the least-squares slope of log p on log rank over the first `head` of the ranks."""
-    p = np.sort(_checked(counts, "counts") + 1)[::-1]
-    n = max(2, int(head * len(p)))
-    return float(-np.polyfit(np.log(np.arange(1, n + 1)), np.log(p[:n]), 1)[0])
-
-
 def count_unigrams(
     window_blocks: Iterable[Int32[np.ndarray, "_ position"]], vocab_size: int, max_tokens: int = 50_000_000
 ) -> Int64[np.ndarray, " vocab"]:
@@ -176,6 +172,15 @@ def checked_ids(ids: Int32[np.ndarray, "context position"], vocab_size: int) -> 
 # --- count files
 
 
+def refuse_other_suffix(path: Path) -> None:
+    """The suffix says how counts are written, so a name without one of these can't be used."""
+    if path.suffix not in COUNT_SUFFIXES:
+        raise UnusableCounts(
+            f"{path}: counts are kept in {', '.join(COUNT_SUFFIXES)} files, and this one ends in "
+            f"{path.suffix or 'nothing'!r}. Choose one of these."
+        )
+
+
 def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = None) -> Int64[np.ndarray, " vocab"]:
     """Counts by token id from `.npy`, `.npz` (one array, or `counts`) or `.parquet` (`count`, and `token` or `id`).
 
@@ -198,9 +203,9 @@ def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = 
 def save_counts(counts: Int[np.ndarray, " vocab"], path: str | Path) -> None:
     """Write `.npy`, `.npz` or `.parquet` so that a reader never sees half a file."""
     path = Path(path)
+    refuse_other_suffix(path)
     counts = _checked(counts, "counts")
-    if path.suffix not in COUNT_SUFFIXES:
-        _refuse_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -223,8 +228,7 @@ def _write_counts(counts: Int64[np.ndarray, " vocab"], file: IO[bytes], suffix: 
 
 
 def _read_counts(path: Path) -> np.ndarray:
-    if path.suffix not in COUNT_SUFFIXES:
-        _refuse_suffix(path)
+    refuse_other_suffix(path)
     try:
         return _count_column(path) if path.suffix == ".parquet" else _count_array(path)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
@@ -301,10 +305,3 @@ def _padded(counts: Int64[np.ndarray, " types"], vocab_size: int) -> Int64[np.nd
             "tokenizer. Count with this model's tokenizer."
         )
     return np.concatenate([counts, np.zeros(vocab_size - len(counts), np.int64)])
-
-
-def _refuse_suffix(path: Path) -> NoReturn:
-    raise UnusableCounts(
-        f"{path}: counts are kept in {', '.join(COUNT_SUFFIXES)} files, and this one ends in "
-        f"{path.suffix or 'nothing'!r}. Choose one of these."
-    )

@@ -9,6 +9,7 @@ every token.
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,25 @@ from jaxtyping import Bool, Int32, Int64
 
 from rareneuron.data.rarity import checked_ids
 from rareneuron.data.words import WordTypes
-from rareneuron.errors import MissingText, NoRareTokens
+from rareneuron.errors import MissingText, NoRareTokens, RareNeuronError
 
 CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
 ID_BYTES = np.dtype(np.int32).itemsize
 START_OF_TEXT = -1  # stands for the id before the first window
+
+
+@contextmanager
+def spooling(folder: str | Path | None) -> Iterator[None]:
+    """Turns the refusal of the temporary folder, full or forbidden, into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RareNeuronError(
+            f"Windows of the corpus are kept in a temporary file, 4 bytes a token, and it can't be written: "
+            f"{error.strerror} (temporary folder: {folder or tempfile.tempdir or 'none is usable'}). Free some space "
+            "there, set the environment variable TMPDIR to a folder on another disk, or read less of the corpus "
+            "(`--max-corpus-tokens`)."
+        ) from error
 
 
 class WindowSpool:
@@ -32,10 +47,11 @@ class WindowSpool:
     """
 
     def __init__(self, context_length: int, vocab_size: int, folder: str | Path | None = None) -> None:
-        self.context_length, self.vocab_size = context_length, vocab_size
+        self.context_length, self.vocab_size, self.folder = context_length, vocab_size, folder
         self.n_contexts = 0
         self.counts: Int64[np.ndarray, " vocab"] = np.zeros(vocab_size, np.int64)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        with spooling(folder):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> "WindowSpool":
         return self
@@ -43,7 +59,8 @@ class WindowSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing tries once more to write what a full disk has refused
+            self._file.close()
 
     @property
     def n_targets(self) -> int:
@@ -64,8 +81,10 @@ class WindowSpool:
         """Add windows after those that are there."""
         assert ids.shape[1] == self.context_length, f"windows of {ids.shape[1]} in a spool of {self.context_length}"
         checked_ids(ids, self.vocab_size)
-        self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
-        self._file.write(np.ascontiguousarray(ids).tobytes())
+        with spooling(self.folder):
+            self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
+            self._file.write(np.ascontiguousarray(ids).tobytes())
+            self._file.flush()
         self.n_contexts += len(ids)
         self.counts += np.bincount(ids[:, 1:].ravel(), minlength=self.vocab_size)
 
@@ -251,8 +270,9 @@ def _ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int
 
 def _nothing_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:
     found = ", ".join(f"{stage.name}: {stage.occurrences:,} of {stage.types:,} types" for stage in stages)
-    words = "turn the word filter off (`--words off`), " if token_filter.words is not None else ""
+    words_decide = token_filter.words is not None and stages[1].occurrences > 0
+    words = "turn the word filter off (`--words off`), " if words_decide else ""
     return (
         f"No token of this corpus passes the filter for rare targets ({found}), so there is nothing to analyse. "
-        f"Give more text, {words}or raise the percentile below which a type is rare."
+        f"Give more text, {words}or raise the percentile below which a type is rare (`--percentile`)."
     )

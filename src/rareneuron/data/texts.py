@@ -1,7 +1,8 @@
 """Corpora as streams of texts: files, folders, Hub data sets.
 
 Everything is read in pieces, so memory does not depend on the size of a corpus: `.jsonl` by line, `.txt` in
-blocks of about 256 kB cut at line ends, `.parquet` by record batch. A file that is not what its name promises
+blocks of about 256 kB cut at line ends, `.parquet` by record batch. A `.txt` file is one text: its blocks but the
+last are `Unfinished`, which `corpus` joins without an EOS. A file that is not what its name promises
 is refused with its line or record number. Bad bytes are never replaced: a replacement character would become
 a token of its own, and a rare one.
 """
@@ -31,6 +32,12 @@ HUB_ERRORS = (OSError, ValueError, HTTPError)  # no connection; no such data set
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
+class Unfinished(str):
+    """A piece of a text that goes on with the next piece. No token reaches across the cut."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Texts that can be read any number of times, from the start each time."""
@@ -57,6 +64,8 @@ def open_corpus(spec: str | Path | None = None, *, text_field: str = "text") -> 
     """
     if spec is None:
         return _hub_corpus(DEFAULT_CORPUS, text_field)
+    if spec == "":
+        raise MissingText("The name of the corpus is empty, which could stand for any text. Name one with `--data`.")
     path = Path(spec)
     if path.is_file():
         return _file_corpus(path, text_field)
@@ -109,7 +118,7 @@ def _read_txt(path: Path, text_field: str) -> Iterator[str]:
         line, block = 1, _chunk(path, file)
         while following := _chunk(path, file):  # a file of one block is one text, whatever it ends with
             cut = _cut(block)
-            yield _decoded(block[:cut], path, line)
+            yield Unfinished(_decoded(block[:cut], path, line))
             line += block.count(b"\n", 0, cut)
             block = block[cut:] + following
         yield _decoded(block, path, line)
@@ -145,7 +154,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                 continue
             try:
                 record = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
                 raise UnreadableText(
                     f"{path}, line {number}: not JSON ({error}). A .jsonl file holds one JSON object a line. "
                     "Mend or drop that line."
@@ -191,6 +200,13 @@ def _text(value: Any, text_field: str, where: str) -> str:
             f"{where}: {text_field!r} is {type(value).__name__}, not a string, so it can't be tokenized. "
             "Mend or drop that record, or name the field that holds the text."
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableText(
+            f"{where}: {text_field!r} holds U+{ord(value[error.start]):04X} at character {error.start}, half of a "
+            "surrogate pair, which is no character and has no tokens. Mend or drop that record."
+        ) from error
     return value
 
 

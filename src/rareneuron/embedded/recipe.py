@@ -194,6 +194,8 @@ def mean_loss(model: GPTNeoXForCausalLM, windows: np.ndarray, contexts_per_batch
 
 def first_steps(recipe: Recipe, steps: int) -> Recipe:
     """The recipe cut short, for trying it out; the learning rate then falls within these steps."""
+    if steps < 1:
+        raise InvalidConfig(f"Training for {steps} steps trains nothing. Give --steps a number from 1 on.")
     kept = tuple(step for step in recipe.checkpoints if step < steps)
     return replace(recipe, checkpoints=(*kept, steps))
 
@@ -204,10 +206,11 @@ def train_series(recipe: Recipe, out: Path, *, evaluate_on: int = 200, save_ever
     The recipe must be that of the training it continues. Trainer state lies in `out/.trainer`, which may be removed
     when training is done.
     """
-    if find_spec("accelerate") is None:
+    absent = [name for name in ("accelerate", *recipe.packages) if find_spec(name) is None]
+    if absent:
         raise InvalidConfig(
-            "Training needs accelerate and the packages whose docstrings are the text, which aren't all installed. "
-            "Run: pip install 'rareneuron[train]'"
+            "Training needs accelerate and the packages whose docstrings are the text, and these aren't installed: "
+            f"{', '.join(absent)}. Run: pip install 'rareneuron[train]'"
         )
     out.mkdir(parents=True, exist_ok=True)
     texts = list(training_texts(recipe.packages))

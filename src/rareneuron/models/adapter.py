@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import BrokenCheckpoint, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, InvalidConfig, UnfitTokenizer, UnsupportedModel
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
@@ -159,13 +159,12 @@ def load_model(
 
     `device="auto"` is CUDA where there is one. `tokenizer` replaces the one beside the model.
     """
+    place = device_named(device)
     where = model_folder(id_or_path, revision)
     config = read_config(where.folder)
     model = load_causal_lm(where.folder, config, dtype)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Adapter(
-        model.to(device),
+        model.to(place),
         load_tokenizer(where.folder, model.config) if tokenizer is None else tokenizer,
         {
             "source": where.source,
@@ -174,6 +173,21 @@ def load_model(
             "weights_sha256": sha256_of_weights(where.folder),
         },
     )
+
+
+def device_named(name: str) -> torch.device:
+    """A device that is there and computes in float64, as statistics need, which leaves the CPU and CUDA."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
+    if name == "auto":
+        return torch.device("cuda" if n_gpus else "cpu")
+    if name not in there:
+        reason = "" if torch.version.cuda else f"; torch {torch.__version__} is a build without CUDA"
+        raise InvalidConfig(
+            f"There is no device {name!r} to compute on. Here are {', '.join(there)}{reason}. Choose one of them with "
+            "--device, or `auto`."
+        )
+    return torch.device(name)
 
 
 def adapt(model: Any, tokenizer: Any = None) -> Adapter:

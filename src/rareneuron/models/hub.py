@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
 
 from rareneuron.errors import ModelNotFound
 
-WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken"]
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]  # config and tokenizer
+WANTED_FILES = ["*.safetensors", *SMALL_FILES]
 UNWANTED_FILES = ["*/*", "consolidated*"]  # subfolders; the same weights once more under Mistral's names
 
 
@@ -43,7 +44,13 @@ class ModelFolder:
 def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple[str, str | None]:
     """`id@revision` in two; an existing path is never split."""
     name = os.fspath(model)
+    if not name:
+        raise ModelNotFound(
+            "The name of the model is empty. Give a folder, or a Hub id such as `EleutherAI/pythia-70m`."
+        )
     head, at, suffix = name.partition("@")
+    if at and not Path(name).expanduser().exists() and Path(head).expanduser().exists():
+        name, revision = head, suffix  # a folder with a revision, which is refused like any other
     if is_local(name if Path(name).expanduser().exists() else head):
         if revision is not None:
             raise ModelNotFound(
@@ -66,8 +73,8 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
-def model_folder(model: str | os.PathLike[str], revision: str | None = None) -> ModelFolder:
-    """The folder of a model's files, downloaded to the Hub's cache where it isn't there yet."""
+def model_folder(model: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> ModelFolder:
+    """The folder of a model's files, with or without its weights, downloaded to the Hub's cache where need be."""
     name, revision = split_revision(model, revision)
     if is_local(name):
         folder = Path(name).expanduser()
@@ -80,9 +87,8 @@ def model_folder(model: str | os.PathLike[str], revision: str | None = None) -> 
             raise ModelNotFound(f"{name} is a file. Give the folder that holds it beside config.json.")
         return ModelFolder(folder=folder, source=name)
     with hub_errors(name, revision):
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES)
-        )
+        wanted = WANTED_FILES if weights else SMALL_FILES
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=UNWANTED_FILES))
     # The cache names a snapshot's folder after its commit.
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return ModelFolder(folder=folder, source=name, revision=revision, commit=commit)

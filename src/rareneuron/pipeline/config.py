@@ -1,17 +1,17 @@
 """What a study is asked to do: one frozen record, from Python, the command line or a TOML file."""
 
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
 
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
-
-Rule = Literal["types", "occurrences", "elbow", "none"]
 
 CHOICES = {
     "rarity": get_args(Rule),
@@ -53,6 +53,9 @@ class StudyConfig:
     out: str | None = None  # runs/<model>
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, str) and (not value or "\0" in value):
+                raise InvalidConfig(f"{name} = {value!r} names nothing. Give it a value, or leave it out.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InvalidConfig(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(choices)}.")
@@ -62,11 +65,21 @@ class StudyConfig:
                 raise InvalidConfig(f"{name} = {value!r} must be a whole number of at least {least}.")
         if not 0 < self.percentile < 100:
             raise InvalidConfig(f"percentile = {self.percentile} must lie between 0 and 100; 50 is the paper's.")
-        if not self.memory > 0:
-            raise InvalidConfig(f"memory = {self.memory} GiB leaves nothing to work in; 4 is the default.")
-        if isinstance(self.steps, str) and self.steps != "all":
+        if not 0 < self.memory * 2**30 < math.inf:
             raise InvalidConfig(
-                f'steps = {self.steps!r} is not known. Use "all" or a list of numbers such as 0,512,143000.'
+                f"memory = {self.memory} GiB is no amount that blocks can be cut to. Give a positive number; 4 is the "
+                "default."
+            )
+        if self.steps not in (None, "all"):
+            self._check_steps()
+
+    def _check_steps(self) -> None:
+        steps = self.steps
+        if isinstance(steps, str) or not steps or min(steps) < 0 or len(set(steps)) < len(steps):
+            shown = steps if isinstance(steps, str) else ",".join(map(str, steps or ()))
+            raise InvalidConfig(
+                f'steps = {shown!r} are not checkpoints. Use "all", or numbers from 0 on, each once, such as '
+                "0,512,143000."
             )
 
     @property
@@ -113,7 +126,7 @@ class StudyConfig:
             raise InvalidConfig(
                 f"The settings file {path} cannot be read: {error.strerror}. Check --config."
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also bad bytes, or more digits or brackets than Python reads
             raise InvalidConfig(
                 f"{path} is not valid TOML: {error}. Settings are lines such as `n_tokens = 5000`."
             ) from error

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.data.corpus import WindowStream
-from rareneuron.data.rarity import load_counts, rare_types
+from rareneuron.data.rarity import RareTypes, load_counts, rare_types
 from rareneuron.data.selection import Selection, Stage, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import special_types, word_types
@@ -56,17 +56,13 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         if counts is None:
             counts, counted = spool.counts, "the corpus itself, not the training set"
         rare = rare_types(counts, config.percentile, config.rarity)
+        refuse_degenerate(rare, counts, of_corpus=counts is spool.counts)
         token_filter = TokenFilter(
             rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
         )
         rng = np.random.default_rng([config.seed, 0])
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
-    if selection.n_rare < config.group_size:
-        raise NoRareTokens(
-            f"The corpus holds {selection.n_rare} rare tokens, fewer than a group's {config.group_size} neurons, and "
-            "correlations within a group need more tokens than neurons. Give more text (--data), or a smaller "
-            "--group-size."
-        )
+    refuse_too_few(selection, config)
     record = {
         "corpus": corpus.name,
         "description": corpus.description,
@@ -85,11 +81,50 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
             "rule": rare.over,
             "percentile": rare.percentile,
             "threshold": rare.threshold,
+            "count_at_threshold": rare.count_at_threshold,
+            "count_total": rare.count_total,
             "n_types": rare.n_types,
             "mass": rare.mass,
         },
     }
     return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
+
+
+def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -> None:
+    """A percentile says nothing where it falls among types that never occur, or that occur once in the same text.
+
+    At a count of 0 no type is rarer; at 1 the rarer ones never occur, so a corpus that was counted itself holds none.
+    """
+    if rare.percentile is None or not (rare.count_at_threshold == 0 or (of_corpus and rare.count_at_threshold == 1)):
+        return
+    unseen = int((counts == 0).sum())
+    share = "More than half" if 2 * unseen > len(counts) else f"{100 * unseen / len(counts):.0f} %"
+    where = "in this text" if of_corpus else "in the text that was counted"
+    remedy = (
+        "take the percentile over occurrences (`--rarity occurrences`)"
+        if rare.over == "types"
+        else "more text, or raise `--percentile`"
+    )
+    raise NoRareTokens(
+        f"{share} of the vocabulary never occurs {where} ({unseen:,} of {len(counts):,} types), so the threshold at "
+        f"{rare.percentile:g} % of the {rare.over} is a count of {rare.count_at_threshold}, and no token {where} is "
+        f"rarer. Give the training set's counts (`--counts FILE`), or {remedy}."
+    )
+
+
+def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
+    """A correlation matrix of more neurons than tokens is singular, whatever the neurons do."""
+    if selection.n_rare >= config.group_size:
+        return
+    if selection.n_available >= config.group_size:
+        cause = f"as `--n-tokens` asks (the corpus has {selection.n_available:,})"
+        remedy = "Raise `--n-tokens`, or lower"
+    else:
+        cause, remedy = "all that the corpus has", "Give more text (`--data`), or lower"
+    raise NoRareTokens(
+        f"The sample holds {selection.n_rare} rare tokens, {cause}: fewer than a group's {config.group_size} neurons, "
+        f"and correlations within a group need more tokens than neurons. {remedy} `--group-size`."
+    )
 
 
 def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:

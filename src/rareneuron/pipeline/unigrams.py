@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from rareneuron.data.corpus import WindowStream
-from rareneuron.data.rarity import count_unigrams, save_counts
+from rareneuron.data.rarity import count_unigrams, refuse_other_suffix, save_counts
 from rareneuron.data.texts import open_corpus
-from rareneuron.errors import UnfitTokenizer
+from rareneuron.errors import InvalidConfig, UnfitTokenizer
 from rareneuron.models.hub import model_folder
 from rareneuron.models.loading import load_tokenizer
 
@@ -14,7 +14,13 @@ def count_corpus(
     tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int
 ) -> tuple[int, int, int]:
     """Write the counts; returns tokens counted, types seen, types in all."""
-    where = model_folder(tokenizer)
+    refuse_other_suffix(output)  # before anything is fetched or counted
+    if max_tokens < context_length - 1:
+        raise InvalidConfig(
+            f"--max-tokens {max_tokens} is less than one window of {context_length}, so nothing would be counted. "
+            "Raise it, or lower --context-length."
+        )
+    where = model_folder(tokenizer, weights=False)
     loaded = load_tokenizer(where.folder, None)
     if loaded is None:
         raise UnfitTokenizer(

@@ -1,5 +1,6 @@
 """What a run found, in five lines, and its groups as a table: what the command line prints."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -22,11 +23,7 @@ def study_summary(run: Run) -> dict[str, Any]:
         ),
         f"Loss at the last: {record['loss_rare']:.3f} nats on rare targets"
         + ("" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"),
-        (
-            f"Largest effect: neuron {top['neuron']}, mean |Δ| {top['abs_delta_loss']:.3g} nats, "
-            f"{top['abs_delta_loss'] / median:.0f} times the median neuron's; mean Δ {top['delta_loss']:+.3g} ± "
-            f"{top['delta_loss_se']:.2g}"
-        ),
+        largest_effect(top, median),
         (
             f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
             f"{int((table['delta_loss'] < 0).sum()):,} suppress them"
@@ -51,9 +48,20 @@ def study_summary(run: Run) -> dict[str, Any]:
     }
 
 
+def largest_effect(top: pd.Series, median: float) -> str:
+    """The first neuron of the rank curve; in words where there is no effect, no median to compare, or no error."""
+    size, error = top["abs_delta_loss"], top["delta_loss_se"]
+    if size == 0:
+        return "Largest effect: none, no neuron's ablation changes the loss at any analysed token"
+    times = f"{size / median:.0f} times the median neuron's" if median > 0 else "where the median neuron's is 0"
+    known = f"± {error:.2g}" if math.isfinite(error) else "(a single context gives no standard error)"
+    mean = f"{top['delta_loss']:+.3g} {known}"
+    return f"Largest effect: neuron {top['neuron']}, mean |Δ| {size:.3g} nats, {times}; mean Δ {mean}"
+
+
 def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:
-    """Members of the boosting and suppressing groups, largest mean |Δ| first."""
+    """Members of the boosting and suppressing groups, largest mean |Δ| first; what wasn't measured is missing."""
     groups = run.groups(step)
     table = run.effects(step)
     members = [table.iloc[index] for index in (groups.boosting, groups.suppressing)]
-    return pd.concat(members)[GROUP_COLUMNS].reset_index(drop=True)
+    return pd.concat(members).reindex(columns=GROUP_COLUMNS).reset_index(drop=True)

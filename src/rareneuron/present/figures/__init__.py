@@ -1,5 +1,6 @@
 """The figures by name, one file each. To add one: a file with a `FIGURE`, and its line here."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rareneuron.errors import InvalidConfig
@@ -11,7 +12,7 @@ from rareneuron.present.style import LIGHT, Theme
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["FIGURES", "figure", "save_figure"]
+__all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 
 FIGURES: dict[str, Figure] = {f.name: f for f in (rank_curve.FIGURE,)}
 
@@ -22,3 +23,8 @@ def figure(run: Run, name: str, theme: Theme = LIGHT) -> "matplotlib.figure.Figu
         raise InvalidConfig(f"There is no figure {name!r}. Those that exist: {', '.join(FIGURES)}.")
     chosen = FIGURES[name]
     return chosen.drawn(chosen.frame(run), theme)
+
+
+def write_figures(run: Run) -> list[Path]:
+    """Every figure as RUN/figures/NAME.svg."""
+    return [save_figure(figure(run, name), run.path / "figures" / f"{name}.svg") for name in FIGURES]

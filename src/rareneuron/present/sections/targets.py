@@ -32,6 +32,7 @@ def targets_section(found: Findings) -> Section:
         stage_table(data, words=found.config["words"]),
         Paragraph(text=rule(data)),
         whose_counts(data),
+        *coarse_threshold(data),
         *extremes(found),
     ]
     return Section(name="targets", title="Rare targets", blocks=tuple(blocks))
@@ -96,6 +97,23 @@ def whose_counts(data: dict[str, Any]) -> Block:
             "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly tell "
             "them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) mend both."
         )
+    )
+
+
+def coarse_threshold(data: dict[str, Any]) -> tuple[Notice, ...]:
+    """A threshold among types never or once seen tells "rare" from "absent" no more."""
+    rarity = data["rarity"]
+    count = rarity.get("count_at_threshold")  # runs made before it was recorded lack it
+    if count is None or count > 1:
+        return ()
+    types = f"{rarity['percentile']:g} % of the types" if rarity["rule"] == "types" else "the types below it"
+    return (
+        Notice(
+            text=(
+                f"The count at the threshold is {count}: {types} were never or once seen where counts were taken, so "
+                "rare is what they miss rather than what is seldom. Counts over more text (--counts) mend that."
+            )
+        ),
     )
 
 

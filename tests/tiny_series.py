@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from rareneuron.embedded.recipe import make_tokenizer
 from rareneuron.pipeline.config import StudyConfig
+from tests.models.conftest import tiny_model
 
 WORDS = """
 time year people way day man thing woman life child world school state family student group country problem hand part
@@ -23,6 +24,7 @@ report decision son view relationship town road arm difference value
 
 # Half of a tiny vocabulary never occurs, so a percentile over types would call exactly those rare.
 RARITY = {"rarity": "occurrences", "percentile": 40}
+SHAPE = {"dtype": torch.float32, "intermediate_size": 40, "max_position_embeddings": 64, "eos_token_id": 0}
 
 
 def write_texts(path: Path, n_words: int = 12_000, seed: int = 0) -> Path:
@@ -34,35 +36,6 @@ def write_texts(path: Path, n_words: int = 12_000, seed: int = 0) -> Path:
     return path
 
 
-def make_tokenizer(text: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([text], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def large_weights(model, seed):
-    """Weights large enough that effects are far above rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
-    return model
-
-
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     return write_texts(tmp_path_factory.mktemp("text") / "texts.txt")
@@ -70,7 +43,7 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(text_file) -> PreTrainedTokenizerFast:
-    return make_tokenizer(text_file.read_text(encoding="utf-8"))
+    return make_tokenizer([text_file.read_text(encoding="utf-8")], vocab_size=900)
 
 
 @pytest.fixture(scope="session")
@@ -78,18 +51,9 @@ def series(tmp_path_factory, tokenizer) -> Path:
     """GPT-NeoX with 40 neurons a layer, at steps 0, 2 and 10."""
     folder = tmp_path_factory.mktemp("series")
     tokenizer.save_pretrained(folder)
+    vocab_size = len(tokenizer) + 4  # padded, as real embeddings are
     for step in (0, 2, 10):
-        config = GPTNeoXConfig(
-            vocab_size=len(tokenizer) + 4,  # padded, as real embeddings are
-            hidden_size=16,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        large_weights(GPTNeoXForCausalLM(config), step).save_pretrained(folder / f"step{step}")
+        tiny_model("gpt_neox", seed=step, vocab_size=vocab_size, **SHAPE).save_pretrained(folder / f"step{step}")
     return folder
 
 
@@ -98,35 +62,21 @@ def llama(tmp_path_factory, tokenizer) -> Path:
     """An RMSNorm, gated model of unknown step."""
     folder = tmp_path_factory.mktemp("llama")
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    large_weights(LlamaForCausalLM(config), 3).save_pretrained(folder)
+    tiny_model("llama", seed=3, vocab_size=len(tokenizer), **SHAPE).save_pretrained(folder)
     return folder
+
+
+def study_config(series: Path, text_file: Path, **changes) -> StudyConfig:
+    """Settings of a study that takes about a second."""
+    common = {"model": str(series), "data": str(text_file), "n_tokens": 120, "context_length": 32, "group_size": 6}
+    return StudyConfig(**common | RARITY | changes)
 
 
 @pytest.fixture
 def config(series, text_file, tmp_path):
-    """Settings of a study that takes about a second."""
+    """The same, in the test's own folder."""
 
     def build(**changes) -> StudyConfig:
-        settings = {
-            "model": str(series),
-            "data": str(text_file),
-            "n_tokens": 120,
-            "context_length": 32,
-            "group_size": 6,
-            **RARITY,
-            "out": str(tmp_path / "run"),
-        }
-        return StudyConfig(**settings | changes)
+        return study_config(series, text_file, **{"out": str(tmp_path / "run")} | changes)
 
     return build

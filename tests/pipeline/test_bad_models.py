@@ -186,7 +186,7 @@ BAD = [
     (counts_too_short, r"counts\.npy holds \d+ counts.*`rareneuron unigrams TOKENIZER DATA -o FILE`"),
     (empty_corpus, r"empty\.txt holds no text.*`--data`"),
     (corpus_shorter_than_a_context, r"shorter than one window of 32.*`--context-length`"),
-    (nothing_rare, r"No token of this corpus passes the filter.*`--words off`"),
+    (nothing_rare, r"No token of this corpus passes the filter.*`--percentile`"),
     (no_english_word, r"No token of this corpus passes the filter.*`--words off`"),
     (not_utf8, r"latin\.txt, line 3: byte 0xe9 isn't UTF-8.*iconv"),
     (not_json, r"texts\.jsonl, line 2: not JSON.*Mend or drop that line"),

@@ -1,6 +1,5 @@
 """A study end to end on a tiny series: what it writes, that it is right, that it continues, that it refuses."""
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -17,11 +16,13 @@ from rareneuron.data.corpus import WindowStream
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import InvalidConfig, NoRareTokens, RareNeuronError, RunFolderError, TooFewNeurons
 from rareneuron.models.adapter import load_model
+from rareneuron.pipeline import store as store_module
 from rareneuron.pipeline import study as study_module
 from rareneuron.pipeline.run import open_run
+from rareneuron.pipeline.store import read_table, read_tensors
 from rareneuron.pipeline.study import run_study
 from tests import oracles
-from tests.tiny_series import RARITY
+from tests.tiny_series import study_config
 
 EFFECT_COLUMNS = {
     "neuron", "index", "delta_loss", "delta_loss_se", "abs_delta_loss", "abs_delta_loss_se", "direct_delta_loss",
@@ -33,17 +34,7 @@ EFFECT_COLUMNS = {
 def finished(series, text_file, tmp_path_factory):
     """One study of all three checkpoints, read by several tests."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    return run_study(
-        rn.StudyConfig(
-            model=str(series),
-            data=str(text_file),
-            n_tokens=120,
-            context_length=32,
-            group_size=6,
-            out=str(out),
-            **RARITY,
-        )
-    )
+    return run_study(study_config(series, text_file, out=str(out)))
 
 
 def test_run_folder_is_the_contract(finished):
@@ -52,14 +43,17 @@ def test_run_folder_is_the_contract(finished):
     for step in (0, 2, 10):
         folder = finished.path / "steps" / str(step)
         assert {p.name for p in folder.iterdir()} == {
-            "effects.parquet", "context_sums.safetensors", "token_loss.safetensors", "groups.json", "step.json",
+            "effects.parquet", "rank_curve.parquet", "context_sums.safetensors", "token_loss.safetensors",
+            "groups.json", "step.json",
         }  # fmt: skip
     assert not list(finished.path.rglob("*.partial"))
     assert finished.steps == [0, 2, 10]
     assert set(finished.effects().columns) >= EFFECT_COLUMNS
     manifest = finished.manifest
     assert manifest["environment"]["torch"] == torch.__version__
-    assert set(manifest["checkpoints"]) == {"0", "2", "10"}
+    assert list(manifest["checkpoints"]) == manifest["planned"] == ["0", "2", "10"]
+    assert (manifest["layer"], manifest["n_layers"]) == (1, 2)
+    assert manifest["data"]["rarity"]["count_total"] > manifest["data"]["rarity"]["count_at_threshold"] > 1
     for record in manifest["checkpoints"].values():
         assert len(record["model"]["weights_sha256"]) == 64
         assert record["timings"]["capture"] > 0
@@ -97,8 +91,6 @@ def test_effects_are_those_of_the_definition(finished, series):
 
 
 def contexts(run):
-    from rareneuron.pipeline.store import read_tensors
-
     return read_tensors(run.path / "contexts.safetensors")["windows"]
 
 
@@ -109,6 +101,16 @@ def test_context_sums_add_up_to_the_means(finished):
         for name in ("delta_loss", "abs_delta_loss"):
             mean = sums[f"{prefix}{name}"].sum(0, dtype=np.float64) / n
             np.testing.assert_allclose(mean, table[f"{prefix}{name}"], rtol=1e-5, atol=1e-9)  # stored in float32
+
+
+def test_the_stored_rank_curve_is_that_of_the_effects(finished):
+    stored, curve = read_table(finished.path / "steps" / "10" / "rank_curve.parquet"), finished.rank_curve(10)
+    assert stored["rank"].tolist() == list(range(1, 41))
+    np.testing.assert_array_equal(stored["abs_delta_loss"], curve.value)
+    np.testing.assert_array_equal(stored["index"], curve.neuron)
+    by_neuron = finished.effects(10).set_index("neuron").loc[stored["neuron"]]
+    assert by_neuron["rank"].tolist() == stored["rank"].tolist()
+    np.testing.assert_array_equal(by_neuron["abs_delta_loss"], stored["abs_delta_loss"])
 
 
 def test_groups_and_roles_agree(finished):
@@ -127,10 +129,20 @@ def test_tokens_are_rare_words_and_common_ones_from_the_same_contexts(finished):
     assert tokens["text"].str.strip().str.isalpha().all()
 
 
-def test_every_checkpoint_uses_the_same_tokens_and_differs_in_effects(finished):
+def test_every_checkpoint_uses_the_same_tokens_and_differs_in_effects(finished, series):
+    """The clean loss at each stored token, from each checkpoint's own logits."""
+    windows, tokens = torch.from_numpy(contexts(finished)).long(), finished.tokens()
+    row, position = tokens["context"].to_numpy(copy=True), tokens["position"].to_numpy(copy=True)
+    losses = []
+    for step in (0, 2, 10):
+        with torch.inference_mode():
+            logits = load_model(series / f"step{step}").model(windows).logits[row, position]
+        target = torch.tensor(tokens["target"].tolist())
+        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").numpy())
+        np.testing.assert_allclose(finished.token_loss(step), losses[-1], rtol=0, atol=1e-4)  # float32 logits
+    assert np.abs(losses[0] - losses[1]).max() > 1e-2, "the case is too tame to tell right from wrong"
     effects = [finished.effects(step)["delta_loss"].to_numpy() for step in (0, 2, 10)]
     assert np.abs(effects[0] - effects[1]).max() > 1e-4
-    assert len(finished.token_loss(0)) == len(finished.tokens())
 
 
 def test_a_finished_step_is_never_computed_again(config, monkeypatch):
@@ -267,19 +279,19 @@ def test_a_file_in_the_folders_place_is_refused(config, tmp_path):
         run_study(config())
 
 
-def test_a_full_disk_is_said_and_leaves_a_resumable_run(config, monkeypatch):
+@pytest.mark.parametrize("writer", ["to_parquet", "save_file", "write_text"])
+@pytest.mark.parametrize(("number", "said"), [(28, "disk is full"), (5, "Input/output error")])
+def test_a_failing_disk_is_said_and_leaves_a_resumable_run(config, monkeypatch, writer, number, said):
     run_study(config(steps=(10,)))
-    original = study_module.write_tensors
 
-    def full(path, *arguments):
-        if path.name == "context_sums.safetensors":
-            raise OSError(28, "No space left on device")
-        return original(path, *arguments)
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(study_module, "write_tensors", full)
-    with pytest.raises(RunFolderError, match="disk is full"):
-        run_study(config(steps=(2, 10)))
-    monkeypatch.setattr(study_module, "write_tensors", original)
+    owner = {"to_parquet": pd.DataFrame, "save_file": store_module, "write_text": Path}[writer]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, writer, fails)
+        with pytest.raises(RunFolderError, match=rf"{said}.*--out"):
+            run_study(config(steps=(2, 10)))
     assert open_run(config().out).steps == [10]
     assert not list(Path(config().out).rglob("*.partial"))
     assert run_study(config(steps=(2, 10))).steps == [2, 10]
@@ -304,7 +316,8 @@ def test_no_permission_is_said(config, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"layer": 7}, RareNeuronError, "2 layers|0…1"),
+        ({"layer": 7}, InvalidConfig, "has 2 layers: use 0 to 1"),
+        ({"device": "abacus"}, InvalidConfig, "--device"),
         ({"group_size": 20}, TooFewNeurons, "--group-size"),
         ({"steps": (3,)}, RareNeuronError, "0, 2, 10"),
         ({"context_length": 65}, RareNeuronError, "64"),
@@ -319,27 +332,15 @@ def test_bad_settings_leave_nothing_behind(config, changes, error, said):
 
 def test_text_without_rare_words_is_refused(config, tmp_path):
     (tmp_path / "same.txt").write_text("time " * 4000)
-    with pytest.raises(NoRareTokens, match="--words"):
+    with pytest.raises(NoRareTokens, match=r"never occurs in this text.*--rarity"):
         run_study(config(data=str(tmp_path / "same.txt"), rarity="types", percentile=50))
 
 
-def test_an_unfinished_or_damaged_run_says_so(config, tmp_path):
+def test_what_is_not_there_is_said(config, tmp_path):
     with pytest.raises(RunFolderError, match="no run folder"):
         open_run(tmp_path)
-    run = run_study(config(steps=(0,)))
     with pytest.raises(RunFolderError, match="it has 0"):
-        run.effects(7)
-    (run.path / "steps" / "0" / "effects.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(RunFolderError, match="damaged"):
-        run.effects(0)
-    (run.path / "run.json").write_text("{")
-    with pytest.raises(RunFolderError, match="cannot be read"):
-        _ = open_run(run.path).manifest
-
-
-def test_no_negative_or_nan_reaches_the_manifest(finished):
-    text = (finished.path / "run.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in run.json"))
+        run_study(config(steps=(0,))).effects(7)
 
 
 def test_identical_neighbours_are_warned_of(config, series, tmp_path):

@@ -1,19 +1,27 @@
-"""What a study will do, and what it will take, before it does it."""
+"""What a study will do, what it will take, and whether it can be done, before it does it. No weights are read."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rareneuron.data.rarity import load_counts
 from rareneuron.embedded import SERIES
-from rareneuron.errors import RunFolderError
-from rareneuron.maths.ablation import TOKENS_PER_BLOCK
+from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons, UnsupportedModel
+from rareneuron.models.adapter import PATCHING, device_named
+from rareneuron.models.anatomy import family_of
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
+from rareneuron.models.hub import split_revision
+from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, read_json
+from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
+from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, explained, read_json
+from rareneuron.pipeline.tokens import study_corpus
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
@@ -34,6 +42,11 @@ class Plan:
     def open(self) -> list[Checkpoint]:
         """Checkpoints to compute, the last one first: it is the one most people came for."""
         return [c for c in reversed(self.checkpoints) if step_name(c) not in self.finished]
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Of the last checkpoint, from its config."""
+        return model_shape(self.checkpoints[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,38 +73,141 @@ def step_name(checkpoint: Checkpoint) -> str:
 
 
 def plan_study(config: StudyConfig) -> Plan:
-    """Resolve the checkpoints, see what is already there, and refuse a folder of other settings; writes nothing."""
+    """Resolve the checkpoints, see what is already there, and refuse what can't be done; writes nothing."""
     source = str(SERIES) if config.model is None else config.model
+    device_named(config.device)
     checkpoints = list_checkpoints(source, config.revision, config.steps)
+    series = checkpoints if config.steps is None else list_checkpoints(source, config.revision, "all")
     store = RunStore(config.run_folder)
-    check_same_settings(store, config)
-    return Plan(config=config, checkpoints=tuple(checkpoints), finished=tuple(store.finished_steps()), out=store.root)
+    with explained(store.root, "opening"):
+        begun = is_begun(store)
+        if begun:
+            check_same_settings(store, config)
+            check_same_weights(store, series)
+        finished = tuple(store.finished_steps()) if begun else ()
+    plan = Plan(config=config, checkpoints=tuple(checkpoints), finished=finished, out=store.root)
+    if plan.open:
+        check_model(plan)
+    if not begun:
+        check_data(plan)
+    return plan
+
+
+def is_begun(store: RunStore) -> bool:
+    """Whether a run folder is there to be continued; a place that holds something else is refused."""
+    if store.manifest.is_file():
+        return True
+    if store.root.is_file():
+        raise RunFolderError(f"{store.root} is a file, and a run is a folder. Choose another place with --out.")
+    there = {p.name for p in store.root.iterdir()} if store.root.is_dir() else set()
+    if any(name not in BEFORE_MANIFEST and not name.endswith(PARTIAL) for name in there):
+        raise RunFolderError(
+            f"{store.root} is not empty and holds no run (no run.json), so writing there could overwrite "
+            "something. Choose a new folder with --out."
+        )
+    return False
+
+
+def resolved(config: StudyConfig) -> dict[str, str | None]:
+    """Model, data and counts under one name each: `./m` here and `/home/me/m` from elsewhere are the same."""
+    model, revision = config.model, config.revision
+    if model is not None:
+        model, revision = split_revision(model, revision)
+    paths = {"model": model, "data": config.data, "counts": config.counts}
+    there = {name: absolute(path) for name, path in paths.items() if path is not None and Path(path).exists()}
+    return paths | there | {"revision": revision}
+
+
+def absolute(path: str) -> str:
+    """A path in full, without links."""
+    return str(Path(path).resolve())
 
 
 def check_same_settings(store: RunStore, config: StudyConfig) -> None:
     """A run folder made with other settings is refused: its finished checkpoints would not be comparable."""
-    if not store.manifest.is_file():
-        if store.root.is_file():
-            raise RunFolderError(f"{store.root} is a file, and a run is a folder. Choose another place with --out.")
-        there = {p.name for p in store.root.iterdir()} if store.root.is_dir() else set()
-        if any(name not in BEFORE_MANIFEST and not name.endswith(PARTIAL) for name in there):
-            raise RunFolderError(
-                f"{store.root} is not empty and holds no run (no run.json), so writing there could overwrite "
-                "something. Choose a new folder with --out."
-            )
-        return
-    before, now = read_json(store.manifest).get("config", {}), config.identity()
-    differing = [f"{k}: {before.get(k)!r} there, {now[k]!r} now" for k in now if before.get(k) != now[k]]
+    manifest = store.read_manifest()
+    before, now = manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
+    differing = [
+        f"{k}: {before.get(k)!r} there, {v!r} now"
+        for k, v in now.items()
+        # Data that were removed since are known by where they were.
+        if before.get(k) != v and not (isinstance(v, str) and before.get(k) == absolute(v))
+    ]
     if differing:
         raise RunFolderError(
             f"{store.root} was made with other settings ({'; '.join(differing)}), and results of both would be mixed. "
             "Use the same settings to continue it, or another folder with --out."
         )
+    counts = config.counts
+    if counts is not None and Path(counts).is_file():
+        then, content = manifest["data"]["counts"]["sha256"], sha256_of_file(Path(counts))
+        if then != content:
+            raise RunFolderError(
+                f"{counts} has changed since {store.root} was begun (SHA-256 {then} then, {content} now), and what is "
+                "rare was decided by it. Restore it to continue the run, or choose another folder with --out."
+            )
+
+
+def check_same_weights(store: RunStore, checkpoints: Iterable[Checkpoint]) -> None:
+    """Finished steps of other weights are refused: what is computed now would be followed from another model's."""
+    finished = store.finished_steps()
+    for checkpoint in checkpoints:
+        name = step_name(checkpoint)
+        if name not in finished:
+            continue
+        how = changed_weights(checkpoint, read_json(store.step(name) / "step.json")["model"])
+        if how is not None:
+            raise RunFolderError(
+                f"Step {name} of {store.root} was computed from other weights: {how}, and results of both would be "
+                f"mixed. Restore the checkpoint, or remove {store.step(name)} to compute it again (and the other steps "
+                "if they changed too), or choose another folder with --out."
+            )
+
+
+def check_model(plan: Plan) -> None:
+    """Whether this layer, this engine and these groups are possible at all."""
+    config, shape = plan.config, plan.shape
+    if not -shape.n_layers <= config.layer < shape.n_layers:
+        raise InvalidConfig(
+            f"layer = {config.layer}, and {plan.checkpoints[-1].source} has {shape.n_layers} layers: use 0 to "
+            f"{shape.n_layers - 1}, or -1 for the last."
+        )
+    if 3 * config.group_size > shape.d_mlp:
+        raise TooFewNeurons(
+            f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
+            f"neurons, and the layer has {shape.d_mlp}. Use --group-size {max(2, shape.d_mlp // 20)} or so."
+        )
+    if config.engine == "closed-form":
+        check_closed_form(plan)
+
+
+def check_closed_form(plan: Plan) -> None:
+    """What rules the closed form out before weights are loaded; loading puts it to the test."""
+    after = plan.shape.n_layers - 1 - plan.config.layer % plan.shape.n_layers
+    if after:
+        raise UnsupportedModel(
+            f"After layer {plan.config.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
+            f"for the last layer. {PATCHING}"
+        )
+    family = family_of(read_config(described(plan.checkpoints[-1]).folder))
+    if family.patching_only is not None:
+        raise UnsupportedModel(
+            f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
+        )
+
+
+def check_data(plan: Plan) -> None:
+    """Text that isn't there, or counts of another vocabulary, are said before anything is computed."""
+    study_corpus(plan.config)
+    if plan.config.counts is not None:
+        tokenizer = load_tokenizer(described(plan.checkpoints[-1]).folder, None)
+        size = None if tokenizer is None else len(tokenizer)
+        load_counts(Path(plan.config.counts), plan.shape.vocab, size)
 
 
 def estimate(plan: Plan) -> Estimate:
     """Time, memory and disk of what is open. Reads configs, not weights; the corpus stays unread."""
-    shape = model_shape(plan.checkpoints[-1])
+    shape = plan.shape
     rate = float32_rate()
     n_rare = plan.config.tokens_wanted
     n_contexts = n_rare * 256 / (RARE_PER_CONTEXT * plan.config.context_length)
@@ -101,8 +217,8 @@ def estimate(plan: Plan) -> Estimate:
         effects = forward * shape.d_mlp + 2 * n_tokens * shape.d_mlp * shape.vocab * shape.d_model
     else:
         effects = 2 * n_tokens * shape.vocab * (4 * shape.d_model + shape.d_mlp)
-    # A in float32 twice while it is centred; B in float32, its square and cube in bfloat16; a block's distributions.
-    tables = shape.vocab * (8 * shape.d_model + 8 * shape.d_mlp + 6 * 4 * TOKENS_PER_BLOCK)
+    # Twice A, B and its square in float32, or as many neurons of them as the memory holds.
+    tables = min(4 * shape.vocab * 2 * (shape.d_model + shape.d_mlp), plan.config.memory * 2**30)
     captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), plan.config.memory * 2**28)
     n_open = len(plan.open)
     return Estimate(

@@ -11,7 +11,14 @@ import pandas as pd
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
-from rareneuron.pipeline.store import UNKNOWN_STEP_NAME, RunStore, read_json, read_table, read_tensors
+from rareneuron.pipeline.store import (
+    MANIFEST,
+    UNKNOWN_STEP_NAME,
+    RunStore,
+    read_json,
+    read_table,
+    read_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Run:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """`run.json`: settings, provenance, data, checkpoints with timings and audit."""
-        return read_json(self._store.manifest)
+        return self._store.read_manifest()
 
     @property
     def steps(self) -> list[int | None]:
@@ -88,9 +95,11 @@ class Run:
 def open_run(path: str | Path) -> Run:
     """Open a run folder written by `run_study`."""
     path = Path(path)
-    if not (path / "run.json").is_file():
+    if not (path / MANIFEST).is_file():
         raise RunFolderError(
-            f"{path} is no run folder: it has no run.json. Give the folder that `rareneuron study --out` wrote, or the "
-            "one it named at its end."
+            f"{path} is no run folder: it has no {MANIFEST}. Give the folder that `rareneuron study --out` wrote, "
+            "or the one it named at its end."
         )
-    return Run(path)
+    run = Run(path)
+    _ = run.manifest  # refuses one that is damaged or of another format
+    return run

@@ -3,25 +3,32 @@
 A file is written beside its place under a temporary name, flushed, and renamed over it; a folder likewise. So a
 reader never sees half a result, and a study killed at any moment leaves only finished work and `*.partial`
 names, which the next start removes. Tables are Parquet, tensors safetensors, the rest JSON: nothing is pickled.
+Tables and tensors carry checksums, which reading compares, so a damaged file is refused and gives no wrong number.
 """
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from filelock import FileLock, Timeout
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
 
+FORMAT = 1  # of the run folder
 PARTIAL = ".partial"
+MANIFEST, STEPS = "run.json", "steps"
 UNKNOWN_STEP_NAME = "final"  # the folder of a checkpoint whose optimiser step is unknown
 
 
@@ -46,12 +53,18 @@ def explained(path: Path, doing: str) -> Iterator[None]:
                 f"{doing} {path} failed: something that isn't a folder lies there ({os.strerror(error.errno)}). Choose "
                 "another place with --out."
             ) from error
-        raise
+        raise RunFolderError(
+            f"{doing} {path} failed ({os.strerror(error.errno) if error.errno else error}). Finished steps are kept. "
+            "Mend that and run the same command again, or choose another place with --out."
+        ) from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on success it takes the place of `path`, on failure it is removed."""
+    """A temporary path to write to; on success it takes the place of `path`, on failure it is removed.
+
+    A folder in its place is removed first: it is an unfinished one, or it would not be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     with explained(path, "writing"):
         try:
@@ -60,6 +73,8 @@ def replacing(path: Path) -> Iterator[Path]:
             if temporary.is_file():
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
+            elif temporary.is_dir():
+                remove(path)
             os.replace(temporary, path)
         finally:
             remove(temporary)
@@ -82,52 +97,93 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A Parquet file of plain columns, without the index."""
     with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Arrays by name, as safetensors."""
+    """Arrays by name, as safetensors; the same arrays give the same bytes."""
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata or {}))
+        # One entry, as safetensors writes several in any order.
+        save_file(tensors, temporary, {"record": json.dumps({"sha256": digest(tensors), **(metadata or {})})})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an error that names the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the names, types, shapes and contents of arrays."""
+    out = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        out.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        out.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return out.hexdigest()
+
+
+class Record(dict[str, Any]):
+    """What a file of a run holds, by name. A name that it lacks is an error that says which file."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
         raise RunFolderError(
-            f"{path} cannot be read ({error}), so this run cannot be opened. Remove that file's folder and run the "
-            "study again: only what is missing is recomputed."
-        ) from error
-    if not isinstance(content, dict):
-        raise RunFolderError(
-            f"{path} should hold a JSON object and holds a {type(content).__name__}. Is it a run folder?"
+            f"{self.path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. "
+            f"{remedy(self.path)}"
         )
+
+
+def remedy(path: Path) -> str:
+    """How to get a file of a run back."""
+    if path.parent.parent.name == STEPS:
+        return f"Remove {path.parent} and run the same study again: only that checkpoint is computed again."
+    if path.name == MANIFEST:
+        return "Restore it, or start over in another folder with --out: what the run was can't be told without it."
+    return "Run the same study again: what is missing is made again, and finished checkpoints are kept."
+
+
+def damaged(path: Path, why: object) -> RunFolderError:
+    """The error for a file that is there and cannot be trusted."""
+    return RunFolderError(f"{path} is damaged and cannot be read ({why}). {remedy(path)}")
+
+
+def refuse_missing(path: Path) -> None:
+    """A file that isn't there."""
+    if not path.is_file():
+        raise RunFolderError(f"{path} is missing, so that part of the study can't be read. {remedy(path)}")
+
+
+def read_json(path: Path) -> Record:
+    """A JSON object, or an error that names the file; objects inside it are records too."""
+    refuse_missing(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Record(found, path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(content, Record):
+        raise damaged(path, f"it should hold a JSON object and holds a {type(content).__name__}")
     return content
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A Parquet table, or an error that names the file."""
-    if not path.is_file():
-        raise RunFolderError(
-            f"{path} is missing: that part of the study hasn't run. Run the same study again to fill it."
-        )
+    refuse_missing(path)
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these two
-        raise RunFolderError(
-            f"{path} is damaged ({error}). Remove it with its folder and run the study again: only that is recomputed."
-        ) from error
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file."""
-    if not path.is_file():
-        raise RunFolderError(
-            f"{path} is missing: that part of the study hasn't run. Run the same study again to fill it."
-        )
-    return load_file(path)
+def read_tensors(path: Path) -> Record:
+    """All arrays of a safetensors file, or an error that names the file."""
+    refuse_missing(path)
+    try:
+        with safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            recorded = json.loads((file.metadata() or {}).get("record", "{}")).get("sha256")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    if digest(tensors) != recorded:
+        raise damaged(path, "its contents are not those that its checksum was made of")
+    return Record(tensors, path)
 
 
 class RunStore:
@@ -139,16 +195,26 @@ class RunStore:
     @property
     def manifest(self) -> Path:
         """`run.json`: config, provenance, stage states, timings, audit."""
-        return self.root / "run.json"
+        return self.root / MANIFEST
 
     def step(self, name: str) -> Path:
         """The folder of one checkpoint's results; it exists only when complete."""
-        return self.root / "steps" / name
+        return self.root / STEPS / name
+
+    def read_manifest(self) -> Record:
+        """`run.json`, of the format that this version knows."""
+        manifest = read_json(self.manifest)
+        if manifest["format"] != FORMAT:
+            raise RunFolderError(
+                f"{self.manifest} is of format {manifest['format']!r}, and this version of rareneuron knows format "
+                f"{FORMAT}, so it would misread the run. Open it with the version that made it, or run the study "
+                "again in another folder with --out."
+            )
+        return manifest
 
     def finished_steps(self) -> list[str]:
-        """Names of finished checkpoints, by step."""
-        folder = self.root / "steps"
-        names = [p.name for p in folder.iterdir() if not p.name.endswith(PARTIAL)] if folder.is_dir() else []
+        """Names of finished checkpoints, by step; whatever else lies in the folder is none of ours."""
+        names = [path.parent.name for path in self.root.glob(f"{STEPS}/*/step.json") if is_step(path.parent.name)]
         return sorted(names, key=lambda name: (name == UNKNOWN_STEP_NAME, int(name) if name.isdecimal() else 0))
 
     @contextmanager
@@ -172,5 +238,10 @@ class RunStore:
 
     def remove_partials(self) -> None:
         """Remove what a killed process left half-written."""
-        for path in [*self.root.glob(f".*{PARTIAL}"), *self.root.glob(f"steps/.*{PARTIAL}")]:
+        for path in [*self.root.glob(f".*{PARTIAL}"), *self.root.glob(f"{STEPS}/.*{PARTIAL}")]:
             remove(path)
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is that of a checkpoint: a number as we write it, or `final`."""
+    return name == UNKNOWN_STEP_NAME or re.fullmatch("0|[1-9][0-9]*", name) is not None

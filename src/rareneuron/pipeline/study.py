@@ -8,25 +8,30 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from rareneuron.errors import InvalidConfig, TooFewNeurons
+from rareneuron.data.selection import Selection
+from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import neuron_groups
+from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.effects import LayerEffects, layer_effects
-from rareneuron.pipeline.plan import Plan, plan_study, step_name
-from rareneuron.pipeline.provenance import environment
+from rareneuron.pipeline.plan import Plan, plan_study, resolved, step_name
+from rareneuron.pipeline.provenance import environment, sha256_of_file, weight_stamps
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import (
+    FORMAT,
     RunStore,
+    digest,
     read_json,
     replacing,
     write_json,
@@ -34,8 +39,6 @@ from rareneuron.pipeline.store import (
     write_tensors,
 )
 from rareneuron.pipeline.tokens import TokenStage, choose_tokens, load_tokens, save_tokens, study_corpus
-
-FORMAT = 1  # of the run folder
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
@@ -51,6 +54,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
     with store.locked():
         try:
             tokens, first = tokens_stage(store, config, plan)
+            record_plan(store, plan)
             for checkpoint in plan.open:
                 is_first = first is not None and checkpoint == plan.checkpoints[-1]
                 adapter = first if is_first and first is not None else load_checkpoint(config, checkpoint)
@@ -61,7 +65,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             if missing and not store.finished_steps():
                 remove_new(missing)  # nothing finished, so nothing is lost and nothing half-written stays
             raise
-        finish(store, tokens, time.perf_counter() - started)
+        finish(store, plan, time.perf_counter() - started)
     return Run(store.root)
 
 
@@ -69,49 +73,92 @@ def remove_new(folders: list[Path]) -> None:
     """Remove a run folder that was made here, and those above it that were made for it and hold nothing else."""
     shutil.rmtree(folders[0])
     for folder in folders[1:]:
-        if any(folder.iterdir()):  # another study's
+        try:
+            folder.rmdir()
+        except OSError:  # not empty: another study's
             break
-        folder.rmdir()
 
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     """Load one checkpoint, and refuse what the chosen engine cannot do before any work is done."""
+    stamps = weight_stamps(checkpoint)  # before loading: weights that change meanwhile then count as changed
     adapter = load_model(checkpoint.source, checkpoint.revision, dtype=config.dtype, device=config.device)
-    if not -adapter.n_layers <= config.layer < adapter.n_layers:
-        raise InvalidConfig(
-            f"layer = {config.layer}, and {checkpoint.source} has {adapter.n_layers} layers: use 0 to "
-            f"{adapter.n_layers - 1}, or -1 for the last."
-        )
+    adapter.provenance["weight_stamps"] = stamps
     if config.engine == "closed-form":
         adapter.readout(config.layer)  # refuses with the reason
-    if 3 * config.group_size > adapter.d_mlp:
-        raise TooFewNeurons(
-            f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
-            f"neurons, and the layer has {adapter.d_mlp}. Use --group-size {max(2, adapter.d_mlp // 20)} or so."
-        )
     return adapter
 
 
 def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
     """The analysed tokens, chosen once, then read back; and the last checkpoint, where it was loaded for that."""
     if store.manifest.is_file():
-        return load_tokens(store), None
-    corpus = study_corpus(config)  # a wrong path is said before a large model is loaded
+        return continued_tokens(store, config, plan)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, corpus, adapter)
+    tokens = choose_tokens(config, study_corpus(config), adapter)
     save_tokens(store, tokens)
+    counts = {"sha256": None if config.counts is None else sha256_of_file(Path(config.counts))}
     write_json(
         store.manifest,
         {
             "format": FORMAT,
             "config": config.identity(),
+            "resolved": resolved(config),
             "environment": environment(),
-            "data": tokens.record,
+            "data": tokens.record
+            | {"counts": tokens.record["counts"] | counts, "sha256": selection_digest(tokens.selection)},
             "layer": config.layer % adapter.n_layers,
+            "n_layers": adapter.n_layers,
+            "planned": [],
             "checkpoints": {},
         },
     )
     return tokens, adapter
+
+
+def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+    """The tokens of a study begun before. Where their files are lost they are chosen again, if they come out the same.
+
+    Text, filter and seed decide them, so every checkpoint still sees the same tokens; others are refused.
+    """
+    recorded = store.read_manifest()["data"]
+    try:
+        tokens = load_tokens(store)
+        if selection_digest(tokens.selection) == recorded["sha256"]:
+            return tokens, None
+    except RunFolderError:
+        pass  # missing or damaged: chosen again below
+    corpus = study_corpus(config)
+    adapter = load_checkpoint(config, plan.checkpoints[-1])
+    tokens = choose_tokens(config, corpus, adapter)
+    if selection_digest(tokens.selection) != recorded["sha256"]:
+        cause = (
+            f"the text has changed since (fingerprint {recorded['fingerprint']} then, {tokens.record['fingerprint']} "
+            "now)"
+            if tokens.record["fingerprint"] != recorded["fingerprint"]
+            else "the same text gives others now, as it may with other counts or versions of the libraries"
+        )
+        raise RunFolderError(
+            f"The tokens of {store.root} (tokens.parquet, contexts.safetensors) are lost or damaged, and choosing them "
+            f"again from {corpus.name} gives others: {cause}. Finished checkpoints could not be compared with further "
+            "ones. Restore those two files or what the text was, or start over in another folder with --out."
+        )
+    save_tokens(store, tokens)
+    return tokens, adapter
+
+
+def record_plan(store: RunStore, plan: Plan) -> None:
+    """The checkpoints that this and earlier commands asked for, so that a reader sees what is still to come."""
+    manifest = store.read_manifest()
+    asked = [step_name(checkpoint) for checkpoint in plan.checkpoints]
+    further = [name for name in asked if name not in manifest["planned"]]
+    if further:
+        write_json(store.manifest, manifest | {"planned": manifest["planned"] + further})
+
+
+def selection_digest(selection: Selection) -> str:
+    """SHA-256 of which tokens are analysed."""
+    names = ("windows", "context_index", "context", "position", "target", "rare")
+    return digest({name: getattr(selection, name) for name in names})
 
 
 @contextmanager
@@ -163,6 +210,8 @@ def step_stage(
     with replacing(store.step(name)) as folder:
         folder.mkdir()
         write_table(folder / "effects.parquet", effects.table.assign(role=role))
+        curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
+        write_table(folder / "rank_curve.parquet", curve_table(curve, effects.table["neuron"].to_numpy()))
         write_tensors(folder / "context_sums.safetensors", effects.context_sums)
         write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
         write_json(folder / "groups.json", groups)
@@ -189,17 +238,29 @@ def groups_stage(config: StudyConfig, effects: LayerEffects) -> tuple[dict[str, 
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(groups).items()}, role
 
 
-def finish(store: RunStore, tokens: TokenStage, seconds: float) -> None:
-    """Gather the checkpoints' records in `run.json`, and put the last checkpoint's losses beside the tokens."""
-    manifest = read_json(store.manifest)
-    run = Run(store.root)
-    names = store.finished_steps()
-    manifest["checkpoints"] = {name: read_json(store.step(name) / "step.json") for name in names}
-    manifest.setdefault("timings", []).append({"seconds": seconds, "checkpoints": len(names)})
-    manifest["warnings"] = identical_neighbours(manifest["checkpoints"])
-    loss = run.token_loss()
-    write_table(store.root / "tokens.parquet", run.tokens().assign(loss=loss))
-    write_json(store.manifest, manifest)
+def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:
+    """The rank curve with everything that it holds per rank; columns are named as in the table of effects."""
+    columns = {"rank": curve.rank, "neuron": name[curve.neuron]}
+    columns |= {f.name: getattr(curve, f.name) for f in fields(curve) if f.name != "neuron"}
+    table = pd.DataFrame({k: v for k, v in columns.items() if np.shape(v) == np.shape(curve.value)})
+    return table.assign(index=curve.neuron).rename(columns={"value": "abs_delta_loss"})
+
+
+def finish(store: RunStore, plan: Plan, seconds: float) -> None:
+    """Gather the checkpoints' records in `run.json`, and put the last checkpoint's losses beside the tokens.
+
+    What is so already is not written again, and a study with nothing to do leaves the folder as it was.
+    """
+    manifest, run = store.read_manifest(), Run(store.root)
+    records = {name: read_json(store.step(name) / "step.json") for name in store.finished_steps()}
+    gathered = manifest | {"checkpoints": records, "warnings": identical_neighbours(records)}
+    if plan.open:
+        gathered["timings"] = [*manifest.get("timings", []), {"seconds": seconds, "checkpoints": len(records)}]
+    tokens, loss = run.tokens(), run.token_loss()
+    if "loss" not in tokens or not np.array_equal(tokens["loss"], loss):
+        write_table(store.root / "tokens.parquet", tokens.assign(loss=loss))
+    if gathered != manifest:
+        write_json(store.manifest, gathered)
 
 
 def identical_neighbours(checkpoints: dict[str, Any]) -> list[str]:

@@ -11,30 +11,41 @@ x̄ the centred residual and c the shift n̄ − n, so no forward pass is needed
     Δ = log E_p[exp(δ)] − δ_target = κ₁ + KL,   κ₁ = E_p[δ] − δ_target,   KL(clean‖ablated) = log E_p[exp(δ − E_p δ)],
 
 never as a difference of two losses, which in float32 would leave nothing below 1e-6 nats. κ₁ needs matrix products
-of width d_model only. KL is expanded to second order in δ, where many pairs need it to third, with a certificate for
-the remainder; pairs over the tolerance are summed over the vocabulary (`remainder`). docs/engine.md derives it. Exact
-wherever the MLP output joins the residual stream unnormalised (`models.adapter` checks that). Oracles:
-tests/oracles.py, the definition; `models.patching`, the model itself.
+of width d_model only. KL is expanded to second order in δ and, for neurons where that does not do, to fourth
+(`expansion`), with a certificate; pairs over the tolerance are summed over the vocabulary (`full_sum`).
+docs/engine.md derives it. Exact wherever the MLP output joins the residual stream unnormalised (`models.adapter`
+checks that). Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rareneuron.errors import InvalidConfig
+from rareneuron.maths.expansion import (
+    ROUNDING,
+    Change,
+    CleanTokens,
+    Expansion,
+    Moments,
+    higher_order,
+    pieces,
+    second_order,
+)
+from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.readout import Readout
-from rareneuron.maths.remainder import CleanToken, full_sum, taylor_remainder
 
 Precision = Literal["fast", "exact", "reference"]
 
 TOLERANCE = 3e-6  # nats per pair, bound on the error of KL; float32 recomputation of the losses errs by 1e-6 to 5e-6
-TOKENS_PER_BLOCK = 128  # clean distributions held at once
-ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 1e-6}  # relative error of a sum of products of rounded factors
-MANY = 0.005  # share of a block's pairs over the tolerance that is worth another matrix product for all of them
-ELEMENTS_AT_ONCE = 2**24  # of B squared in float32: 64 MB
+TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
+ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
+ELEMENTS_AT_ONCE = 2**22  # neuron · vocab whose powers are formed at once: 16 MB in float32
+BLOCK_COPIES = 5  # arrays of ELEMENTS_PER_BLOCK that live at once, at most
+FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,48 +57,48 @@ class AblationEffects:
     """
 
     delta_loss: Float[Tensor, "token neuron"]  # L(ablated) - L(clean)
-    direct_delta_loss: Float[Tensor, "token neuron"]
+    direct_delta_loss: Float[Tensor, "token neuron"] | None  # None where it wasn't asked for
     kl: Float[Tensor, "token neuron"]  # KL(clean || ablated), total effect
     loss: Float[Tensor, " token"]  # clean
     full_share: float  # of pairs summed over the whole vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanTokens:
-    """A block of tokens as the clean model sees them; [token, ...] throughout."""
+class NeuronTables:
+    """B of some neurons, and what is derived from it."""
 
-    p: Float[Tensor, "token vocab"]
-    logp: Float[Tensor, "token vocab"]
-    G: Float[Tensor, "token vocab"]  # A x̂ - E_p[A x̂]
-    var_G: Float[Tensor, " token"]
-    cube_G: Float[Tensor, " token"]  # E_p[G³]
-    GA: Float[Tensor, "token d_model"]  # E_p[G A]: times ŵ_i, the covariance of G and B_i
-    G2A: Float[Tensor, "token d_model"]  # E_p[G² A]
-    mean_A: Float[Tensor, "token d_model"]  # E_p[A]: times ŵ_i, the mean of B_i
-    from_target: Float[Tensor, "token d_model"]  # E_p[A] - A_target
-    G_target: Float[Tensor, " token"]
-    farthest_G: Float[Tensor, " token"]  # max |G|
-    loss: Float[Tensor, " token"]
+    neurons: slice
+    W: Float[Tensor, "neuron d_model"]  # ŵ
+    B: Float[Tensor, "neuron vocab"]
+    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where nothing is expanded
+    lowest: Float[Tensor, " neuron"]
+    highest: Float[Tensor, " neuron"]
 
 
-@dataclass(kw_only=True)
-class Moments:
-    """Means over the clean distribution that an expansion needs; [token, neuron] throughout."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Moments E_p[G^j B^k] that an order needs beyond those below it, as (j, k)."""
 
-    from_target: Float[Tensor, "token neuron"]  # E_p[B_i] - B_i,target
-    mean_B: Float[Tensor, "token neuron"]
-    covariance: Float[Tensor, "token neuron"]  # of G and B_i
-    squares: Float[Tensor, "token neuron"]  # E_p[B_i²]
-    rounding: float  # relative error of `squares`
-    third: tuple[Tensor, Tensor, Tensor] | None = None  # E_p[G² B̃], E_p[G B̃²], E_p[B̃³], B̃ centred; when needed
+    full: tuple[tuple[int, int], ...]  # in the dtype of the computation
+    low: tuple[tuple[int, int], ...]  # in that of fast products
+    worth: float  # share of a neuron's tokens over the tolerance from which this costs less than full sums
+
+    @property
+    def highest_of_G(self) -> int:
+        """The largest j."""
+        return max(j for j, _ in (*self.full, *self.low))
+
+
+FOR_THIRD = Wanted(full=((0, 2),), low=((0, 3), (0, 4), (1, 2), (2, 1)), worth=0.03)
+FOR_FOURTH = Wanted(full=((0, 3), (1, 2), (2, 1)), low=((1, 3), (2, 2), (3, 1)), worth=0.06)
 
 
 class AblationEngine:
     """The last layer's neurons and the readout, prepared once per checkpoint; then effects block by block.
 
     `fast` is float32 with a certified expansion; `exact` sums every pair over the vocabulary in float32;
-    `reference` the same in float64. Memory: B in the dtype, and its square and cube in bfloat16 where the device
-    multiplies that fast, all [neuron, vocab].
+    `reference` the same in float64. `memory` bounds, in bytes, what the engine holds beside the model and the results:
+    A [vocab, d_model] and, for as many neurons at a time as fit, B and its square, [neuron, vocab].
     """
 
     def __init__(
@@ -97,189 +108,221 @@ class AblationEngine:
         *,
         precision: Precision = "fast",
         tolerance: float = TOLERANCE,
+        memory: int = 4 * 2**30,
     ) -> None:
         dtype = torch.float64 if precision == "reference" else torch.float32
-        self.tolerance, self.expands = tolerance, precision == "fast"
-        self.dtype, self.readout = dtype, readout.to(dtype)
-        # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
-        A = self.readout.logits_per_direction
-        self.A = A - A.mean(0)
+        self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
+        self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
+        self.readout = readout.to(dtype)
         self.W_double = readout.centre(W_out.double())
-        self.W = self.W_double.to(dtype)
-        self.B = self.W @ self.A.T
-        self.B_range = torch.stack([self.B.amin(1), self.B.amax(1)])
-        self.product_dtype = fast_product_dtype(self.B.device) if precision == "fast" else dtype
-
-    @cached_property
-    def B_squared(self) -> Float[Tensor, "neuron vocab"]:
-        """What the second order multiplies p with."""
-        return self.B.square().to(self.product_dtype)
-
-    @cached_property
-    def B_cubed(self) -> Float[Tensor, "neuron vocab"]:
-        """What the third order multiplies p with."""
-        return (self.B.square() * self.B).to(self.product_dtype)
+        self.neurons_at_once = neurons_that_fit(memory, len(readout.W_U), W_out.shape, dtype, self.product_dtype)
+        # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
+        self.A = self.readout.logits_per_direction
+        self.A -= self.A.mean(0)
+        self.at_zero = self.readout.logits_at_zero
+        self._held: NeuronTables | None = None
+        self.block = max(1, min(TOKENS_PER_BLOCK, ELEMENTS_PER_BLOCK // len(self.A)))
+        # Kept, since fresh memory of this size would be faulted in page by page for every block.
+        self._workspace = torch.empty(4, self.block, len(self.A), dtype=dtype, device=self.A.device)
 
     def effects(
         self,
         resid: Float[Tensor, "token d_model"],
         shift: Float[Tensor, "token neuron"],
         target: Int[Tensor, " token"],
+        *,
+        direct: bool = True,
     ) -> AblationEffects:
-        """Total and direct Δ and KL of every (token, neuron) pair."""
-        shape = shift.shape
-        delta, direct, kl = (torch.empty(shape, dtype=self.dtype, device=shift.device) for _ in range(3))
+        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted."""
+        kinds = 2 if direct else 1
+        delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
+        kl = torch.empty_like(delta[0])
         loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
         n_full = 0
-        for start in range(0, len(resid), TOKENS_PER_BLOCK):
-            block = slice(start, start + TOKENS_PER_BLOCK)
-            clean = self._clean(resid[block].to(self.dtype), target[block])
-            moments = self._moments(clean) if self.expands else None
-            total, frozen = self._change(resid[block].double(), shift[block].double())
-            loss[block] = clean.loss
-            delta[block], kl[block], n_total = self._ablate(clean, moments, target[block], *total)
-            direct[block], _, n_frozen = self._ablate(clean, moments, target[block], None, frozen)
-            n_full += n_total + n_frozen
+        for first in range(0, shift.shape[1], self.neurons_at_once):
+            tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
+            for start in range(0, len(resid), self.block):
+                block = slice(start, start + self.block)
+                clean = self._clean(resid[block].to(self.dtype), target[block])
+                changes = self._changes(tables, resid[block].double(), shift[block, tables.neurons].double())[:kinds]
+                loss[block] = clean.loss
+                place = (block, tables.neurons)
+                delta[:, *place], kl[place], n = self._ablate(clean, tables, target[block], changes)
+                n_full += n
         return AblationEffects(
-            delta_loss=delta,
-            direct_delta_loss=direct,
+            delta_loss=delta[0],
+            direct_delta_loss=delta[1] if direct else None,
             kl=kl,
             loss=loss,
-            full_share=n_full / max(1, 2 * shift.numel()),
+            full_share=n_full / max(1, shift.numel()),
         )
 
+    def _tables(self, neurons: slice) -> NeuronTables:
+        """Tables of some neurons; held while the next call asks for the same."""
+        if self._held is None or self._held.neurons != neurons:
+            self._held = None  # before the next ones are made: memory holds one set
+            W = self.W_double[neurons].to(self.dtype)
+            B = W @ self.A.T
+            squared = self._squared(B) if self.expands else None
+            lowest, highest = B.aminmax(dim=1)
+            self._held = NeuronTables(neurons=neurons, W=W, B=B, B_squared=squared, lowest=lowest, highest=highest)
+        return self._held
+
+    def _squared(self, B: Tensor) -> Tensor:
+        """B² in the dtype of fast products, without a float32 copy of the whole."""
+        out = torch.empty(B.shape, dtype=self.product_dtype, device=B.device)
+        for rows, part in zip(out.split(self._rows), B.split(self._rows), strict=True):
+            rows.copy_(part.square())
+        return out
+
+    @property
+    def _rows(self) -> int:
+        return max(1, ELEMENTS_AT_ONCE // len(self.A))
+
     def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
+        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
+        logp, p, G, weighted = self._workspace[:, : len(resid)]
+        at = target[:, None]
         centred = self.readout.centre(resid)
-        logp = self.readout(resid).log_softmax(-1)
-        p, at = logp.exp(), target[:, None]
-        G = (centred / self.readout.sigma(centred)[:, None]) @ self.A.T
-        G -= (p * G).sum(-1, keepdim=True)
-        pG = p * G
+        torch.mm(centred / self.readout.sigma(centred)[:, None], self.A.T, out=G)
+        torch.add(G, self.at_zero, out=logp)
+        logp -= logp.amax(-1, keepdim=True)  # first, so that large logits don't round the probabilities
+        logp -= logp.logsumexp(-1, keepdim=True)
+        torch.exp(logp, out=p)
+        G -= torch.mul(p, G, out=weighted).sum(-1, keepdim=True)
+        GA = torch.mul(p, G, out=weighted) @ self.A
+        powers = [weighted.mul_(G).sum(1) for _ in range(3)]
         # With the target's own term left out, nothing cancels where the target has nearly all probability.
-        others = p.scatter(1, at, 0.0)
+        others = weighted.copy_(p).scatter_(1, at, 0.0)
         from_target = others @ self.A - others.sum(1, keepdim=True) * self.A[target]
         return CleanTokens(
             p=p,
             logp=logp,
             G=G,
-            var_G=(pG * G).sum(1),
-            cube_G=(pG * G * G).sum(1),
-            GA=pG @ self.A,
-            G2A=(pG * G) @ self.A,
+            G_powers=torch.stack([torch.ones_like(powers[0]), torch.zeros_like(powers[0]), *powers]),
+            GA=GA,
             mean_A=from_target + self.A[target],
             from_target=from_target,
             G_target=G.gather(1, at)[:, 0],
-            farthest_G=G.abs().amax(1),
+            farthest_G=torch.maximum(G.amax(1), -G.amin(1)),
             loss=-logp.gather(1, at)[:, 0],
         )
 
-    def _moments(self, clean: CleanTokens) -> Moments:
-        return Moments(
-            from_target=clean.from_target @ self.W.T,
-            mean_B=clean.mean_A @ self.W.T,
-            covariance=clean.GA @ self.W.T,
-            squares=(clean.p.to(self.product_dtype) @ self.B_squared.T).to(self.dtype),
-            rounding=ROUNDING[self.product_dtype],
-        )
-
-    def _sharpen(self, clean: CleanTokens, moments: Moments) -> None:
-        """The squares again in float32, where bfloat16 alone would send too many pairs the long way."""
-        rows = max(1, ELEMENTS_AT_ONCE // self.B.shape[1])
-        moments.squares = torch.cat([clean.p @ part.square().T for part in self.B.split(rows)], dim=1)
-        moments.rounding = ROUNDING[torch.float32]
-
-    def _add_third(self, clean: CleanTokens, moments: Moments) -> None:
-        """Third moments, two more products of the layer's width."""
-        m, squares = moments.mean_B, moments.squares
-        GB2 = ((clean.p * clean.G).to(self.product_dtype) @ self.B_squared.T).to(self.dtype)
-        B3 = (clean.p.to(self.product_dtype) @ self.B_cubed.T).to(self.dtype)
-        moments.third = (
-            clean.G2A @ self.W.T - m * clean.var_G[:, None],
-            GB2 - 2 * m * moments.covariance,
-            B3 - m * (3 * squares - 2 * m.square()),
-        )
-
-    def _change(self, resid: Tensor, shift: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(a, b) of every pair, and b for the frozen norm, whose a is zero.
+    def _changes(self, tables: NeuronTables, resid: Tensor, shift: Tensor) -> tuple[Change, ...]:
+        """δ of every pair: with the norm's scale following, and with it frozen.
 
         σ is never subtracted from σ′; and in float64, since a neuron that cancels the residual makes σ′² a difference.
         """
+        W = self.W_double[tables.neurons]
         centred = self.readout.centre(resid)
         sigma = self.readout.sigma(centred)[:, None]
-        change = shift * (2 * (centred @ self.W_double.T) + shift * self.W_double.square().sum(-1)) / resid.shape[1]
+        change = shift * (2 * (centred @ W.T) + shift * W.square().sum(-1)) / resid.shape[1]
         after = (sigma.square() + change).clamp_min(self.readout.eps).sqrt()  # ≥ eps exactly; rounding may disagree
         a, b, frozen = -change / (after * (sigma + after)), shift / after, shift / sigma
-        return (a.to(self.dtype), b.to(self.dtype)), frozen.to(self.dtype)
+        return (
+            Change(a=a.to(self.dtype), b=b.to(self.dtype)),
+            Change(a=None, b=frozen.to(self.dtype)),
+        )
 
     def _ablate(
-        self, clean: CleanTokens, moments: Moments | None, target: Tensor, a: Tensor | None, b: Tensor
+        self, clean: CleanTokens, tables: NeuronTables, target: Tensor, changes: tuple[Change, ...]
     ) -> tuple[Tensor, Tensor, int]:
-        """Δ and KL of a block, and how many pairs took the full sum."""
-        first = b * (clean.from_target @ self.W.T if moments is None else moments.from_target)
-        if a is not None:
-            first -= a * clean.G_target[:, None]
-        if moments is None:
-            kl, flagged = torch.empty_like(b), torch.ones_like(b, dtype=torch.bool)
+        """Δ for each kind of change, KL for the first, and how many pairs took the full sum."""
+        a = torch.stack([torch.zeros_like(c.b) if c.a is None else c.a for c in changes])
+        b = torch.stack([c.b for c in changes])
+        first = b * (clean.from_target @ tables.W.T) - a * clean.G_target[:, None]
+        if self.expands:
+            kl, flagged = self._expand(clean, tables, changes)
         else:
-            kl, flagged = self._expand(clean, moments, a, b)
+            kl, flagged = torch.zeros_like(b), torch.ones_like(b[0], dtype=torch.bool)
         delta = first + kl
-        for t in flagged.any(1).nonzero()[:, 0].tolist():
-            chosen = flagged[t].nonzero()[:, 0]
-            token = CleanToken(p=clean.p[t], logp=clean.logp[t], G=clean.G[t], target=int(target[t]))
-            delta[t, chosen] = full_sum(token, self.B, chosen, None if a is None else a[t, chosen], b[t, chosen])
-            kl[t, chosen] = delta[t, chosen] - first[t, chosen]
-        return delta, kl, int(flagged.sum())
+        pairs = flagged.nonzero()
+        at = (slice(None), pairs[:, 0], pairs[:, 1])
+        farthest_B = torch.maximum(tables.highest, -tables.lowest)
+        delta[at] = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at])
+        kl[at] = (delta[at] - first[at]).clamp_min(0)
+        return delta, kl[0], len(pairs)
 
-    def _expand(self, clean: CleanTokens, moments: Moments, a: Tensor | None, b: Tensor) -> tuple[Tensor, Tensor]:
-        """KL by the cheapest expansion that serves the block, and the pairs it leaves over the tolerance."""
-        kl, remainder, rounding = self._second_order(clean, moments, a, b)
-        if self._many(rounding) and moments.rounding > ROUNDING[torch.float32]:
-            self._sharpen(clean, moments)
-            kl, remainder, rounding = self._second_order(clean, moments, a, b)
-        if self._many(remainder + rounding):
-            if moments.third is None:
-                self._add_third(clean, moments)
-            kl, remainder, rounding = self._third_order(clean, moments, a, b)
-        return kl, ~(remainder + rounding <= self.tolerance)  # also where a bound is not a number
+    def _expand(
+        self, clean: CleanTokens, tables: NeuronTables, changes: tuple[Change, ...]
+    ) -> tuple[Float[Tensor, "kind token neuron"], Bool[Tensor, "token neuron"]]:
+        """KL for each kind of change by the cheapest expansion that serves a neuron, and the pairs left over."""
+        moments = self._second_moments(clean, tables)
+        found = [second_order(clean, moments, change) for change in changes]
+        kl, flagged = torch.stack([f.kl for f in found]), self._over(found)
+        neurons = torch.arange(flagged.shape[1], device=flagged.device)
+        for order, wanted in ((3, FOR_THIRD), (4, FOR_FOURTH)):
+            heavy = (flagged[:, neurons].float().mean(0) > wanted.worth).nonzero()[:, 0]
+            if len(heavy) == 0:
+                break
+            neurons = neurons[heavy]
+            moments = moments.joined(self._moments(clean, tables, moments.reach[:, heavy], neurons, wanted), heavy)
+            found = [higher_order(clean, moments, change.of(neurons), order) for change in changes]
+            kl[:, :, neurons] = torch.stack([f.kl for f in found])
+            flagged[:, neurons] = self._over(found)
+        return kl, flagged
 
-    def _many(self, bound: Tensor) -> bool:
-        return bool((bound > self.tolerance).float().mean() > MANY)
+    def _over(self, found: list[Expansion]) -> Tensor:
+        """Pairs of which any effect is over the tolerance, or has a bound that isn't a number."""
+        return ~torch.stack([f.bound <= self.tolerance for f in found]).all(0)
 
-    def _second_order(
-        self, clean: CleanTokens, moments: Moments, a: Tensor | None, b: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log(1 + κ₂/2), the bound on what it leaves out, and that on what rounding adds."""
-        variance = self._variance(clean, moments, a, b)
-        rounding = moments.rounding / 2 * b.square() * moments.squares
-        return (variance / 2).log1p(), variance / 2 * taylor_remainder(self._reach(clean, moments, a, b), 2), rounding
+    def _second_moments(self, clean: CleanTokens, tables: NeuronTables) -> Moments:
+        assert tables.B_squared is not None
+        mean = clean.mean_A @ tables.W.T
+        low = clean.p.to(self.product_dtype)
+        B2 = torch.zeros_like(mean)
+        for piece in pieces(low.shape[1]):
+            B2 += low[:, piece] @ tables.B_squared[:, piece].T
+        return Moments(
+            of={(0, 1): mean, (1, 1): clean.GA @ tables.W.T, (0, 2): B2},
+            reach=torch.maximum(tables.highest - mean, mean - tables.lowest),
+            rounding={2: ROUNDING[self.product_dtype]},
+        )
 
-    def _third_order(
-        self, clean: CleanTokens, moments: Moments, a: Tensor | None, b: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log(1 + κ₂/2 + κ₃/6) and its two bounds; the sum is an expectation of at least 0 (Jensen)."""
-        assert moments.third is not None
-        G2B, GB2, B3 = moments.third
-        variance, skew = self._variance(clean, moments, a, b), b**3 * B3
-        largest = b.abs() * (self.B_range.abs().amax(0) / 3 + moments.mean_B.abs())
-        if a is not None:
-            skew += a * (a * (a * clean.cube_G[:, None] + 3 * b * G2B) + 3 * b.square() * GB2)
-            largest += a.abs() * clean.farthest_G[:, None]
-        weight = b.square() * moments.squares / 2
-        rounding = weight * (moments.rounding + ROUNDING[self.product_dtype] * largest)
-        remainder = variance / 2 * taylor_remainder(self._reach(clean, moments, a, b), 3)
-        return (variance / 2 + skew / 6).clamp_min(0).log1p(), remainder, rounding
+    def _moments(
+        self, clean: CleanTokens, tables: NeuronTables, reach: Tensor, neurons: Tensor, wanted: Wanted
+    ) -> Moments:
+        """E_p[G^j B^k] of some neurons, by pieces of the vocabulary."""
+        shape = (len(clean.p), len(neurons))
+        of = {jk: torch.zeros(shape, dtype=self.dtype, device=clean.p.device) for jk in (*wanted.full, *wanted.low)}
+        for piece in pieces(clean.p.shape[1]):
+            weights, powers = [clean.p[:, piece]], [tables.B[neurons, piece].T]
+            for _ in range(wanted.highest_of_G):
+                weights.append(weights[-1] * clean.G[:, piece])
+            for _ in range(3):
+                powers.append(powers[-1] * powers[0])
+            for j, k in wanted.full:
+                of[j, k].addmm_(weights[j], powers[k - 1])
+            low = {j: weights[j].to(self.product_dtype) for j, _ in wanted.low}
+            for k in {k for _, k in wanted.low}:
+                power = powers[k - 1].to(self.product_dtype)
+                for j in (j for j, other in wanted.low if other == k):
+                    of[j, k] += low[j] @ power
+        precise, rough = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
+        rounding = {2: precise, 3: precise if (0, 3) in wanted.full else rough, 4: rough}
+        return Moments(of=of, reach=reach, rounding=rounding)
 
-    def _variance(self, clean: CleanTokens, moments: Moments, a: Tensor | None, b: Tensor) -> Tensor:
-        """κ₂ of δ."""
-        variance = b.square() * (moments.squares - moments.mean_B.square())
-        if a is not None:
-            variance += a * (a * clean.var_G[:, None] + 2 * b * moments.covariance)
-        return variance.clamp_min_(0)
 
-    def _reach(self, clean: CleanTokens, moments: Moments, a: Tensor | None, b: Tensor) -> Tensor:
-        """M: δ is nowhere farther from its mean."""
-        reach = b.abs() * torch.maximum(self.B_range[1] - moments.mean_B, moments.mean_B - self.B_range[0])
-        return reach if a is None else reach + a.abs() * clean.farthest_G[:, None]
+def engine_memory(vocab: int, d_model: int, dtype: torch.dtype, product_dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
+    fixed = vocab * d_model * dtype.itemsize + BLOCK_COPIES * ELEMENTS_PER_BLOCK * dtype.itemsize
+    return fixed, vocab * (dtype.itemsize + product_dtype.itemsize)
+
+
+def neurons_that_fit(
+    memory: int, vocab: int, shape: tuple[int, ...], dtype: torch.dtype, product_dtype: torch.dtype
+) -> int:
+    """How many neurons' tables fit into `memory` bytes, for a W_out of this shape."""
+    n_neurons, d_model = shape
+    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
+    fit = (memory - fixed) // per_neuron
+    if fit < min(n_neurons, FEWEST_NEURONS):
+        needed = (fixed + FEWEST_NEURONS * per_neuron) / 2**30
+        raise InvalidConfig(
+            f"{memory / 2**30:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
+            f"{d_model:,}, so effects cannot be computed. Allow at least {needed:.1f} GiB (--memory)."
+        )
+    return min(n_neurons, fit)
 
 
 def fast_product_dtype(device: torch.device) -> torch.dtype:
@@ -307,5 +350,5 @@ def delta_loss(
     value (the direct effect). `fast` errs by at most a few 1e-6 nats per pair (`docs/engine.md`), `exact` sums
     over the vocabulary in float32, `reference` in float64. The result has the dtype of the computation.
     """
-    effects = AblationEngine(readout, W_out, precision=precision).effects(resid, shift, target)
-    return effects.direct_delta_loss if frozen_norm else effects.delta_loss
+    effects = AblationEngine(readout, W_out, precision=precision).effects(resid, shift, target, direct=frozen_norm)
+    return effects.delta_loss if effects.direct_delta_loss is None else effects.direct_delta_loss

@@ -1,68 +1,72 @@
-r"""What an expansion of KL = log E_p[exp(δ − E_p δ)] leaves out, bounded, and the full sum where that is too much.
+r"""Δ of single pairs by the full sum over the vocabulary, where no expansion will do.
 
-For |x| ≤ M the Taylor remainder of e^x is at most (x²/2) r(M), r(M) = 2(e^M − Σ_{j ≤ n} M^j/j!)/M², since its ratio to
-x² grows with |x|. So the expansion of E_p[e^x] to order n errs by at most κ₂/2 · r(M), and log, whose argument is at
-least 1 here (Jensen), enlarges no error. κ₂ alone is blind to a token of tiny p and large δ; M is not.
+Δ = log E_p[exp(δ − δ_target)], summed as log1p(E_p[expm1(·)]) so that small effects keep their digits.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**18  # neurons · vocabulary worked on at once: 1 MB in float32, the size of a core's L2 cache
-FARTHEST = 50.0  # nats: e^50 · p is still nothing where p underflowed in float32
+from rareneuron.maths.expansion import CleanTokens
+
+ELEMENTS_AT_ONCE = 2**20  # pair · vocab: 4 MB in float32, what a core's cache holds
+LARGE = 0.02  # nats: beyond this 2^x − 1 is as good as expm1, and several times as fast
+LOG2_E = 1 / math.log(2)
+UNDERFLOW = 50.0  # nats: e^50 · p is still nothing where p underflowed in float32
 
 
-@dataclass(frozen=True, kw_only=True)
-class CleanToken:
-    """One token as the clean model sees it."""
-
-    p: Float[Tensor, " vocab"]
-    logp: Float[Tensor, " vocab"]  # not p.log(): p underflows where a large δ may still bring a token back
-    G: Float[Tensor, " vocab"]  # centred: E_p[G] = 0
-    target: int
-
-
-def taylor_remainder(M: Float[Tensor, "*pairs"], order: int) -> Float[Tensor, "*pairs"]:
-    """r(M) = 2(e^M - Σ_{j ≤ order} M^j/j!)/M², by its series where the quotient would cancel.
-
-    No bound is claimed beyond `FARTHEST`.
-    """
-    series = torch.ones_like(M)
-    for k in range(order + 9, order + 1, -1):
-        series = 1 + series * M / k
-    series *= 2 * M ** (order - 1) / math.factorial(order + 1)
-    taylor = sum(M**j / math.factorial(j) for j in range(order + 1))
-    ratio = torch.where(M < 1, series * (1 + 1e-4), 2 * (M.exp() - taylor) / M.square())
-    return ratio.masked_fill(M > FARTHEST, torch.inf)
-
-
-def full_sum(
-    token: CleanToken,
+def full_sums(
+    clean: CleanTokens,
+    target: Int[Tensor, " token"],
     B: Float[Tensor, "neuron vocab"],
-    chosen: Int[Tensor, " pair"],
-    a: Float[Tensor, " pair"] | None,
-    b: Float[Tensor, " pair"],
-) -> Float[Tensor, " pair"]:
-    r"""Δ = log E_p[exp(δ − δ_target)] of one token and some neurons, by the full sum over the vocabulary.
+    farthest_B: Float[Tensor, " neuron"],
+    pairs: Int[Tensor, "pair 2"],
+    a: Float[Tensor, "kind pair"],
+    b: Float[Tensor, "kind pair"],
+) -> Float[Tensor, "kind pair"]:
+    """Δ of some (token, neuron) pairs, in the order of tokens, for each kind of change δ = a G + b B_i.
 
-    Where the sum is no small correction, log1p would lose what it subtracts, and where δ may bring back a token whose
-    p underflowed, the sum would miss it: there the log-sum-exp is taken.
+    `farthest_B` is max |B_i|.
+    Where the sum takes away most of 1, log1p would lose what is left, and where δ may bring back a token whose p
+    underflowed, the sum would miss it: there the log-sum-exp is taken.
     """
-    out = torch.empty_like(b)
-    rows = max(1, CACHE_ELEMENTS // len(token.p))
-    for start in range(0, len(b), rows):
-        block = slice(start, start + rows)
-        delta = B[chosen[block]] * b[block, None]
-        if a is not None:
-            delta.addr_(a[block], token.G)
-        delta -= delta[:, token.target].clone()[:, None]
-        change = torch.expm1(delta) @ token.p
-        out[block] = torch.log1p(change)
-        large = ~(change.abs() < 0.5) | (delta.amax(1) > FARTHEST)  # the former also where exp overflowed
-        if large.any():
-            out[block][large] = (delta[large] + token.logp).logsumexp(-1)
+    mean = torch.empty_like(b)
+    rise = 2 * (a.abs() * clean.farthest_G[pairs[:, 0]] + b.abs() * farthest_B[pairs[:, 1]])  # of δ over δ_target
+    large = (rise > LARGE).all(0) if B.dtype == torch.float32 else torch.zeros_like(rise[0], dtype=torch.bool)
+    unit = torch.where(large, LOG2_E, 1.0).to(b)
+    a_scaled, b_scaled = a * unit, b * unit
+    kinds, vocab = len(b), B.shape[1]
+    rows = max(1, ELEMENTS_AT_ONCE // (kinds * vocab))
+    buffer = torch.empty(kinds * rows * vocab, dtype=B.dtype, device=B.device)
+    # Runs of one token, of at most `rows` pairs, all of them large or none.
+    run = torch.stack([pairs[:, 0], large], 1).unique_consecutive(dim=0, return_counts=True)
+    stop = 0
+    for (t, is_large), count in zip(run[0].tolist(), run[1].tolist(), strict=True):
+        start, stop = stop, stop + count
+        for first in range(start, stop, rows):
+            part = slice(first, min(first + rows, stop))
+            fetched = B[pairs[part, 1]]
+            delta = buffer[: kinds * fetched.numel()].view(kinds, *fetched.shape)
+            from_target(fetched, clean.G[t], target[t], a_scaled[:, part], b_scaled[:, part], delta)
+            if is_large:
+                delta.exp2_().sub_(1)
+            else:
+                delta.expm1_()
+            mean[:, part] = delta @ clean.p[t]
+    out = mean.log1p()
+    for kind, pair in ((rise > UNDERFLOW) | ~(mean > -0.5)).nonzero().tolist():
+        t, neuron = pairs[pair].tolist()
+        place = slice(pair, pair + 1)
+        delta = buffer[:vocab].view(1, 1, vocab)
+        from_target(B[neuron, None], clean.G[t], target[t], a[kind, None, place], b[kind, None, place], delta)
+        out[kind, pair] = (delta[0, 0] + clean.logp[t]).logsumexp(-1)
     return out
+
+
+def from_target(B: Tensor, G: Tensor, target: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+    """δ − δ_target, written to `out` [kind, pair, vocab]."""
+    torch.mul(B, b[..., None], out=out)
+    out.view(-1, B.shape[-1]).addr_(a.flatten(), G)
+    out.sub_(out[..., target, None].clone())

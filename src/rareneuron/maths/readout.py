@@ -38,7 +38,7 @@ class Readout:
             x = x * self.weight
         if self.bias is not None:
             x = x + self.bias
-        logits = self.scale * (x @ self.W_U.T)
+        logits = (self.scale * x) @ self.W_U.T
         return logits if self.b_U is None else logits + self.b_U
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

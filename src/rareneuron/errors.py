@@ -59,3 +59,7 @@ class UnfitTokenizer(RareNeuronError):
 
 class OutOfRange(RareNeuronError):
     """A layer, neuron, position or token id outside what the model has."""
+
+
+class WrongEffects(RareNeuronError):
+    """Effects that the audit in float64 does not confirm."""

@@ -191,7 +191,7 @@ BAD = [
     (not_utf8, r"latin\.txt, line 3: byte 0xe9 isn't UTF-8.*iconv"),
     (not_json, r"texts\.jsonl, line 2: not JSON.*Mend or drop that line"),
     (fewer_rare_tokens_than_a_group_has_neurons, r"holds 4 rare tokens.*--group-size"),
-    (layer_out_of_range, r"has 2 layers: use 0 to 1, or -1"),
+    (layer_out_of_range, r"has 2 layers. Give one of 0…1"),
     (layer_before_the_last, r"After layer 0 come 1 more blocks.*`--engine patching`"),
     (contexts_longer_than_the_model_reads, r"65.*64.*"),
 ]

@@ -15,6 +15,7 @@ from rareneuron.errors import (
     InvalidConfig,
     MissingText,
     NoRareTokens,
+    OutOfRange,
     RunFolderError,
     TooFewNeurons,
     UnsupportedModel,
@@ -351,8 +352,8 @@ def test_a_place_where_no_folder_can_be_is_said(config, tmp_path, out):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"layer": 2}, InvalidConfig, "has 2 layers"),
-        ({"layer": -3}, InvalidConfig, "has 2 layers"),
+        ({"layer": 2}, OutOfRange, "has 2 layers"),
+        ({"layer": -3}, OutOfRange, "has 2 layers"),
         ({"layer": 0}, UnsupportedModel, r"come 1 more blocks.*--engine patching"),
         ({"group_size": 14}, TooFewNeurons, "need 42 neurons, and the layer has 40"),
         ({"device": "cuda:99"}, InvalidConfig, "no device 'cuda:99'"),

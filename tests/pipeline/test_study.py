@@ -14,8 +14,9 @@ from filelock import FileLock
 import rareneuron as rn
 from rareneuron.data.corpus import WindowStream
 from rareneuron.data.texts import open_corpus
-from rareneuron.errors import InvalidConfig, NoRareTokens, RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NoRareTokens, OutOfRange, RareNeuronError, RunFolderError, TooFewNeurons
 from rareneuron.models.adapter import load_model
+from rareneuron.pipeline import effects as effects_module
 from rareneuron.pipeline import store as store_module
 from rareneuron.pipeline import study as study_module
 from rareneuron.pipeline.run import open_run
@@ -70,7 +71,7 @@ def test_effects_are_those_of_the_definition(finished, series):
     assert (windows[row, position + 1] == tokens["target"]).all(), "the target is the next token, shifted once"
     resid, act = captured.resid[row, position], captured.act[row, position]
     rare = torch.tensor(tokens["rare"].tolist())
-    shift = act[rare].mean(0) - act
+    shift = torch.where(rare[:, None], act[rare].mean(0), act[~rare].mean(0)) - act  # each kind to its own mean
     truth = oracles.delta_loss(adapter.readout(), resid, shift, torch.tensor(tokens["target"].tolist()), adapter.W_out)
     table = finished.effects(10)
     mean, absolute = truth[rare].mean(0).numpy(), truth[rare].abs().mean(0).numpy()
@@ -193,9 +194,10 @@ def test_same_seed_same_study_and_another_seed_another(config, tmp_path):
     assert not runs[0].tokens()["position"].equals(runs[2].tokens()["position"])
 
 
-def test_capturing_twice_gives_what_holding_gives(config, tmp_path):
+def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch):
     held = run_study(config(steps=(10,)))
-    streamed = run_study(config(steps=(10,), memory=1e-6, out=str(tmp_path / "streamed")))
+    monkeypatch.setattr(effects_module, "HELD", 0)
+    streamed = run_study(config(steps=(10,), out=str(tmp_path / "streamed")))
     pd.testing.assert_frame_equal(streamed.effects(), held.effects(), check_exact=True)
 
 
@@ -316,7 +318,7 @@ def test_no_permission_is_said(config, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"layer": 7}, InvalidConfig, "has 2 layers: use 0 to 1"),
+        ({"layer": 7}, OutOfRange, "has 2 layers. Give one of 0…1"),
         ({"device": "abacus"}, InvalidConfig, "--device"),
         ({"group_size": 20}, TooFewNeurons, "--group-size"),
         ({"steps": (3,)}, RareNeuronError, "0, 2, 10"),

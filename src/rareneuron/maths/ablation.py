@@ -115,13 +115,14 @@ class AblationEngine:
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.readout = readout.to(dtype)
         self.W_double = readout.centre(W_out.double())
-        self.neurons_at_once = neurons_that_fit(memory, len(readout.W_U), W_out.shape, dtype, self.product_dtype)
+        vocab, d_model = readout.W_U.shape
+        self.neurons_at_once = neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype)
         # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
         self.A = self.readout.logits_per_direction
         self.A -= self.A.mean(0)
         self.at_zero = self.readout.logits_at_zero
         self._held: NeuronTables | None = None
-        self.block = max(1, min(TOKENS_PER_BLOCK, ELEMENTS_PER_BLOCK // len(self.A)))
+        self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
         self._workspace = torch.empty(4, self.block, len(self.A), dtype=dtype, device=self.A.device)
 
@@ -303,24 +304,35 @@ class AblationEngine:
         return Moments(of=of, reach=reach, rounding=rounding)
 
 
-def engine_memory(vocab: int, d_model: int, dtype: torch.dtype, product_dtype: torch.dtype) -> tuple[int, int]:
+def tokens_per_block(vocab: int) -> int:
+    """How many tokens' clean distributions are held at once."""
+    return max(1, min(TOKENS_PER_BLOCK, ELEMENTS_PER_BLOCK // vocab))
+
+
+def engine_memory(
+    vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
+) -> tuple[int, int]:
     """Bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
-    fixed = vocab * d_model * dtype.itemsize + BLOCK_COPIES * ELEMENTS_PER_BLOCK * dtype.itemsize
+    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens_per_block(vocab))
     return fixed, vocab * (dtype.itemsize + product_dtype.itemsize)
 
 
 def neurons_that_fit(
-    memory: int, vocab: int, shape: tuple[int, ...], dtype: torch.dtype, product_dtype: torch.dtype
+    memory: int,
+    vocab: int,
+    d_model: int,
+    n_neurons: int,
+    dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype = torch.float32,
 ) -> int:
-    """How many neurons' tables fit into `memory` bytes, for a W_out of this shape."""
-    n_neurons, d_model = shape
+    """How many neurons' tables fit into `memory` bytes; an error where it is next to none."""
     fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
     fit = (memory - fixed) // per_neuron
     if fit < min(n_neurons, FEWEST_NEURONS):
         needed = (fixed + FEWEST_NEURONS * per_neuron) / 2**30
         raise InvalidConfig(
             f"{memory / 2**30:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
-            f"{d_model:,}, so effects cannot be computed. Allow at least {needed:.1f} GiB (--memory)."
+            f"{d_model:,}, which take {needed:.2g} GiB at least. Allow more memory (--memory)."
         )
     return min(n_neurons, fit)
 

@@ -28,6 +28,11 @@ class NeuronGroups:
         return len(self.boosting)
 
 
+def remedy(fit: int) -> str:
+    """What to do where only groups of `fit` neurons can be made."""
+    return f"Use --group-size {fit} or less." if fit >= 2 else "This layer is too small for groups."
+
+
 def top_neurons(
     delta_loss: Float[np.ndarray, " neuron"], abs_delta_loss: Float[np.ndarray, " neuron"], size: int
 ) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
@@ -35,10 +40,10 @@ def top_neurons(
     order = np.argsort(-abs_delta_loss, kind="stable")
     boosting, suppressing = order[delta_loss[order] > 0], order[delta_loss[order] < 0]
     if min(len(boosting), len(suppressing)) < size:
+        fit = min(len(boosting), len(suppressing))
         raise TooFewNeurons(
             f"There are {len(boosting)} boosting and {len(suppressing)} suppressing neurons, and groups of {size} were "
-            f"asked for: a smaller group would not be what its name says. Use --group-size "
-            f"{max(1, min(len(boosting), len(suppressing)))} or less."
+            f"asked for: a smaller group would not be what its name says. {remedy(fit)}"
         )
     return boosting[:size], suppressing[:size]
 
@@ -50,7 +55,7 @@ def random_groups(
     if len(pool) < size:
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a random group of {size}: there is "
-            f"nothing to compare with. Use --group-size {max(1, len(pool) // 2)} or less."
+            f"nothing to compare with. {remedy(len(pool) // 2)}"
         )
     return np.stack([rng.choice(pool, size, replace=False) for _ in range(n_draws)])
 
@@ -72,7 +77,7 @@ def matched_groups(
     if len(pool) < len(members):
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a matched group of {len(members)}. "
-            f"Use --group-size {max(1, len(pool) // 2)} or less."
+            f"{remedy(len(pool) // 2)}"
         )
     rank = np.argsort(np.argsort(covariate, kind="stable"), kind="stable")
     nearest = np.argsort(np.abs(rank[members][:, None] - rank[pool][None, :]), axis=1, kind="stable")

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def mean_shift(act: Float[Tensor, "token neuron"], mean_act: Float[Tensor, " neuron"]) -> Float[Tensor, "token neuron"]:
-    """Mean ablation: n̄ − n, n̄ being the mean over the reference set."""
+def mean_shift(
+    act: Float[Tensor, "token neuron"], mean_act: Float[Tensor, "*#token neuron"]
+) -> Float[Tensor, "token neuron"]:
+    """Mean ablation: n̄ − n, n̄ being the mean over the reference set, one for all tokens or each token's own."""
     return mean_act - act
 
 

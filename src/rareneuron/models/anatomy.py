@@ -42,10 +42,7 @@ class Anatomy:
 
     def layer_index(self, layer: int) -> int:
         """`layer` counted from the start; negative ones count from the end."""
-        n = len(self.blocks)
-        if not -n <= layer < n:
-            raise OutOfRange(f"There is no layer {layer}: this model has {n}. Give one of 0…{n - 1}, or -{n}…-1.")
-        return layer % n
+        return layer_index(layer, len(self.blocks))
 
     def mlp_out(self, layer: int) -> nn.Module:
         """The projection whose input are the neurons of a layer."""
@@ -214,3 +211,13 @@ def output_first(projection: nn.Module) -> Float[Tensor, "out in"]:
         f"An MLP projection is a {type(projection).__name__}, not a plain linear map, so its rows are not a neuron's "
         "weights. Merge adapters into the model, or load weights that are not quantised."
     )
+
+
+def layer_index(layer: int, n_layers: int) -> int:
+    """`layer` counted from the start; negative ones count from the end."""
+    if not -n_layers <= layer < n_layers:
+        raise OutOfRange(
+            f"There is no layer {layer}: this model has {n_layers} layers. Give one of 0…{n_layers - 1}, or "
+            f"-{n_layers}…-1."
+        )
+    return layer % n_layers

@@ -1,16 +1,14 @@
 """How large a model is, from its config alone: no weights are read, and none downloaded."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rareneuron.errors import BrokenCheckpoint
 from rareneuron.models.anatomy import anatomy
 from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.models.hub import hub_errors, is_local, model_folder
+from rareneuron.models.hub import model_folder
 from rareneuron.models.loading import config_errors, read_config
 
 MOST_LAYERS = 1_000
@@ -30,13 +28,7 @@ class ModelShape:
 
 def model_shape(checkpoint: Checkpoint) -> ModelShape:
     """Build the model without memory for its weights, and count."""
-    if is_local(checkpoint.source):
-        folder = model_folder(checkpoint.source, checkpoint.revision).folder
-    else:
-        with hub_errors(checkpoint.source, checkpoint.revision):
-            folder = Path(
-                snapshot_download(checkpoint.source, revision=checkpoint.revision, allow_patterns=["config.json"])
-            )
+    folder = model_folder(checkpoint.source, checkpoint.revision, weights=False).folder
     read_config(folder)
     with config_errors(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

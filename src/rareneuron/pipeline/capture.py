@@ -5,7 +5,7 @@ through, so memory is that of one batch whatever the corpus. Targets come from t
 next token happened there, where a target's rarity decides which tokens are analysed, and never again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +60,30 @@ def capture(adapter: Adapter, selection: Selection, layer: int = -1) -> Iterator
             all_act_sum=captured.act.double().sum((0, 1)),
             n_positions=windows.size,
         )
+
+
+def joined(batches: Iterable[TokenBatch], n_tokens: int) -> Iterator[TokenBatch]:
+    """Neighbouring batches as one, of at least `n_tokens` tokens but for the last."""
+    waiting: list[TokenBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(b.index) for b in waiting) >= n_tokens:
+            yield _join(waiting)
+            waiting = []
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(batches: list[TokenBatch]) -> TokenBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return TokenBatch(
+        resid=torch.cat([b.resid for b in batches]),
+        act=torch.cat([b.act for b in batches]),
+        target=torch.cat([b.target for b in batches]),
+        context=np.concatenate([b.context for b in batches]),
+        rare=np.concatenate([b.rare for b in batches]),
+        index=np.concatenate([b.index for b in batches]),
+        all_act_sum=torch.stack([b.all_act_sum for b in batches]).sum(0),
+        n_positions=sum(b.n_positions for b in batches),
+    )

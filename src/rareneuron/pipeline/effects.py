@@ -12,33 +12,39 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
-from rareneuron.errors import RareNeuronError
-from rareneuron.maths.ablation import AblationEngine, delta_loss
+from rareneuron.errors import RareNeuronError, WrongEffects
+from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
 from rareneuron.maths.interventions import mean_shift
+from rareneuron.maths.readout import Readout
 from rareneuron.maths.significance import ClusteredMean, sums_by_context
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
-from rareneuron.pipeline.capture import TokenBatch, capture
+from rareneuron.pipeline.capture import TokenBatch, capture, joined
 
 STATISTICS = ("delta_loss", "abs_delta_loss", "direct_delta_loss", "direct_abs_delta_loss", "kl")
 KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
-MOST_CONTEXT_SUMS = 4_096  # beyond this, neighbouring contexts share a row: the bootstrap loses nothing
+MOST_CONTEXT_SUMS = 4_096  # beyond this, neighbouring contexts share a row, and the bootstrap resamples rows
+HELD = 0.25  # share of the memory that captured tokens may take; the engine has the rest
+TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
+# What an audited pair may err by, nats and relative: ten times the tolerance, and float32 on a large effect. A sound
+# engine stays below the first by a factor of ten; wrong weights, kernels or reduced precision (TF32) go far beyond.
+AUDIT_LIMIT, AUDIT_RELATIVE = 10 * TOLERANCE, 1e-4
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """A seeded sample of (token, neuron) pairs, computed again in float64."""
+    """A seeded sample of (token, neuron) pairs, computed again in float64: total and direct Δ and KL."""
 
     n_pairs: int
-    max_error: float  # nats
-    rms_error: float  # nats
+    max_error: float  # nats, over all three
+    rms_error: float  # nats, of the total Δ
     rms_delta_loss: float  # of the same pairs, to see the error against
 
 
@@ -116,20 +122,41 @@ class TokenSource:
         return self._held if self.fits else capture(self.adapter, self.selection, self.layer)
 
 
-def mean_activations(
-    source: TokenSource, reference: str, progress: Progress
-) -> tuple[Float[Tensor, " neuron"], Float[np.ndarray, " neuron"]]:
-    """n̄ over the rare tokens (`analysed`, the paper) or every position (`all`); mean |n| over the rare tokens."""
-    total = absolute = everywhere = torch.zeros(
-        source.adapter.d_mlp, dtype=torch.float64, device=source.adapter.model.device
-    )
-    n = n_everywhere = 0
+@dataclass(frozen=True, kw_only=True)
+class MeanActivations:
+    """n̄ by which rare and common targets' activations are replaced, and mean |n| at rare ones."""
+
+    rare: Float[Tensor, " neuron"]
+    common: Float[Tensor, " neuron"]
+    absolute: Float[Tensor, " neuron"]
+
+    def at(self, rare: Bool[np.ndarray, " token"]) -> Float[Tensor, "token neuron"]:
+        """n̄ of each token's kind."""
+        kind = torch.from_numpy(rare).to(self.rare.device)[:, None]
+        return torch.where(kind, self.rare, self.common)
+
+
+def mean_activations(source: TokenSource, reference: str, progress: Progress) -> MeanActivations:
+    """Over the analysed tokens of each kind (`analysed`, the paper), or over every position (`all`).
+
+    Each kind has its own mean: common targets ablated to the mean at rare ones would differ by more than the neuron.
+    """
+    zero = torch.zeros(source.adapter.d_mlp, dtype=torch.float64, device=source.adapter.model.device)
+    sums = {True: zero, False: zero.clone()}
+    absolute, everywhere, n_everywhere, n = zero.clone(), zero.clone(), 0, {True: 0, False: 0}
     for batch in source.first_pass(progress):
-        act = batch.act[torch.from_numpy(batch.rare).to(batch.act.device)].double()
-        total, absolute, n = total + act.sum(0), absolute + act.abs().sum(0), n + len(act)
+        for kind in (True, False):
+            act = batch.act[torch.from_numpy(batch.rare == kind).to(batch.act.device)].double()
+            sums[kind] = sums[kind] + act.sum(0)
+            n[kind] += len(act)
+            if kind:
+                absolute += act.abs().sum(0)
         everywhere, n_everywhere = everywhere + batch.all_act_sum, n_everywhere + batch.n_positions
-    mean = everywhere / n_everywhere if reference == "all" else total / n
-    return mean, (absolute / n).cpu().numpy()
+    if reference == "all":
+        rare = common = everywhere / n_everywhere
+    else:
+        rare, common = sums[True] / n[True], sums[False] / max(1, n[False])
+    return MeanActivations(rare=rare, common=common, absolute=absolute / n[True])
 
 
 def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None) -> dict[str, Tensor]:
@@ -153,16 +180,20 @@ def layer_effects(
     effects_progress: Progress = lambda _: None,
 ) -> LayerEffects:
     """Mean-ablate every neuron of `layer`, one at a time, at every analysed token (Eq. 3-4)."""
-    source = TokenSource(adapter, selection, layer, memory // 4)
-    mean_act, mean_abs_act = mean_activations(source, reference, capture_progress)
+    held = int(HELD * memory)
+    source = TokenSource(adapter, selection, layer, held)
+    means = mean_activations(source, reference, capture_progress)
     sums = {kind: EffectSums(adapter.d_mlp, len(selection.windows)) for kind in (True, False)}
     token_loss = np.full(len(selection.context), np.nan)
     start, captured_before = time.perf_counter(), source.seconds
+    audited = None
     if engine == "closed-form":
-        blocks = by_closed_form(adapter, source, mean_act, layer, memory, seed)
+        readout, W_out = adapter.readout(layer), adapter.weights(layer).W_out
+        audited = AuditedPairs(readout, W_out, len(token_loss), np.random.default_rng([seed, 1]))
+        blocks = by_closed_form(AblationEngine(readout, W_out, memory=memory - held), source, means, audited)
     else:
-        blocks = by_patching(adapter, source, mean_act, layer)
-    audits, full_pairs = [], 0.0
+        blocks = by_patching(adapter, source, means, layer)
+    full_pairs = 0.0
     for block in blocks:
         batch = block.batch
         for kind, kind_sums in sums.items():
@@ -171,8 +202,6 @@ def layer_effects(
                 on_device = torch.from_numpy(chosen).to(block.loss.device)
                 kind_sums.add({k: v[on_device] for k, v in block.statistics.items()}, batch.context[chosen])
         token_loss[batch.index] = block.loss.double().cpu().numpy()
-        if block.audited is not None:
-            audits.append(block.audited)
         full_pairs += (1.0 if block.full_share is None else block.full_share) * len(batch.index)
         effects_progress(len(batch.index))
     if not np.isfinite(token_loss).all():
@@ -182,10 +211,10 @@ def layer_effects(
         )
     seconds = time.perf_counter() - start
     return LayerEffects(
-        table=effects_table(adapter, layer, sums, mean_act.cpu().numpy(), mean_abs_act),
+        table=effects_table(adapter, layer, sums, means),
         context_sums=context_sums(sums),
         token_loss=token_loss,
-        audit=audit_of(audits) if audits else None,
+        audit=None if audited is None else audited.judged(),
         timings={"capture": source.seconds, "effects": seconds},
         rates={
             "capture_tokens_per_second": selection.windows.size / max(captured_before, 1e-9),
@@ -202,44 +231,74 @@ class EffectBlock:
     batch: TokenBatch
     statistics: dict[str, Tensor]  # [token, neuron] each
     loss: Float[Tensor, " token"]  # clean
-    audited: tuple[Tensor, Tensor] | None = None  # (error, truth) of a sample of pairs
     full_share: float | None = None  # of pairs that no expansion served
 
 
+class AuditedPairs:
+    """A seeded sample of (token, neuron) pairs, gathered as they go by and computed again at the end."""
+
+    def __init__(
+        self, readout: Readout, W_out: Float[Tensor, "neuron d_model"], n_tokens: int, rng: np.random.Generator
+    ) -> None:
+        self.readout = readout
+        self.neurons = torch.from_numpy(rng.permutation(len(W_out))[:AUDIT_NEURONS]).to(W_out.device)
+        self.W_out = W_out[self.neurons]
+        self.is_chosen = np.zeros(n_tokens, bool)
+        self.is_chosen[rng.permutation(n_tokens)[:AUDIT_TOKENS]] = True
+        self.inputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.found: list[Tensor] = []
+
+    def add(self, batch: TokenBatch, shift: Tensor, effects: AblationEffects) -> None:
+        """Keep the pairs of a batch that belong to the sample."""
+        rows = torch.from_numpy(np.flatnonzero(self.is_chosen[batch.index])).to(shift.device)
+        self.inputs.append((batch.resid[rows], shift[rows][:, self.neurons], batch.target[rows]))
+        self.found.append(as_statistics(effects)[:, rows][:, :, self.neurons].double())
+
+    def judged(self) -> Audit:
+        """The errors; refuses effects that are farther from the truth than any sound computation's."""
+        resid, shift, target = (torch.cat(parts) for parts in zip(*self.inputs, strict=True))
+        engine = AblationEngine(self.readout, self.W_out, precision="reference", memory=2**62)
+        truth = as_statistics(engine.effects(resid, shift, target))
+        error = (torch.cat(self.found, 1) - truth).abs()
+        wrong = ~(error <= AUDIT_LIMIT + AUDIT_RELATIVE * truth.abs())
+        if wrong.any():
+            raise WrongEffects(
+                f"{int(wrong.sum())} of {wrong.numel()} audited effects differ from their float64 values by more than "
+                f"{AUDIT_LIMIT:.0e} nats, at most by {error.max():.1e}: this computation cannot be trusted. Usual "
+                "causes are reduced-precision matrix products (TF32) and faulty devices. Try --device cpu."
+            )
+        return Audit(
+            n_pairs=shift.numel(),
+            max_error=error.max().item(),
+            rms_error=error[0].square().mean().sqrt().item(),
+            rms_delta_loss=truth[0].square().mean().sqrt().item(),
+        )
+
+
+def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
+    """Total Δ, direct Δ and KL."""
+    assert effects.direct_delta_loss is not None
+    return torch.stack([effects.delta_loss, effects.direct_delta_loss, effects.kl])
+
+
 def by_closed_form(
-    adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int, memory: int, seed: int
+    engine: AblationEngine, source: TokenSource, means: MeanActivations, audited: AuditedPairs
 ) -> Iterator[EffectBlock]:
     """The last layer, exactly, without another forward pass."""
-    readout = adapter.readout(layer)
-    W_out = adapter.weights(layer).W_out
-    engine = AblationEngine(readout, W_out)
-    rng = np.random.default_rng([seed, 1])
-    audited = np.zeros(len(source.selection.context), bool)
-    audited[rng.permutation(len(audited))[:AUDIT_TOKENS]] = True
-    for batch in source.second_pass():
-        shift = mean_shift(batch.act.double(), mean_act)
+    for batch in joined(source.second_pass(), TOKENS_AT_ONCE):
+        shift = mean_shift(batch.act.double(), means.at(batch.rare))
         effects = engine.effects(batch.resid, shift, batch.target)
-        neurons = torch.from_numpy(rng.permutation(adapter.d_mlp)[:AUDIT_NEURONS]).to(shift.device)
-        rows = torch.from_numpy(np.flatnonzero(audited[batch.index])).to(shift.device)
-        truth = delta_loss(
-            readout,
-            batch.resid[rows],
-            shift[rows][:, neurons],
-            batch.target[rows],
-            W_out[neurons],
-            precision="reference",
-        )
+        audited.add(batch, shift, effects)
         yield EffectBlock(
             batch=batch,
             statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss),
             loss=effects.loss,
-            audited=(effects.delta_loss[rows][:, neurons] - truth, truth),
             full_share=effects.full_share,
         )
 
 
-def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: int) -> Iterator[EffectBlock]:
-    """Any layer and architecture: the rest of the network runs again for every neuron.
+def by_patching(adapter: Adapter, source: TokenSource, means: MeanActivations, layer: int) -> Iterator[EffectBlock]:
+    """Any layer and architecture: the rest of the network runs again for every neuron and kind of target.
 
     There is no direct effect here (no readout to freeze), and nothing to audit: this is what audits are made of.
     """
@@ -247,11 +306,14 @@ def by_patching(adapter: Adapter, source: TokenSource, mean_act: Tensor, layer: 
     for batch in source.second_pass():
         contexts, row = np.unique(batch.context, return_inverse=True)
         position = selection.position[batch.index]
-        shape = (len(row), adapter.d_mlp)
-        delta, kl = (torch.empty(shape, dtype=torch.float64, device=batch.act.device) for _ in range(2))
-        for effect in patched_loss_changes(adapter, selection.windows[contexts], (row, position), mean_act, layer):
-            delta[:, effect.neuron], kl[:, effect.neuron] = effect.delta_loss, effect.kl
-        loss = clean_loss(adapter, selection.windows[contexts], row, position, batch.target)
+        windows = selection.windows[contexts]
+        delta, kl = torch.empty(2, len(row), adapter.d_mlp, dtype=torch.float64, device=batch.act.device)
+        for mean, kind in ((means.rare, True), (means.common, False)):
+            of_kind = np.flatnonzero(batch.rare == kind)
+            tokens = (row[of_kind], position[of_kind])
+            for effect in patched_loss_changes(adapter, windows, tokens, mean, layer) if len(of_kind) else ():
+                delta[of_kind, effect.neuron], kl[of_kind, effect.neuron] = effect.delta_loss, effect.kl
+        loss = clean_loss(adapter, windows, row, position, batch.target)
         yield EffectBlock(batch=batch, statistics=statistics_of(delta, kl, None), loss=loss)
 
 
@@ -268,9 +330,7 @@ def clean_loss(
     return -log_p.gather(1, target[:, None])[:, 0]
 
 
-def effects_table(
-    adapter: Adapter, layer: int, sums: dict[bool, EffectSums], mean_act: np.ndarray, mean_abs_act: np.ndarray
-) -> pd.DataFrame:
+def effects_table(adapter: Adapter, layer: int, sums: dict[bool, EffectSums], means: MeanActivations) -> pd.DataFrame:
     """One row a neuron, in neuron order; rank 1 is the largest mean |Δ|."""
     number = layer % adapter.n_layers
     rare = sums[True].columns()
@@ -280,8 +340,9 @@ def effects_table(
             "index": np.arange(adapter.d_mlp),
             **rare,
             **sums[False].columns("common_"),
-            "mean_act": mean_act,
-            "mean_abs_act": mean_abs_act,
+            "mean_act": means.rare.cpu().numpy(),
+            "common_mean_act": means.common.cpu().numpy(),
+            "mean_abs_act": means.absolute.cpu().numpy(),
             "W_out_norm": adapter.weights(layer).W_out.double().norm(dim=1).cpu().numpy(),
         }
     )
@@ -297,15 +358,3 @@ def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
         out |= {f"{prefix}{name}": value for name, value in sums[kind].per_context.items()}
         out[f"{prefix}n_tokens"] = sums[kind].tokens_per_row
     return out
-
-
-def audit_of(parts: list[tuple[Tensor, Tensor]]) -> Audit:
-    """Errors of all audited pairs together."""
-    error = torch.cat([e.double().flatten() for e, _ in parts])
-    truth = torch.cat([t.double().flatten() for _, t in parts])
-    return Audit(
-        n_pairs=len(error),
-        max_error=error.abs().max().item(),
-        rms_error=error.square().mean().sqrt().item(),
-        rms_delta_loss=truth.square().mean().sqrt().item(),
-    )

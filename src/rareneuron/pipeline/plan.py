@@ -11,14 +11,17 @@ import torch
 
 from rareneuron.data.rarity import load_counts
 from rareneuron.embedded import SERIES
-from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons, UnsupportedModel
+from rareneuron.errors import RunFolderError, TooFewNeurons, UnsupportedModel
+from rareneuron.maths.ablation import engine_memory, neurons_that_fit
+from rareneuron.maths.groups import remedy
 from rareneuron.models.adapter import PATCHING, device_named
-from rareneuron.models.anatomy import family_of
+from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
 from rareneuron.models.hub import split_revision
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.effects import HELD
 from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
 from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, explained, read_json
 from rareneuron.pipeline.tokens import study_corpus
@@ -167,15 +170,11 @@ def check_same_weights(store: RunStore, checkpoints: Iterable[Checkpoint]) -> No
 def check_model(plan: Plan) -> None:
     """Whether this layer, this engine and these groups are possible at all."""
     config, shape = plan.config, plan.shape
-    if not -shape.n_layers <= config.layer < shape.n_layers:
-        raise InvalidConfig(
-            f"layer = {config.layer}, and {plan.checkpoints[-1].source} has {shape.n_layers} layers: use 0 to "
-            f"{shape.n_layers - 1}, or -1 for the last."
-        )
+    layer_index(config.layer, shape.n_layers)
     if 3 * config.group_size > shape.d_mlp:
         raise TooFewNeurons(
             f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
-            f"neurons, and the layer has {shape.d_mlp}. Use --group-size {max(2, shape.d_mlp // 20)} or so."
+            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)}"
         )
     if config.engine == "closed-form":
         check_closed_form(plan)
@@ -183,7 +182,7 @@ def check_model(plan: Plan) -> None:
 
 def check_closed_form(plan: Plan) -> None:
     """What rules the closed form out before weights are loaded; loading puts it to the test."""
-    after = plan.shape.n_layers - 1 - plan.config.layer % plan.shape.n_layers
+    after = plan.shape.n_layers - 1 - layer_index(plan.config.layer, plan.shape.n_layers)
     if after:
         raise UnsupportedModel(
             f"After layer {plan.config.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
@@ -194,6 +193,8 @@ def check_closed_form(plan: Plan) -> None:
         raise UnsupportedModel(
             f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
+    shape = plan.shape
+    neurons_that_fit(int((1 - HELD) * plan.config.memory * 2**30), shape.vocab, shape.d_model, shape.d_mlp)
 
 
 def check_data(plan: Plan) -> None:
@@ -217,9 +218,10 @@ def estimate(plan: Plan) -> Estimate:
         effects = forward * shape.d_mlp + 2 * n_tokens * shape.d_mlp * shape.vocab * shape.d_model
     else:
         effects = 2 * n_tokens * shape.vocab * (4 * shape.d_model + shape.d_mlp)
-    # Twice A, B and its square in float32, or as many neurons of them as the memory holds.
-    tables = min(4 * shape.vocab * 2 * (shape.d_model + shape.d_mlp), plan.config.memory * 2**30)
-    captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), plan.config.memory * 2**28)
+    memory = plan.config.memory * 2**30
+    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
+    tables = min(fixed + shape.d_mlp * per_neuron, (1 - HELD) * memory)
+    captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
     n_open = len(plan.open)
     return Estimate(
         shape=shape,

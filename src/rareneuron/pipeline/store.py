@@ -238,7 +238,11 @@ class RunStore:
 
     def remove_partials(self) -> None:
         """Remove what a killed process left half-written."""
-        for path in [*self.root.glob(f".*{PARTIAL}"), *self.root.glob(f"{STEPS}/.*{PARTIAL}")]:
+        for path in [
+            *self.root.glob(f".*{PARTIAL}"),
+            *self.root.glob(f"{STEPS}/.*{PARTIAL}"),
+            *self.root.glob(f"figures/.*{PARTIAL}"),
+        ]:
             remove(path)
 
 

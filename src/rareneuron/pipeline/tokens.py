@@ -176,7 +176,10 @@ def load_tokens(store: RunStore) -> TokenStage:
         position=table["position"].to_numpy(np.int64, copy=True),
         target=table["target"].to_numpy(np.int64, copy=True),
         rare=table["rare"].to_numpy(bool, copy=True),
-        stages=tuple(Stage(**stage) for stage in record["stages"]),
+        stages=tuple(
+            Stage(name=stage["name"], types=stage["types"], occurrences=stage["occurrences"])
+            for stage in record["stages"]
+        ),
         n_requested=record["n_requested"],
         n_available=record["n_available"],
         n_contexts_read=record["n_contexts_read"],

@@ -14,7 +14,15 @@ from filelock import FileLock
 import rareneuron as rn
 from rareneuron.data.corpus import WindowStream
 from rareneuron.data.texts import open_corpus
-from rareneuron.errors import InvalidConfig, NoRareTokens, OutOfRange, RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.errors import (
+    InvalidConfig,
+    NoRareTokens,
+    OutOfRange,
+    RareNeuronError,
+    RunFolderError,
+    TooFewNeurons,
+    WrongEffects,
+)
 from rareneuron.models.adapter import load_model
 from rareneuron.pipeline import effects as effects_module
 from rareneuron.pipeline import store as store_module
@@ -199,6 +207,21 @@ def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch)
     monkeypatch.setattr(effects_module, "HELD", 0)
     streamed = run_study(config(steps=(10,), out=str(tmp_path / "streamed")))
     pd.testing.assert_frame_equal(streamed.effects(), held.effects(), check_exact=True)
+
+
+@pytest.mark.parametrize("statistic", ["delta_loss", "direct_delta_loss", "kl"])
+def test_effects_that_the_audit_does_not_confirm_are_refused(config, monkeypatch, statistic):
+    """As a device that computes in reduced precision would give them: off by 1 in 10,000 nats and more."""
+    right = effects_module.AblationEngine.effects
+
+    def wrong(engine, *given, **options):
+        found = right(engine, *given, **options)
+        off = 1e-3 if engine.expands else 0.0
+        return replace(found, **{statistic: getattr(found, statistic) + off})
+
+    monkeypatch.setattr(effects_module.AblationEngine, "effects", wrong)
+    with pytest.raises(WrongEffects, match=r"1024 of 3072 audited effects differ .* at most by 1\.0e-03"):
+        run_study(config(steps=(10,)))
 
 
 def test_reference_all_takes_the_mean_over_every_position(config, series, tmp_path):

@@ -26,7 +26,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## speed and accuracy of the engines; one JSON line per engine and shape
-	$(BIN)/python benchmarks/bench_effects.py
+	$(BIN)/python benchmarks/bench_effects.py --table docs/engine.md
 
 train: $(STAMP)  ## the embedded series again, hours on a CPU
 	$(BIN)/pip install -q -e '.[train]' -c constraints.txt

@@ -1,17 +1,19 @@
-"""Speed and accuracy of the effect engines, as ratios within one run.
+"""Speed, accuracy and memory of the effect engine, as ratios within one run.
 
-Prints one JSON line per shape and effect size and, with `--table FILE`, a Markdown table. Compared with *batched
-recomputation*, the usual way at its best: for 20 neurons at a time add the shifted row of W_out, norm, unembed,
-log-softmax, subtract two float32 losses.
+One JSON line per shape and effect size; `--table FILE` writes them as a Markdown table between two markers of FILE.
+Compared with *batched recomputation*, the usual way at its best: for 20 neurons at a time add the shifted row of W_out,
+norm, unembed, log-softmax, subtract two float32 losses; and, where the shape is a model's, with a *hooked forward pass*
+per neuron through a random model of that shape. Every case runs in its own process, which tells its peak memory.
 
-    python benchmarks/bench_effects.py                      every shape that fits in memory
+    python benchmarks/bench_effects.py                      all of them, about ten minutes on 2 idle cores
     python benchmarks/bench_effects.py --shapes pythia-70m embedded --tokens 128
 """
 
 import argparse
 import json
+import multiprocessing
+import platform
 import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from rareneuron.maths.readout import Readout
 
 CHUNK = 20  # neurons per batch of the recomputation
 MEDIAN = {"realistic": 2e-4, "heavy": 1e-2}  # of mean |Δ| over neurons, nats
+RARE_PER_CONTEXT = 7.5  # of 256 tokens, C4 with Pythia's counts: what a forward pass per context is divided by
+MARKERS = "<!-- bench: make bench -->", "<!-- /bench -->"
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,17 @@ class Shape:
     vocab: int
     d_model: int
     neurons: int
+    layers: int = 0  # of the model that a hook is put into; 0: none
     norm: str = "layer"
+    sizes: tuple[str, ...] = ("realistic", "heavy")
 
 
 SHAPES = {
-    "pythia-70m": Shape(50_304, 512, 2_048),
+    "pythia-70m": Shape(50_304, 512, 2_048, layers=6),
     "gpt2-small": Shape(50_257, 768, 3_072),
-    "pythia-410m": Shape(50_304, 1_024, 4_096),
-    "llama-128k": Shape(128_256, 1_024, 2_048, "rms"),
+    "pythia-410m": Shape(50_304, 1_024, 4_096, layers=24),
+    "gpt2-xl": Shape(50_257, 1_600, 6_400, sizes=("realistic",)),
+    "llama-128k": Shape(128_256, 2_048, 2_048, norm="rms"),
 }
 
 
@@ -68,9 +75,9 @@ def synthetic(shape: Shape, n_tokens: int, median: float, seed: int = 0) -> Case
     shift *= (1.2 * normal(shape.neurons)).exp()
     resid = normal(n_tokens, shape.d_model)
     target = torch.multinomial(readout(resid).softmax(-1), 1, generator=generator)[:, 0]
-    engine = AblationEngine(readout, W_out)
+    engine = AblationEngine(readout, W_out[:256])
     for _ in range(3):  # scale to the median wanted; effects are nearly proportional to shifts
-        shift *= median / engine.effects(resid, shift, target).delta_loss.abs().mean(0).median()
+        shift *= median / engine.effects(resid, shift[:, :256], target).delta_loss.abs().mean(0).median()
     return Case(readout, resid, shift, target, W_out)
 
 
@@ -88,8 +95,8 @@ def embedded(n_tokens: int) -> Case:
     batches = list(capture(adapter, selection))
     resid, act, target = (torch.cat([getattr(b, name) for b in batches]) for name in ("resid", "act", "target"))
     rare = torch.cat([torch.from_numpy(b.rare) for b in batches])
-    shift = act[rare].mean(0) - act
-    return Case(adapter.readout(), resid[:n_tokens], shift[:n_tokens], target[:n_tokens], adapter.W_out)
+    shift = (act[rare].mean(0) - act)[rare]
+    return Case(adapter.readout(), resid[rare], shift, target[rare], adapter.W_out)
 
 
 def recomputed(case: Case, tokens: slice, neurons: Tensor) -> Tensor:
@@ -105,6 +112,35 @@ def recomputed(case: Case, tokens: slice, neurons: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
+def hooked_seconds(shape: Shape) -> float:
+    """Seconds a pair, by a forward pass over whole contexts with one neuron replaced through a hook."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.neurons,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.d_model // 64,
+    )
+    model = GPTNeoXForCausalLM(config).eval()
+
+    def replace_one(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        act = args[0].clone()
+        act[..., 0] = 0.1
+        return (act, *args[1:])
+
+    model.gpt_neox.layers[-1].mlp.dense_4h_to_h.register_forward_pre_hook(replace_one)
+    ids = torch.randint(shape.vocab, (2, 256), generator=torch.Generator().manual_seed(0))
+
+    def call() -> None:
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits
+            torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+
+    return seconds(call) / (len(ids) * RARE_PER_CONTEXT)
+
+
 def seconds(call, repeats: int = 2) -> float:
     """The fastest of a few calls, after one that warms up."""
     call()
@@ -116,43 +152,68 @@ def seconds(call, repeats: int = 2) -> float:
     return best
 
 
-def measure(name: str, size: str, case: Case) -> dict:
-    """One line: microseconds per pair, ratio, and both errors against float64 on the same random pairs."""
+def measure(name: str, size: str, case: Case, shape: Shape | None, memory_gib: float) -> dict:
+    """One line: microseconds per pair, ratios, and both errors against float64 on the same random pairs."""
     n_tokens, n_neurons = case.shift.shape
+    before = peak_rss()
     start = time.perf_counter()
-    engine = AblationEngine(case.readout, case.W_out)
-    prepared = time.perf_counter() - start
+    engine = AblationEngine(case.readout, case.W_out, memory=int(memory_gib * 2**30))
     found = engine.effects(case.resid, case.shift, case.target)
+    first = time.perf_counter() - start
+    peak = peak_rss() - before
     fast = seconds(lambda: engine.effects(case.resid, case.shift, case.target)) / case.shift.numel()
+    alone = seconds(lambda: engine.effects(case.resid, case.shift, case.target, direct=False)) / case.shift.numel()
     neurons = torch.randperm(n_neurons, generator=torch.Generator().manual_seed(1))[: 2 * CHUNK]
-    few = slice(0, min(8, n_tokens))
+    few = slice(0, min(4, n_tokens))
     slow = seconds(lambda: recomputed(case, few, neurons)) / (few.stop * len(neurons))
-    audit = slice(0, min(24, n_tokens))
-    truth = (
-        AblationEngine(case.readout, case.W_out[neurons], precision="reference")
-        .effects(case.resid[audit], case.shift[audit][:, neurons], case.target[audit])
-        .delta_loss
-    )
-    ours = found.delta_loss[audit][:, neurons].double() - truth
-    theirs = recomputed(case, audit, neurons).double() - truth
-    return {
+    audit = slice(0, min(32, n_tokens))
+    reference = AblationEngine(case.readout, case.W_out[neurons], precision="reference", memory=2**62)
+    truth = reference.effects(case.resid[audit], case.shift[audit][:, neurons], case.target[audit]).delta_loss
+    ours = found.delta_loss[audit][:, neurons].double()
+    theirs = recomputed(case, audit, neurons).double()
+    mean = truth.abs().mean(0)
+    row = {
         "shape": name,
         "effects": size,
         "tokens": n_tokens,
         "neurons": n_neurons,
+        "vocab": len(case.readout.W_U),
         "median_abs_delta_loss": found.delta_loss.abs().mean(0).median().item(),
-        "prepare_s": round(prepared, 2),
+        "first_call_s": round(first, 2),
         "fast_us_per_pair": round(1e6 * fast, 3),
+        "total_alone_us_per_pair": round(1e6 * alone, 3),
         "recomputed_us_per_pair": round(1e6 * slow, 1),
         "ratio": round(slow / fast),
+        "all_over_total_alone": round(fast / alone, 2),
         "full_sum_share": found.full_share,
-        "fast_rms": rms(ours),
-        "fast_max": ours.abs().max().item(),
-        "recomputed_rms": rms(theirs),
-        "recomputed_max": theirs.abs().max().item(),
-        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "fast_rms": rms(ours - truth),
+        "fast_max": (ours - truth).abs().max().item(),
+        "recomputed_rms": rms(theirs - truth),
+        "recomputed_max": (theirs - truth).abs().max().item(),
+        "worst_relative_error_of_a_mean": ((ours.abs().mean(0) - mean).abs() / mean)[mean > 1e-8].max().item(),
+        "engine_peak_gib": round(peak / 2**30, 2),
+        "memory_gib": memory_gib,
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
     }
+    if shape is not None and shape.layers:
+        del engine
+        row["hooked_us_per_pair"] = round(1e6 * hooked_seconds(shape))
+        row["ratio_to_hooked"] = round(row["hooked_us_per_pair"] / row["fast_us_per_pair"])
+    return row
+
+
+def run(name: str, size: str, n_tokens: int, memory_gib: float) -> dict:
+    """Make one case and measure it."""
+    shape = SHAPES.get(name)
+    case = embedded(n_tokens) if shape is None else synthetic(shape, n_tokens, MEDIAN[size])
+    return measure(name, size, case, shape, memory_gib)
+
+
+def peak_rss() -> int:
+    """Bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def rms(x: Tensor) -> float:
@@ -161,31 +222,42 @@ def rms(x: Tensor) -> float:
 
 def table(rows: list[dict]) -> str:
     """Markdown, one row a line."""
-    names = ("shape", "effects", "µs per pair", "recomputed", "ratio", "full sums", "rms error", "recomputed")
-    head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
-    return head + "".join(
-        f"| {r['shape']} | {r['effects']} | {r['fast_us_per_pair']} | {r['recomputed_us_per_pair']} | {r['ratio']}× | "
-        f"{100 * r['full_sum_share']:.1f} % | {r['fast_rms']:.1e} | {r['recomputed_rms']:.1e} |\n"
-        for r in rows
+    head = (
+        "| shape | effects | µs per pair | recomputed | ratio | hooked | full sums | rms (max) error | recomputed | "
+        "with direct, KL | engine's memory |"
     )
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    lines += [
+        f"| {r['shape']} | {r['effects']} | {r['fast_us_per_pair']:.2f} | {r['recomputed_us_per_pair']:.0f} | "
+        f"{r['ratio']}× | {str(r['ratio_to_hooked']) + '×' if 'ratio_to_hooked' in r else ''} | "
+        f"{100 * r['full_sum_share']:.1f} % | {r['fast_rms']:.1e} ({r['fast_max']:.0e}) | "
+        f"{r['recomputed_rms']:.1e} ({r['recomputed_max']:.0e}) | {r['all_over_total_alone']:.2f}× | "
+        f"{r['engine_peak_gib']} GiB |"
+        for r in rows
+    ]
+    tail = f"{rows[0]['threads']} threads, torch {rows[0]['torch']}, {rows[0]['tokens']} tokens."
+    return "\n".join([*lines, "", tail])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["embedded", *SHAPES], choices=["embedded", *SHAPES])
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--tokens", type=int, default=320)
+    parser.add_argument("--memory", type=float, default=4.0, help="GiB that the engine may take")
+    parser.add_argument("--table", type=Path, help="Markdown file with the two markers")
     arguments = parser.parse_args()
     rows = []
+    context = multiprocessing.get_context("spawn")
     for name in arguments.shapes:
-        sizes = {"as they are": None} if name == "embedded" else MEDIAN
-        for size, median in sizes.items():
-            case = embedded(arguments.tokens) if median is None else synthetic(SHAPES[name], arguments.tokens, median)
-            rows.append(measure(name, size, case))
+        for size in SHAPES[name].sizes if name in SHAPES else ("as they are",):
+            with context.Pool(1) as pool:
+                rows.append(pool.apply(run, (name, size, arguments.tokens, arguments.memory)))
             print(json.dumps(rows[-1]), flush=True)
     if arguments.table:
-        arguments.table.write_text(table(rows), encoding="utf-8")
-    print(table(rows), file=sys.stderr)
+        before, _, rest = arguments.table.read_text(encoding="utf-8").partition(MARKERS[0])
+        after = rest.partition(MARKERS[1])[2]
+        text = f"{before}{MARKERS[0]}\n\n{table(rows)}\n\n{MARKERS[1]}{after}"
+        arguments.table.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,32 @@
-"""Sorting, and what is refused."""
+"""Sorting, what is refused, and a local slope without artefacts."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.rank_curve import rank_curve
+from rareneuron.maths.rank_curve import WINDOW, local_slope, rank_curve
+
+N = 2_048
+RANK = np.arange(1, N + 1)
+HALF_NORMAL = np.log(stats.halfnorm.isf((RANK - 0.5) / N))  # the quantiles themselves: a smooth curve
+
+
+def truncated_slope(y):
+    """The estimator of the released scripts: least squares over ranks i + 1 … 6i, cut off where the data end."""
+    u, n = np.log(np.arange(1, len(y) + 1)), len(y)
+    i = np.unique(np.geomspace(20, n / 2, 400).astype(int))
+    slope = [-np.polyfit(u[k : min(6 * k, n)], y[k : min(6 * k, n)], 1)[0] for k in i]
+    return np.log(i), np.array(slope)
+
+
+def kink(u, slope, at):
+    """How far the slope's derivative changes across `at`, as a share of itself: 1 where it changes sign."""
+    left, right = [
+        np.polyfit(u[part], slope[part], 1)[0]
+        for part in ((u >= at - 0.1) & (u < at + 1e-9), (u > at - 1e-9) & (u <= at + 0.1))
+    ]
+    return abs(right - left) / (abs(right) + abs(left))
 
 
 def test_sorted_from_the_largest_with_ties_in_neuron_order():
@@ -19,3 +41,36 @@ def test_sorted_from_the_largest_with_ties_in_neuron_order():
 def test_what_is_no_mean_absolute_effect_is_refused(values):
     with pytest.raises(InvalidConfig, match="abs_delta_loss"):
         rank_curve(np.array(values))
+
+
+def test_slope_of_a_power_law_is_its_exponent_wherever_it_is_defined():
+    slope = local_slope(2 - 0.7 * np.log(RANK))
+    defined = np.isfinite(slope.kappa)
+    np.testing.assert_allclose(slope.kappa[defined], 0.7, atol=1e-12)
+    np.testing.assert_allclose(slope.log_rank[defined][[0, -1]], [WINDOW / 2, np.log(N) - 1 - WINDOW / 2], atol=0.051)
+
+
+def test_slope_is_the_e_fold_difference_of_eq_7_averaged_over_the_window():
+    slope = local_slope(HALF_NORMAL)
+    u = slope.log_rank[np.isfinite(slope.kappa) & (slope.log_rank > 3)]
+    y = lambda u: np.log(stats.halfnorm.isf((np.exp(u) - 0.5) / N))  # noqa: E731
+    shifts = np.linspace(-WINDOW / 2, WINDOW / 2, 11)
+    expected = np.mean([y(u + s) - y(u + s + 1) for s in shifts], axis=0)
+    np.testing.assert_allclose(np.interp(u, slope.log_rank, slope.kappa), expected, rtol=2e-3)  # y is interpolated
+
+
+def test_many_curves_at_once():
+    both = local_slope(np.stack([HALF_NORMAL, -0.4 * np.log(RANK)]))
+    np.testing.assert_array_equal(both.kappa[0], local_slope(HALF_NORMAL).kappa)
+
+
+def test_a_smooth_curve_has_no_kink_where_truncation_makes_one():
+    at = np.log(N / 6)
+    u, truncated = truncated_slope(HALF_NORMAL)
+    assert kink(u, truncated, at) > 0.5, "the control must show the artefact"
+    assert max(kink(u, truncated, place) for place in (at - 1, at - 0.7, at + 0.3)) < 0.2
+    slope = local_slope(HALF_NORMAL)
+    defined = np.isfinite(slope.kappa) & (slope.log_rank > 3)
+    places = slope.log_rank[defined][2:-2]
+    assert places[0] < at < places[-1]
+    assert max(kink(slope.log_rank, slope.kappa, place) for place in places) < 0.2

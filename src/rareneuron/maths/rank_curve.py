@@ -1,4 +1,9 @@
-"""Effects sorted by size: the rank curve y(u) = log|Δ| at u = log rank (Eq. 1)."""
+r"""Effects sorted by size: the rank curve y(u) = log|Δ| at u = log rank (Eq. 1), and its local slope κ(u) (Eq. 7).
+
+κ(u) = y(u) − y(u + 1): the difference over a factor e in rank, on a uniform grid of u, averaged over a window of fixed
+log width. Where rank · e or the window leaves the data κ is undefined (NaN). An estimator that truncates there instead
+bends at log(N/6) in *any* curve; tests/maths/test_rank_curve.py shows it doing so.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.errors import InvalidConfig
+
+GRID_STEP = 0.05  # in log rank; 1 (the e of Eq. 7) is a whole number of steps
+WINDOW = 0.5  # in log rank: half of what Eq. 7 averages over anyway
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,14 @@ class RankCurve:
         return int((self.value > 0).sum())
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalSlope:
+    """κ on a uniform grid of log rank; κ at u looks ahead to u + 1, so a bend shows up to a factor e in rank early."""
+
+    log_rank: Float[np.ndarray, " grid"]
+    kappa: Float[np.ndarray, "*curves grid"]  # NaN where undefined
+
+
 def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
     """Sort mean |Δ| from the largest; ties keep the neurons' order."""
     if len(values) == 0 or not np.isfinite(values).all() or (values < 0).any():
@@ -35,3 +51,22 @@ def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
         )
     order = np.argsort(-values, kind="stable")
     return RankCurve(value=values[order], neuron=order)
+
+
+def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
+    r"""$\kappa(u) = -[y(u + 1) - y(u)]$ (Eq. 7) of log effects sorted from the largest, one curve or many of a length.
+
+    y between two ranks is interpolated linearly in log rank.
+    """
+    log_rank = np.log(np.arange(1, y.shape[-1] + 1))
+    grid = np.arange(0, log_rank[-1], GRID_STEP)
+    left = np.searchsorted(log_rank, grid, side="right") - 1
+    part = (grid - log_rank[left]) / (log_rank[left + 1] - log_rank[left])
+    on_grid = y[..., left] * (1 - part) + y[..., left + 1] * part
+    ahead, half = round(1 / GRID_STEP), round(WINDOW / GRID_STEP / 2)
+    raw = on_grid[..., :-ahead] - on_grid[..., ahead:]
+    sums = np.cumsum(np.concatenate([np.zeros_like(raw[..., :1]), raw], axis=-1), axis=-1)
+    width = 2 * half + 1
+    kappa = np.full_like(on_grid, np.nan)
+    kappa[..., half : half + raw.shape[-1] - width + 1] = (sums[..., width:] - sums[..., :-width]) / width
+    return LocalSlope(log_rank=grid, kappa=kappa)

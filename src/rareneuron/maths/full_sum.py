@@ -54,7 +54,7 @@ def full_sums(
                 delta.exp2_().sub_(1)
             else:
                 delta.expm1_()
-            mean[:, part] = delta @ clean.p[t]
+            mean[:, part] = delta.mul_(clean.p[t]).sum(-1)
     out = mean.log1p()
     for kind, pair in ((rise > UNDERFLOW) | ~(mean > -0.5)).nonzero().tolist():
         t, neuron = pairs[pair].tolist()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rareneuron.maths import ablation
 from rareneuron.maths.ablation import FOR_FOURTH, FOR_THIRD, AblationEngine
 from rareneuron.maths.expansion import higher_order, second_order
-from tests.maths.conftest import random_case
+from rareneuron.maths.readout import Readout
+from tests.maths.conftest import Case, random_case
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -79,6 +80,37 @@ def test_each_order_is_closer_than_the_one_before():
     for kind in ("total", "direct"):
         assert errors[kind, 3] < errors[kind, 2] / 3
         assert errors[kind, 4] < errors[kind, 3] / 3
+
+
+def equal_tokens(n=8_000, vocab=50_000, neurons=64):
+    """Thousands of equally likely types: their terms are the same number, and float32 rounds all to the same side."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(neurons, generator=generator)
+
+    W_U, b_U = torch.zeros(vocab, 16), torch.full((vocab,), -30.0)
+    W_U[:n, 0], W_U[n:, 0], b_U[:n] = 1, -n / (vocab - n), 0
+    W_U[: n // 2, 1], W_U[n // 2 : n, 1] = 1, -1
+    W_out, resid = torch.zeros(neurons, 16), torch.zeros(2, 16)
+    W_out[:, 0], W_out[:, 1], W_out[:, 2] = uniform(0.3, 5), 10 ** uniform(-3, -0.4), -(10 ** uniform(-0.7, 0.4))
+    resid[:, 1], resid[:, 2] = 2, 12**0.5
+    readout = Readout(norm="rms", weight=None, bias=None, eps=1e-9, W_U=W_U, b_U=b_U)
+    shift, target = torch.full((2, neurons), 0.1), torch.zeros(2, dtype=torch.long)
+    return Case(readout=readout, resid=resid, shift=shift, target=target, W_out=W_out)
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_equal_terms_do_not_add_up_to_an_error(dtype, precision, monkeypatch):
+    monkeypatch.setattr(ablation, "fast_product_dtype", lambda device: dtype)
+    case = equal_tokens()
+    found = AblationEngine(case.readout, case.W_out, precision=precision)
+    truth = AblationEngine(case.readout, case.W_out, precision="reference")
+    found, truth = (e.effects(case.resid, case.shift, case.target) for e in (found, truth))
+    for name in ("delta_loss", "direct_delta_loss", "kl"):
+        error = (getattr(found, name).double() - getattr(truth, name)).abs()
+        assert error.max() < ablation.TOLERANCE, name
 
 
 def test_without_its_rounding_term_the_bound_would_be_wrong():

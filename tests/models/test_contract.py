@@ -272,7 +272,7 @@ def test_readout_of_an_earlier_layer_is_refused(tiny):
 @pytest.mark.parametrize("layer", [2, -3])
 def test_layers_out_of_range(layer, tiny):
     case = tiny("gpt_neox")
-    with pytest.raises(OutOfRange, match=rf"no layer {layer}: this model has 2\. Give one of 0…1"):
+    with pytest.raises(OutOfRange, match=rf"no layer {layer}: this model has 2 layers\. Give one of 0…1"):
         case.adapter.capture(case.windows, layer)
 
 

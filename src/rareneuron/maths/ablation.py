@@ -17,6 +17,7 @@ docs/engine.md derives it. Exact wherever the MLP output joins the residual stre
 checks that). Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ from rareneuron.maths.expansion import (
     higher_order,
     pieces,
     second_order,
+    summed,
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.readout import Readout
@@ -191,11 +193,11 @@ class AblationEngine:
         logp -= logp.logsumexp(-1, keepdim=True)
         torch.exp(logp, out=p)
         G -= torch.mul(p, G, out=weighted).sum(-1, keepdim=True)
-        GA = torch.mul(p, G, out=weighted) @ self.A
+        GA = summed(torch.mul(p, G, out=weighted), self.A)
         powers = [weighted.mul_(G).sum(1) for _ in range(3)]
         # With the target's own term left out, nothing cancels where the target has nearly all probability.
         others = weighted.copy_(p).scatter_(1, at, 0.0)
-        from_target = others @ self.A - others.sum(1, keepdim=True) * self.A[target]
+        from_target = summed(others, self.A) - others.sum(1, keepdim=True) * self.A[target]
         return CleanTokens(
             p=p,
             logp=logp,
@@ -240,8 +242,9 @@ class AblationEngine:
         pairs = flagged.nonzero()
         at = (slice(None), pairs[:, 0], pairs[:, 1])
         farthest_B = torch.maximum(tables.highest, -tables.lowest)
-        delta[at] = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at])
-        kl[at] = (delta[at] - first[at]).clamp_min(0)
+        kl[at] = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at], first[at], fast=self.expands)
+        delta[at] = first[at] + kl[at]
+        kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
         return delta, kl[0], len(pairs)
 
     def _expand(
@@ -293,7 +296,7 @@ class AblationEngine:
             for _ in range(3):
                 powers.append(powers[-1] * powers[0])
             for j, k in wanted.full:
-                of[j, k].addmm_(weights[j], powers[k - 1])
+                of[j, k] += weights[j] @ powers[k - 1]  # addmm would round as one long sum does
             low = {j: weights[j].to(self.product_dtype) for j, _ in wanted.low}
             for k in {k for _, k in wanted.low}:
                 power = powers[k - 1].to(self.product_dtype)
@@ -324,15 +327,20 @@ def neurons_that_fit(
     n_neurons: int,
     dtype: torch.dtype = torch.float32,
     product_dtype: torch.dtype = torch.float32,
+    share: float = 1.0,
 ) -> int:
-    """How many neurons' tables fit into `memory` bytes; an error where it is next to none."""
+    """How many neurons' tables fit into `memory` bytes; an error where it is next to none.
+
+    `share` is that part of what was allowed which the engine has: the error speaks of the whole.
+    """
     fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
     fit = (memory - fixed) // per_neuron
-    if fit < min(n_neurons, FEWEST_NEURONS):
-        needed = (fixed + FEWEST_NEURONS * per_neuron) / 2**30
+    fewest = min(n_neurons, FEWEST_NEURONS)
+    if fit < fewest:
+        needed = math.ceil(1000 * (fixed + fewest * per_neuron) / 2**30 / share) / 1000
         raise InvalidConfig(
-            f"{memory / 2**30:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
-            f"{d_model:,}, which take {needed:.2g} GiB at least. Allow more memory (--memory)."
+            f"{memory / 2**30 / share:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
+            f"{d_model:,}, so effects cannot be computed. Allow at least {needed:g} GiB (--memory)."
         )
     return min(n_neurons, fit)
 

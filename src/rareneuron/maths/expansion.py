@@ -8,8 +8,8 @@ of the series of e^x after some terms is at most, since all its coefficients are
     fourth order:  |E e^x − 1 − κ₂/2 − κ₃/6 − κ₄/24|       ≤ κ₄/120 · M / (1 − M/6)     M < 6
 
 log enlarges no error, since its argument is at least 1 (Jensen). κ alone is blind to a token of tiny p and large x; M
-is not. Products in low precision add to the bound; float32 rounding elsewhere does not, as in any float32
-computation. docs/engine.md.
+is not. Rounding in products of the layer's width adds to the bound; float32 rounding elsewhere (of E_p[A], E_p[G A] and
+what is formed of them) does not, and is kept small by summing in short pieces. docs/engine.md.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 VOCAB_AT_ONCE = 2**10  # summed in one go, so that the rounding of a sum has a bound whatever the vocabulary
+FINE = 2**8  # the same for sums that no bound speaks of: many equal terms round to the same side
+ADDITIONS = VOCAB_AT_ONCE + 2**8  # of a sum: within a piece, and of up to 256 pieces
 # Relative error, at most, of a sum of products of two rounded factors that don't change sign: each factor's and the
 # result's rounding, and one float32 addition for each term.
 ROUNDING = {
-    torch.bfloat16: 3.1 * 2**-8 + (VOCAB_AT_ONCE + 32) * 2**-24,
-    torch.float32: (VOCAB_AT_ONCE + 32) * 2**-24,
+    torch.bfloat16: 3.1 * 2**-8 + ADDITIONS * 2**-24,
+    torch.float32: ADDITIONS * 2**-24,
 }
 
 
@@ -101,9 +103,20 @@ class Moments:
         return M if change.a is None else M.addcmul_(change.a.abs(), clean.farthest_G[:, None])
 
 
-def pieces(vocab: int) -> list[slice]:
+def pieces(vocab: int, size: int = VOCAB_AT_ONCE) -> list[slice]:
     """The vocabulary in pieces that are summed in one go."""
-    return [slice(start, min(start + VOCAB_AT_ONCE, vocab)) for start in range(0, vocab, VOCAB_AT_ONCE)]
+    return [slice(start, min(start + size, vocab)) for start in range(0, vocab, size)]
+
+
+def summed(weights: Float[Tensor, "token vocab"], table: Float[Tensor, "vocab d_model"]) -> Tensor:
+    """Σ_v weights_tv table_v, in fine pieces.
+
+    Not by addmm: that goes on from the running total term by term, and pieces would mean nothing.
+    """
+    out = torch.zeros(len(weights), table.shape[1], dtype=table.dtype, device=table.device)
+    for piece in pieces(len(table), FINE):
+        out += weights[:, piece] @ table[piece]
+    return out
 
 
 def second_order(clean: CleanTokens, m: Moments, change: Change) -> Expansion:
@@ -122,7 +135,8 @@ def higher_order(clean: CleanTokens, m: Moments, change: Change, order: int) -> 
     """log(1 + κ₂/2 + κ₃/6), and + κ₄/24 where the order is four."""
     M = m.farthest(clean, change)
     b, size = change.b.abs(), fourth_root(m.of[0, 4]) + m.of[0, 1].abs()
-    size, spread = b * size, b * fourth_root(m.central(clean, 0, 4))
+    central = m.central(clean, 0, 4).clamp_min(0) + m.rounding[4] * size**4  # at most
+    size, spread = b * size, b * fourth_root(central)
     if change.a is not None:
         of_G = change.a.abs() * fourth_root(clean.G_powers[4])[:, None]
         size, spread = size + of_G, spread + of_G
@@ -132,7 +146,7 @@ def higher_order(clean: CleanTokens, m: Moments, change: Change, order: int) -> 
     if order == 4:
         remainder = (kappa[4].clamp_min(0) + in_kappa[4]) * M / (120 - 20 * M)
     else:
-        remainder = (spread**4 + in_kappa[4]) / (24 - 4.8 * M)  # κ₄ ≤ spread⁴, by Minkowski again
+        remainder = spread**4 / (24 - 4.8 * M)  # κ₄ ≤ spread⁴, by Minkowski again
     kappa[2].clamp_min_(0)
     series = torch.stack([kappa[n] / factorial(n) for n in kappa]).sum(0)
     rounding = torch.stack([in_kappa[n] / factorial(n) for n in kappa]).sum(0)

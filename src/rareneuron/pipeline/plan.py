@@ -194,7 +194,8 @@ def check_closed_form(plan: Plan) -> None:
             f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
     shape = plan.shape
-    neurons_that_fit(int((1 - HELD) * plan.config.memory * 2**30), shape.vocab, shape.d_model, shape.d_mlp)
+    memory = int((1 - HELD) * plan.config.memory * 2**30)
+    neurons_that_fit(memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
 
 
 def check_data(plan: Plan) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rareneuron.errors import RareNeuronError
     from rareneuron.maths.ablation import AblationEffects, delta_loss
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
+    from rareneuron.maths.phases import ContextSums, Phases, fit_phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
     from rareneuron.models.adapter import Adapter, load_model
@@ -27,6 +28,9 @@ _HOMES = {
     "delta_loss": "maths.ablation",
     "NeuronGroups": "maths.groups",
     "neuron_groups": "maths.groups",
+    "ContextSums": "maths.phases",
+    "Phases": "maths.phases",
+    "fit_phases": "maths.phases",
     "RankCurve": "maths.rank_curve",
     "rank_curve": "maths.rank_curve",
     "Readout": "maths.readout",
@@ -41,7 +45,9 @@ _HOMES = {
 __all__ = [
     "AblationEffects",
     "Adapter",
+    "ContextSums",
     "NeuronGroups",
+    "Phases",
     "RankCurve",
     "RareNeuronError",
     "RareTypes",
@@ -49,6 +55,7 @@ __all__ = [
     "Run",
     "StudyConfig",
     "delta_loss",
+    "fit_phases",
     "load_model",
     "neuron_groups",
     "open_run",

@@ -274,5 +274,5 @@ def _nothing_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:
     words = "turn the word filter off (`--words off`), " if words_decide else ""
     return (
         f"No token of this corpus passes the filter for rare targets ({found}), so there is nothing to analyse. "
-        f"Give more text, {words}or raise the percentile below which a type is rare (`--percentile`)."
+        f"Give more text, {words}or choose otherwise what is rare (`--percentile`, `--rarity`)."
     )

@@ -163,7 +163,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                 found = sorted(record) if isinstance(record, dict) else f"a {type(record).__name__}"
                 raise UnreadableText(
                     f"{path}, line {number}: no field {text_field!r} (found {found}), so it isn't known where its text "
-                    "is. Name the field that holds the text."
+                    "is. Name the field that holds the text (`--text-field`)."
                 )
             yield _text(record[text_field], text_field, f"{path}, line {number}")
 
@@ -283,7 +283,7 @@ def _read_hub(name: str, config: str | None, split: str, full_name: str, text_fi
             if text_field not in record:
                 raise UnreadableText(
                     f"{full_name}: no field {text_field!r} (found {sorted(record)}), so it isn't known where its text "
-                    "is. Name the field that holds the text."
+                    "is. Name the field that holds the text (`--text-field`)."
                 )
             yield _text(record[text_field], text_field, f"{full_name}, record {number}")
     except HUB_ERRORS as error:

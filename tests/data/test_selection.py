@@ -296,7 +296,7 @@ def test_a_corpus_without_rare_words_says_what_each_stage_kept(words_on):
     message = (
         r"all: 3 of 2 types, rare by frequency: 2 of 1 types, rare words: 0 of 0 types.*--words off.*percentile"
         if words_on
-        else r"all: 3 of 2 types, rare by frequency: 0 of 0 types\).*Give more text, or raise the percentile"
+        else r"all: 3 of 2 types, rare by frequency: 0 of 0 types\).*Give more text, or choose otherwise what is rare"
     )
     with pytest.raises(NoRareTokens, match=message):
         select(windows, token_filter, 10, pieces=1)

@@ -13,7 +13,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from rareneuron.cli import cli
+from rareneuron.maths.phases import ContextSums, fit_phases
+from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.models.families import FAMILIES
+from rareneuron.pipeline.rankings import RANKINGS
+from rareneuron.pipeline.run import Run
 from rareneuron.present.figures import FIGURES
 
 
@@ -104,6 +108,51 @@ def test_groups(invoke, run_folder):
     assert [row["role"] for row in rows] == ["boosting"] * 5 + ["suppressing"] * 5
     assert all((row["delta_loss"] > 0) == (row["role"] == "boosting") for row in rows)
     assert "boosting" in invoke("groups", run_folder, "--step", 0).stdout
+
+
+def test_phases_that_cannot_be_told_are_said(invoke, run_folder):
+    done = invoke("phases", run_folder, "--step", 0, "--ranking", "common")
+    assert done.exit_code == 2
+    assert "40 neurons" in done.stderr
+
+
+def test_phases(invoke, monkeypatch, run_folder):
+    """Of a curve long enough to have some, as the tiny layer's is not."""
+    rank = np.arange(1, 513)
+    y = -0.4 * np.log(rank) + (rank <= 24) - np.maximum(rank / 150 - 1, 0)
+    curve = rank_curve(np.exp(y))
+    sums = np.random.default_rng(0).gamma(400.0, 1 / 400, (20, 512)) * curve.value
+    contexts = ContextSums(sums=sums, n_tokens=np.ones(20, np.int64))
+    monkeypatch.setattr(Run, "phases", lambda self, step, ranking: fit_phases(curve, contexts, n_draws=40))
+    shown = invoke("phases", run_folder).stdout
+    assert shown.startswith("Step 10, ranking all: three phases\n")
+    assert re.search(r"κ = 0\.\d+ \(95 % 0\.\d+ … 0\.\d+\)", shown)
+    assert re.search(r"Plateau +ranks 1 … \d+ \(95 % \d+ … \d+\), 4\.\d% of them", shown)
+    found = strict(invoke("phases", run_folder, "--ranking", "common", "--json").stdout)
+    assert (found["step"], found["ranking"], found["outcome"]) == (10, "common", "three phases")
+    assert found["plateau_share"] == found["plateau_end"] / 512
+
+
+def test_phases_takes_every_ranking():
+    choice = next(p for p in cli.commands["phases"].params if p.name == "ranking")
+    assert tuple(choice.type.choices) == RANKINGS
+
+
+def test_trajectory(invoke, run_folder):
+    shown = invoke("trajectory", run_folder).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["step", "0", "10"]
+    rows = strict(invoke("trajectory", run_folder, "--json").stdout)
+    assert [row["step"] for row in rows] == [0, 10]
+    assert rows[0]["rank_correlation_last"] is not None
+    assert rows[1]["rank_correlation_last"] is None
+    of_trends = strict(invoke("trajectory", run_folder, "--trends", "--json").stdout)
+    assert next(row for row in of_trends if row["column"] == "n_eff") == {
+        "column": "n_eff",
+        "tau": None,  # two steps have no trend
+        "p": None,
+        "n": 2,
+    }
+    assert "loss_rare" in invoke("trajectory", run_folder, "--trends").stdout
 
 
 def test_report_and_figure(invoke, run_folder, tmp_path):
@@ -229,6 +278,9 @@ def test_a_single_context_is_reported_in_words(invoke, llama, text_file, tmp_pat
         (["checkpoints", "{long}"], "File name too long"),
         (["groups", "."], "no run folder"),
         (["report", "."], "no run folder"),
+        (["phases", "."], "no run folder"),
+        (["trajectory", "."], "no run folder"),
+        (["phases", "{run}", "--step", "7"], "no results for step 7"),
         (["figure", "{run}", "nonsense", "-o", "x.svg"], "rank-curve"),
         (["figure", "{run}", "rank-curve", "-o", "x.gif"], ".svg"),
         (["checkpoints", "./nothing"], "nothing"),

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import fields
 from errno import EPIPE
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rareneuron.errors import RareNeuronError
 from rareneuron.pipeline.config import CHOICES, StudyConfig
+
+if TYPE_CHECKING:
+    from rareneuron.maths.phases import Phases
+    from rareneuron.pipeline.rankings import Ranking
 
 EXIT_ERROR = 2
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
@@ -184,6 +188,85 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
 
     table = groups_table(open_run(run), step)
     emit(json.loads(table.to_json(orient="records")), as_json, lambda: table.to_string(index=False, na_rep="–"))
+
+
+@cli.command()
+@run_argument
+@step_option
+@click.option(
+    "--ranking",
+    type=click.Choice(["all", "boosting", "suppressing", "common"]),
+    default="all",
+    show_default=True,
+    help="all: mean |Δ| at rare targets; boosting, suppressing: neurons of one sign; common: at common targets.",
+)
+@json_option
+def phases(run: Path, step: int | None, ranking: "Ranking", as_json: bool) -> None:
+    """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing."""
+    from rareneuron.pipeline.rankings import as_record
+    from rareneuron.pipeline.run import open_run
+
+    opened = open_run(run)
+    found = opened.phases(step, ranking)
+    where = {"step": opened.steps[-1] if step is None else step, "ranking": ranking}
+    shares = {"plateau_share": found.plateau_share, "decay_share": found.decay_share}
+    name = "unknown" if where["step"] is None else where["step"]
+    emit(where | as_record(found) | shares, as_json, lambda: phases_text(found, f"Step {name}, ranking {ranking}"))
+
+
+def phases_text(found: "Phases", title: str) -> str:
+    """The verdict first, then what it rests on."""
+
+    def interval(name: str, form: str) -> str:
+        if name not in found.intervals:
+            return ""
+        low, high = found.intervals[name]
+        return f" (95 % {low:{form}} … {high:{form}})"
+
+    null = {name: f"p = {p:.2g}" for name, p in found.null_p.items()}
+    plateau = decay = "none"
+    if found.plateau_end is not None and found.plateau_share is not None:
+        plateau = f"ranks 1 … {found.plateau_end}{interval('plateau_end', '.0f')}, {found.plateau_share:.1%} of them"
+    if found.decay_start is not None and found.decay_share is not None:
+        decay = f"from rank {found.decay_start}{interval('decay_start', '.0f')}, {found.decay_share:.1%} of them"
+    families = ", ".join(f"{name} {null[name]}" for name in ("half-normal", "exponential", "lognormal"))
+    return "\n".join(
+        [
+            f"{title}: {found.outcome}",
+            f"Line       κ = {found.kappa:.3f}{interval('kappa', '.3f')}",
+            f"           β = {found.beta:.3f}{interval('beta', '.3f')}",
+            f"           ranks {found.fit_first} … {found.fit_last}, R² = {found.r_squared:.4f}",
+            f"Power law  against {families}",
+            f"Plateau    {plateau}; against a straight curve {null['no plateau']}",
+            f"Decay      {decay}; against a power law {null['no decay']}",
+            f"Breaks     of κ at ranks {', '.join(map(str, found.breaks)) or 'none'}",
+            f"Neurons    {found.n_neurons:,}, {found.n_zero:,} of them without effect",
+        ]
+    )
+
+
+TRAJECTORY_COLUMNS = [
+    *("step", "loss_rare", "loss_common", "abs_delta_loss_q50", "abs_delta_loss_max", "n_eff", "kappa"),
+    *("outcome", "plateau_share", "top_overlap_last", "rank_correlation_last"),
+]
+
+
+@cli.command()
+@run_argument
+@click.option("--trends", "of_trends", is_flag=True, help="Kendall's τ of every column against the order of steps.")
+@json_option
+def trajectory(run: Path, of_trends: bool, as_json: bool) -> None:
+    """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them."""
+    from rareneuron.pipeline.dynamics import trends
+    from rareneuron.pipeline.run import open_run
+
+    table = open_run(run).trajectory()
+    shown = trends(table) if of_trends else table[TRAJECTORY_COLUMNS]
+    emit(
+        json.loads((shown if of_trends else table).to_json(orient="records", double_precision=15)),
+        as_json,
+        lambda: shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format),
+    )
 
 
 @cli.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline import provenance
 from rareneuron.pipeline import study as study_module
 from rareneuron.pipeline.plan import plan_study, step_name
+from rareneuron.pipeline.rankings import RANKINGS
 from rareneuron.pipeline.run import open_run
 from rareneuron.pipeline.store import FORMAT, read_json, read_table, read_tensors, write_json
 from rareneuron.pipeline.study import run_study
@@ -235,15 +237,33 @@ READERS = {
     "steps/10/rank_curve.parquet": lambda run: read_table(run.path / "steps" / "10" / "rank_curve.parquet"),
     "steps/10/context_sums.safetensors": lambda run: run.context_sums(10),
     "steps/10/token_loss.safetensors": lambda run: run.token_loss(10),
+    "steps/10/phases.json": lambda run: phases_or_reasons(run),
+    "steps/10/phases.safetensors": lambda run: phases_or_reasons(run),
+    "trajectory.parquet": lambda run: run.trajectory(),
     "steps/10/groups.json": lambda run: asdict(run.groups(10)),
     "steps/10/step.json": lambda run: run.step_record(10)["audit"],
 }
 
 
+def phases_or_reasons(run):
+    """Of the tiny layer only the reasons why there are none."""
+    out = {}
+    for ranking in RANKINGS:
+        try:
+            out[ranking] = asdict(run.phases(10, ranking))
+        except TooFewNeurons as error:
+            out[ranking] = str(error)
+    return out
+
+
 def flip(path):
-    """One bit, in the first page of a table or in the middle of tensors."""
+    """One bit, in a table's first column or in the middle of tensors."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2 if path.suffix == ".safetensors" else 64] ^= 0x10
+    at = len(content) // 2
+    if path.suffix == ".parquet":
+        column = pq.read_metadata(path).row_group(0).column(0)
+        at = column.dictionary_page_offset + column.total_compressed_size - 1  # the last byte of its data
+    content[at] ^= 0x10
     path.write_bytes(content)
 
 

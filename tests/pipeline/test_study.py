@@ -47,13 +47,13 @@ def finished(series, text_file, tmp_path_factory):
 
 
 def test_run_folder_is_the_contract(finished):
-    for name in ("run.json", "tokens.parquet", "contexts.safetensors"):
+    for name in ("run.json", "tokens.parquet", "contexts.safetensors", "trajectory.parquet"):
         assert (finished.path / name).is_file(), name
     for step in (0, 2, 10):
         folder = finished.path / "steps" / str(step)
         assert {p.name for p in folder.iterdir()} == {
             "effects.parquet", "rank_curve.parquet", "context_sums.safetensors", "token_loss.safetensors",
-            "groups.json", "step.json",
+            "groups.json", "phases.json", "phases.safetensors", "step.json",
         }  # fmt: skip
     assert not list(finished.path.rglob("*.partial"))
     assert finished.steps == [0, 2, 10]
@@ -191,7 +191,8 @@ def test_a_study_killed_in_its_first_stage_can_be_repeated(config):
     settings = config(steps=(0,))
     run = run_study(settings)
     shutil.rmtree(run.path / "steps")
-    (run.path / "run.json").unlink()
+    for name in ("run.json", "trajectory.parquet"):
+        (run.path / name).unlink()
     (run.path / ".tokens.parquet.99.partial").write_bytes(b"half")
     assert run_study(settings).steps == [0]
 

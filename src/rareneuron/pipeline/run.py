@@ -10,9 +10,12 @@ import pandas as pd
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.rank_curve import RankCurve, rank_curve
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import RankCurve
+from rareneuron.pipeline.rankings import Ranking, layer_curve, read_phases
 from rareneuron.pipeline.store import (
     MANIFEST,
+    TRAJECTORY,
     UNKNOWN_STEP_NAME,
     RunStore,
     read_json,
@@ -69,9 +72,21 @@ class Run:
         """Clean loss of every analysed token, in the order of `tokens()`."""
         return read_tensors(self._folder(step) / "token_loss.safetensors")["loss"]
 
-    def rank_curve(self, step: int | None = None) -> RankCurve:
-        """Mean |Δ| of all neurons, largest first."""
-        return rank_curve(self.effects(step)["abs_delta_loss"].to_numpy())
+    def rank_curve(self, step: int | None = None, ranking: Ranking = "all") -> RankCurve:
+        """Effects sorted from the largest; `neuron` is the index in the layer.
+
+        `all`: mean |Δ| at rare targets; `boosting`, `suppressing`: neurons of one sign by |mean Δ|; `common`: mean |Δ|
+        at common targets.
+        """
+        return layer_curve(self.effects(step), ranking)
+
+    def phases(self, step: int | None = None, ranking: Ranking = "all") -> Phases:
+        """Plateau, power law and decay of a rank curve, or which of them is missing."""
+        return read_phases(self._folder(step), ranking, self.effects(step))
+
+    def trajectory(self) -> pd.DataFrame:
+        """One row a checkpoint: losses, effects, phases, and how much of the ranking stays (docs/run-folder.md)."""
+        return read_table(self.path / TRAJECTORY)
 
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Boosting, suppressing and random groups."""

@@ -28,7 +28,7 @@ from rareneuron.errors import RunFolderError
 
 FORMAT = 1  # of the run folder
 PARTIAL = ".partial"
-MANIFEST, STEPS = "run.json", "steps"
+MANIFEST, STEPS, TRAJECTORY = "run.json", "steps", "trajectory.parquet"
 UNKNOWN_STEP_NAME = "final"  # the folder of a checkpoint whose optimiser step is unknown
 
 
@@ -133,7 +133,7 @@ class Record(dict[str, Any]):
 
 def remedy(path: Path) -> str:
     """How to get a file of a run back."""
-    if path.parent.parent.name == STEPS:
+    if path.parent.parent.name == STEPS and path.stem != "phases":  # those are fitted again by themselves
         return f"Remove {path.parent} and run the same study again: only that checkpoint is computed again."
     if path.name == MANIFEST:
         return "Restore it, or start over in another folder with --out: what the run was can't be told without it."
@@ -241,6 +241,7 @@ class RunStore:
         for path in [
             *self.root.glob(f".*{PARTIAL}"),
             *self.root.glob(f"{STEPS}/.*{PARTIAL}"),
+            *self.root.glob(f"{STEPS}/*/.*{PARTIAL}"),
             *self.root.glob(f"figures/.*{PARTIAL}"),
         ]:
             remove(path)

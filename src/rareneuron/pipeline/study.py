@@ -1,7 +1,8 @@
-"""A study: the same tokens at every checkpoint, every neuron's effect, groups; stage by stage into a run folder.
+"""A study: the same tokens at every checkpoint, every neuron's effect, groups and phases, into a run folder.
 
-Stages: `tokens` (texts → contexts → analysed tokens, once), then per checkpoint `effects` and `groups`. A finished
-checkpoint is never computed again, so the same call continues a study that was interrupted.
+Stages: `tokens` (texts → contexts → analysed tokens, once), per checkpoint `effects`, `groups` and `phases`, and at
+the end the trajectory over checkpoints. A finished checkpoint is never computed again, so the same call continues a
+study that was interrupted.
 """
 
 import shutil
@@ -24,12 +25,15 @@ from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.dynamics import trajectory
 from rareneuron.pipeline.effects import LayerEffects, layer_effects
 from rareneuron.pipeline.plan import Plan, plan_study, resolved, step_name
 from rareneuron.pipeline.provenance import environment, sha256_of_file, weight_stamps
+from rareneuron.pipeline.rankings import fit_rankings, phases_are_whole, write_phases
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import (
     FORMAT,
+    TRAJECTORY,
     RunStore,
     digest,
     read_json,
@@ -61,6 +65,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
                 first = None
                 step_stage(store, config, checkpoint, adapter, tokens, progress)
                 del adapter
+            add_missing_phases(store, config.seed)
         except BaseException:
             if missing and not store.finished_steps():
                 remove_new(missing)  # nothing finished, so nothing is lost and nothing half-written stays
@@ -176,7 +181,7 @@ def step_stage(
     tokens: TokenStage,
     progress: bool,
 ) -> None:
-    """Effects and groups of one checkpoint, written as one folder that exists only when complete."""
+    """Effects, groups and phases of one checkpoint, written as one folder that exists only when complete."""
     name = step_name(checkpoint)
     selection = tokens.selection
     with (
@@ -195,6 +200,9 @@ def step_stage(
             effects_progress=effects_progress,
         )
     groups, role = groups_stage(config, effects)
+    started = time.perf_counter()
+    phases = fit_rankings(effects.table, effects.context_sums, config.seed)
+    seconds = time.perf_counter() - started
     rare = selection.rare
     record = {
         "step": None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
@@ -204,7 +212,7 @@ def step_stage(
         "loss_rare": float(effects.token_loss[rare].mean()),
         "loss_common": float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
         "audit": None if effects.audit is None else asdict(effects.audit),
-        "timings": effects.timings,
+        "timings": effects.timings | {"phases": seconds},
         "rates": effects.rates,
     }
     with replacing(store.step(name)) as folder:
@@ -215,6 +223,7 @@ def step_stage(
         write_tensors(folder / "context_sums.safetensors", effects.context_sums)
         write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
         write_json(folder / "groups.json", groups)
+        write_phases(folder, phases)
         write_json(folder / "step.json", record)
 
 
@@ -238,6 +247,15 @@ def groups_stage(config: StudyConfig, effects: LayerEffects) -> tuple[dict[str, 
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(groups).items()}, role
 
 
+def add_missing_phases(store: RunStore, seed: int) -> None:
+    """Phases of finished checkpoints that lack them, or whose files are damaged, from the effects that are there."""
+    run = Run(store.root)
+    for name, step in zip(store.finished_steps(), run.steps, strict=True):
+        folder, effects = store.step(name), run.effects(step)
+        if not phases_are_whole(folder, effects):
+            write_phases(folder, fit_rankings(effects, run.context_sums(step), seed))
+
+
 def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:
     """The rank curve with everything that it holds per rank; columns are named as in the table of effects."""
     columns = {"rank": curve.rank, "neuron": name[curve.neuron]}
@@ -247,7 +265,7 @@ def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:
 
 
 def finish(store: RunStore, plan: Plan, seconds: float) -> None:
-    """Gather the checkpoints' records in `run.json`, and put the last checkpoint's losses beside the tokens.
+    """Gather the checkpoints in `run.json` and the trajectory, and put the last one's losses beside the tokens.
 
     What is so already is not written again, and a study with nothing to do leaves the folder as it was.
     """
@@ -261,6 +279,13 @@ def finish(store: RunStore, plan: Plan, seconds: float) -> None:
         write_table(store.root / "tokens.parquet", tokens.assign(loss=loss))
     if gathered != manifest:
         write_json(store.manifest, gathered)
+    over_steps = trajectory(run)
+    try:
+        known = over_steps.equals(run.trajectory())
+    except RunFolderError:  # missing or damaged
+        known = False
+    if not known:
+        write_table(store.root / TRAJECTORY, over_steps)
 
 
 def identical_neighbours(checkpoints: dict[str, Any]) -> list[str]:

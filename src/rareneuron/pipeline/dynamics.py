@@ -1,0 +1,143 @@
+"""How the rank curve and its phases move through training (Fig. 1a, 2, 3b): one table over checkpoints, and its trends.
+
+All checkpoints saw the same tokens, so neurons can be followed. What compares rankings is empty where there is nothing
+to compare: no plateau, no step before, or the last step with itself.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.stats import kendalltau, spearmanr
+
+from rareneuron.errors import TooFewNeurons
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import rank_curve
+from rareneuron.pipeline.run import Run
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}  # of mean |Δ| over neurons
+TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
+FEWEST_STEPS = 3  # of a trend: two steps always have one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One checkpoint's ranking by mean |Δ|."""
+
+    value: Float[np.ndarray, " neuron"]  # in the layer's order
+    neuron: Int[np.ndarray, " rank"]
+    phases: Phases | None
+
+    @property
+    def plateau(self) -> Int[np.ndarray, " member"] | None:
+        """Its neurons, where there is one."""
+        return None if self.phases is None or self.phases.plateau_end is None else self.top(self.phases.plateau_end)
+
+    def top(self, n: int) -> Int[np.ndarray, " member"]:
+        """The n neurons of the largest effects."""
+        return self.neuron[:n]
+
+
+def trajectory(run: Run) -> pd.DataFrame:
+    """One row a finished checkpoint; columns are described in docs/run-folder.md. Phases are those of all neurons."""
+    rows, steps = [], run.steps
+    last = ranked_at(run, steps[-1])
+    before: Ranked | None = None
+    for step in steps:
+        here, record = ranked_at(run, step), run.step_record(step)
+        after = None if step == steps[-1] else last
+        rows.append(
+            {
+                "step": step,
+                "loss_rare": record["loss_rare"],
+                "loss_common": record["loss_common"],
+                **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
+                "n_eff": participation_ratio(here.value),
+                **of_phases(here.phases),
+                **overlaps(here, after, "last"),
+                **overlaps(here, before, "previous"),
+                "rank_correlation_last": rank_correlation(here.value, after),
+            }
+        )
+        before = here
+    table = pd.DataFrame(rows)
+    numbers = table.columns.drop(["step", "outcome"])
+    return table.astype({"step": "Int64", "outcome": "str"} | dict.fromkeys(numbers, "float64"))
+
+
+def ranked_at(run: Run, step: int | None) -> Ranked:
+    """A checkpoint's ranking, and its phases where they can be told."""
+    value = run.effects(step)["abs_delta_loss"].to_numpy()
+    try:
+        phases = run.phases(step)
+    except TooFewNeurons:
+        phases = None
+    return Ranked(value=value, neuron=rank_curve(value).neuron, phases=phases)
+
+
+def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
+    """What the table says about phases; `unavailable` where there are too few neurons to tell."""
+    if phases is None:
+        numbers = "kappa kappa_low kappa_high beta r_squared plateau_end plateau_share plateau_height decay_start"
+        return {"outcome": "unavailable"} | dict.fromkeys(numbers.split())
+    low, high = phases.intervals.get("kappa", (None, None))
+    end = phases.plateau_end
+    return {
+        "outcome": phases.outcome,
+        "kappa": phases.kappa,
+        "kappa_low": low,
+        "kappa_high": high,
+        "beta": phases.beta,
+        "r_squared": phases.r_squared,
+        "plateau_end": end,
+        "plateau_share": phases.plateau_share,
+        "plateau_height": None if end is None else float(phases.deviation[:end].mean()),
+        "decay_start": phases.decay_start,
+    }
+
+
+def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
+    """(Σ|Δ|)²/Σ|Δ|²: how many neurons the effect is spread over, were it spread evenly; 1 … N, NaN without effects."""
+    squares = float((value**2).sum())
+    return float(value.sum()) ** 2 / squares if squares > 0 else np.nan
+
+
+def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float | None]:
+    """Of plateaus and of the largest effects, with another step's."""
+    plateau, others = here.plateau, None if other is None else other.plateau
+    return {
+        f"plateau_overlap_{name}": None if plateau is None or others is None else overlap(plateau, others),
+        f"top_overlap_{name}": None if other is None else overlap(here.top(TOP), other.top(TOP)),
+    }
+
+
+def overlap(a: Int[np.ndarray, " member"], b: Int[np.ndarray, " others"]) -> float:
+    """Jaccard: the share of neurons in either set that are in both."""
+    both = len(np.intersect1d(a, b))
+    return both / (len(a) + len(b) - both)
+
+
+def rank_correlation(value: Float[np.ndarray, " neuron"], other: Ranked | None) -> float | None:
+    """Spearman's, over all neurons; none where all effects are the same."""
+    if other is None or np.ptp(value) == 0 or np.ptp(other.value) == 0:
+        return None
+    return float(spearmanr(value, other.value).statistic)
+
+
+def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's τ of every number against the order of steps, n values present: column, tau, p (two-sided), n.
+
+    p is exact up to 33 steps where no two values are equal, else a normal approximation. Checkpoints of one training
+    follow from one another, so p says that a column moves steadily here, not that another training would do the same;
+    columns are not corrected for one another.
+    """
+    rows = []
+    for column in trajectory.columns.drop(["step", "outcome"]):
+        values = trajectory[column].to_numpy(np.float64)
+        there = np.flatnonzero(np.isfinite(values))
+        tau = p = np.nan
+        if len(there) >= FEWEST_STEPS and np.ptp(values[there]) > 0:
+            tau, p = kendalltau(there, values[there])
+        rows.append({"column": column, "tau": float(tau), "p": float(p), "n": len(there)})
+    return pd.DataFrame(rows)

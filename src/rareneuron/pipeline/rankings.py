@@ -1,0 +1,137 @@
+"""The four rankings of a layer's neurons, their rank curves, and the phases of each as a run folder keeps them.
+
+`all`: mean |Δ| at rare targets (Eq. 1, the paper); `boosting` and `suppressing`: neurons of one sign by |mean Δ|;
+`common`: mean |Δ| at matched common targets, the contrast that says whether phases are about rare tokens at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Shaped
+
+from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
+from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
+from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
+
+Ranking = Literal["all", "boosting", "suppressing", "common"]
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+COLUMN = {
+    "all": "abs_delta_loss",
+    "boosting": "delta_loss",
+    "suppressing": "delta_loss",
+    "common": "common_abs_delta_loss",
+}
+N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
+FILE, ARRAYS = "phases.json", "phases.safetensors"
+NOT_IN_JSON = ("deviation", "band", "slope")
+
+
+def layer_curve(effects: pd.DataFrame, ranking: str = "all") -> RankCurve:
+    """The rank curve of one ranking; `neuron` is the index in the layer."""
+    if ranking not in RANKINGS:
+        raise InvalidConfig(f"There is no ranking {ranking!r}, so no neurons to sort. Choose of {', '.join(RANKINGS)}.")
+    if COLUMN[ranking] not in effects:
+        raise TooFewNeurons(
+            "No common target was analysed at this checkpoint, so no neuron has an effect there to be ranked by. Give "
+            "more text (--data), or use another ranking."
+        )
+    value = sign(ranking) * effects[COLUMN[ranking]].to_numpy()
+    neuron = np.flatnonzero(value > 0) if COLUMN[ranking] == "delta_loss" else np.arange(len(value))
+    if len(neuron) == 0:
+        raise TooFewNeurons(
+            f"No neuron is {ranking} at this checkpoint, so there is nothing to rank. Use another ranking or step."
+        )
+    curve = rank_curve(value[neuron])
+    return RankCurve(value=curve.value, neuron=neuron[curve.neuron])
+
+
+def sign(ranking: str) -> int:
+    """What turns a ranking's column into the sizes that it sorts."""
+    return -1 if ranking == "suppressing" else 1
+
+
+def fit_rankings(
+    effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], seed: int
+) -> dict[Ranking, Phases | TooFewNeurons]:
+    """Phases of every ranking, or why they can't be told."""
+    out: dict[Ranking, Phases | TooFewNeurons] = {}
+    for k, ranking in enumerate(RANKINGS):
+        try:
+            curve = layer_curve(effects, ranking)
+            by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
+            sums = ranked_sums(curve, context_sums, ranking)
+            out[ranking] = fit_phases(by_rank, sums, np.random.default_rng([seed, 3, k]), n_draws=N_DRAWS)
+        except TooFewNeurons as error:
+            out[ranking] = error
+    return out
+
+
+def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
+    """What the bootstrap resamples, columns by rank, of contexts that hold such targets; None where fewer than two do.
+
+    One context cannot be resampled: the nulls alone decide there.
+    """
+    n_tokens = context_sums["common_n_tokens" if ranking == "common" else "n_tokens"]
+    held = n_tokens > 0
+    if held.sum() < 2:
+        return None
+    sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][held][:, curve.neuron]
+    return ContextSums(sums=sign(ranking) * sums, n_tokens=n_tokens[held])
+
+
+def as_record(phases: Phases | TooFewNeurons) -> dict[str, Any]:
+    """All of it but the arrays, for JSON."""
+    if isinstance(phases, TooFewNeurons):
+        return {"unavailable": str(phases)}
+    return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
+
+
+def write_phases(folder: Path, phases: Mapping[Ranking, Phases | TooFewNeurons]) -> None:
+    """`phases.json` last: with it the phases are complete."""
+    found = {ranking: p for ranking, p in phases.items() if isinstance(p, Phases)}
+    arrays = {f"{ranking}.deviation": p.deviation for ranking, p in found.items()}
+    arrays |= {f"{ranking}.band": p.band for ranking, p in found.items() if p.band is not None}
+    write_tensors(folder / ARRAYS, arrays)
+    write_json(folder / FILE, {ranking: as_record(p) for ranking, p in phases.items()})
+
+
+def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases:
+    """The phases of one ranking; κ(u) is computed again from the curve, the rest is read."""
+    curve = layer_curve(effects, ranking)
+    if not (folder / FILE).is_file():
+        raise RunFolderError(
+            f"{folder} has no {FILE}, as in a run of an earlier version, so its phases are unknown. Run the same study "
+            "again: phases are added, and effects kept."
+        )
+    stored, arrays = read_json(folder / FILE)[ranking], read_tensors(folder / ARRAYS)
+    if "unavailable" in stored:
+        raise TooFewNeurons(stored["unavailable"])
+    scalars: dict[str, Any] = {f.name: stored[f.name] for f in fields(Phases) if f.name not in NOT_IN_JSON}
+    scalars |= {
+        "breaks": tuple(stored["breaks"]),
+        "intervals": {name: tuple(interval) for name, interval in stored["intervals"].items()},
+        "null_p": dict(stored["null_p"]),
+    }
+    return Phases(
+        **scalars,
+        deviation=arrays[f"{ranking}.deviation"],
+        band=arrays.get(f"{ranking}.band"),
+        slope=local_slope(np.log(curve.value[: curve.n_positive].astype(np.float64))),
+    )
+
+
+def phases_are_whole(folder: Path, effects: pd.DataFrame) -> bool:
+    """Whether every ranking's phases, or why there are none, can be read."""
+    for ranking in RANKINGS:
+        try:
+            read_phases(folder, ranking, effects)
+        except TooFewNeurons:
+            continue
+        except RunFolderError:
+            return False
+    return True

@@ -72,16 +72,19 @@ def fit_rankings(
 
 
 def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
-    """What the bootstrap resamples, columns by rank, of contexts that hold such targets; None where fewer than two do.
+    """What the bootstrap resamples, columns by rank, of contexts with such targets; None where the nulls decide alone.
 
-    One context cannot be resampled: the nulls alone decide there.
+    That is so with fewer than two contexts, and for one sign: a mean that may cross 0 in a draw has no logarithm there,
+    and what stood in its place would decide the interval.
     """
+    if COLUMN[ranking] == "delta_loss":
+        return None
     n_tokens = context_sums["common_n_tokens" if ranking == "common" else "n_tokens"]
     held = n_tokens > 0
     if held.sum() < 2:
         return None
     sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][held][:, curve.neuron]
-    return ContextSums(sums=sign(ranking) * sums, n_tokens=n_tokens[held])
+    return ContextSums(sums=sums, n_tokens=n_tokens[held])
 
 
 def as_record(phases: Phases | TooFewNeurons) -> dict[str, Any]:

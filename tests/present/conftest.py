@@ -176,4 +176,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def without_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else; tests of words leave it out."""
-    monkeypatch.setattr("rareneuron.present.sections.curve.illustration", lambda *_: Paragraph(text="(a figure)"))
+    for section in ("curve", "phases"):
+        monkeypatch.setattr(
+            f"rareneuron.present.sections.{section}.illustration", lambda *_: Paragraph(text="(a figure)")
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rareneuron.errors import InvalidConfig
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure, save_figure
-from rareneuron.present.figures import rank_curve
+from rareneuron.present.figures import deviation, effect_distribution, local_slope, phases, power_law, rank_curve
 from rareneuron.present.style import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 
-FIGURES: dict[str, Figure] = {f.name: f for f in (rank_curve.FIGURE,)}
+FIGURES: dict[str, Figure] = {
+    module.FIGURE.name: module.FIGURE
+    for module in (effect_distribution, rank_curve, phases, local_slope, power_law, deviation)
+}
 
 
 def figure(run: Run, name: str, theme: Theme = LIGHT) -> "matplotlib.figure.Figure":

@@ -15,6 +15,7 @@ from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
 
 if TYPE_CHECKING:
+    import matplotlib.artist
     import matplotlib.axes
     import matplotlib.figure
 
@@ -52,7 +53,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     lines = [thinned(part[part["abs_delta_loss"] > 0]) for _, part in frame.groupby("checkpoint", sort=True)]
     colours = theme.ordered(len(lines))
     names = frame.groupby("checkpoint", sort=True)["step"].first().tolist()
-    handles = []
+    handles: list[matplotlib.artist.Artist] = []
     for i, (line, colour, name) in enumerate(zip(lines, colours, names, strict=True)):
         is_last = i == len(lines) - 1
         if is_last:
@@ -62,10 +63,18 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
         )
     log_axes(axes, pd.concat(lines)["abs_delta_loss"].to_numpy())
     axes.grid(True, which="major")
+    step_legend(axes, handles, names)
+    last = frame[frame["checkpoint"] == frame["checkpoint"].max()]
+    if zeros := int((last["abs_delta_loss"] == 0).sum()):
+        axes.text(0.02, 0.03, f"not shown: {zeros:,} neurons with mean |Δ| = 0 (last step)", transform=axes.transAxes)
+
+
+def step_legend(axes: "matplotlib.axes.Axes", handles: list["matplotlib.artist.Artist"], names: list[str]) -> None:
+    """Beside the axes, the last step at the top."""
     shown = labelled(len(handles))
     axes.legend(
         handles=[handles[i] for i in reversed(shown)],
-        labels=[f"{names[i]}" for i in reversed(shown)],
+        labels=[names[i] for i in reversed(shown)],
         title="step",
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
@@ -73,9 +82,6 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
         alignment="left",
         handlelength=1.4,
     )
-    last = frame[frame["checkpoint"] == frame["checkpoint"].max()]
-    if zeros := int((last["abs_delta_loss"] == 0).sum()):
-        axes.text(0.02, 0.03, f"not shown: {zeros:,} neurons with mean |Δ| = 0 (last step)", transform=axes.transAxes)
 
 
 def thinned(line: pd.DataFrame) -> pd.DataFrame:
@@ -100,14 +106,21 @@ def log_axes(axes: "matplotlib.axes.Axes", values: np.ndarray) -> None:
     if len(values) == 0:
         axes.text(0.5, 0.5, "every neuron's mean |Δ| is zero", transform=axes.transAxes, ha="center")
         return
-    axes.set_xscale("log")
+    log_ranks(axes)
     axes.set_yscale("log")
     axes.set_ylim(values.min() / 1.3, values.max() * 1.4)
     bare = np.log10(values.max() / values.min()) < BARE_DECADES
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if bare else (1.0,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_ranks(axes: "matplotlib.axes.Axes") -> None:
+    """A log axis of ranks, in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

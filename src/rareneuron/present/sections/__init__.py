@@ -8,6 +8,7 @@ from rareneuron.present.sections.checkpoints import checkpoints_section
 from rareneuron.present.sections.curve import curve_section
 from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
+from rareneuron.present.sections.phases import phases_section
 from rareneuron.present.sections.provenance import provenance_section
 from rareneuron.present.sections.summary import summary_section
 from rareneuron.present.sections.targets import targets_section
@@ -15,6 +16,7 @@ from rareneuron.present.sections.targets import targets_section
 SECTIONS: tuple[Callable[[Findings], Section], ...] = (
     summary_section,
     curve_section,
+    phases_section,
     checkpoints_section,
     neurons_section,
     targets_section,

@@ -155,7 +155,7 @@ def seconds(call, repeats: int = 2) -> float:
 def measure(name: str, size: str, case: Case, shape: Shape | None, memory_gib: float) -> dict:
     """One line: microseconds per pair, ratios, and both errors against float64 on the same random pairs."""
     n_tokens, n_neurons = case.shift.shape
-    before = peak_rss()
+    before = peak_rss()  # after the case was made, which took an engine for 256 neurons: a lower bound on what follows
     start = time.perf_counter()
     engine = AblationEngine(case.readout, case.W_out, memory=int(memory_gib * 2**30))
     found = engine.effects(case.resid, case.shift, case.target)

@@ -53,10 +53,20 @@ def test_slope_of_a_power_law_is_its_exponent_wherever_it_is_defined():
 def test_slope_is_the_e_fold_difference_of_eq_7_averaged_over_the_window():
     slope = local_slope(HALF_NORMAL)
     u = slope.log_rank[np.isfinite(slope.kappa) & (slope.log_rank > 3)]
-    y = lambda u: np.log(stats.halfnorm.isf((np.exp(u) - 0.5) / N))  # noqa: E731
+
+    def y(u):
+        return np.log(stats.halfnorm.isf((np.exp(u) - 0.5) / N))
+
     shifts = np.linspace(-WINDOW / 2, WINDOW / 2, 11)
     expected = np.mean([y(u + s) - y(u + s + 1) for s in shifts], axis=0)
     np.testing.assert_allclose(np.interp(u, slope.log_rank, slope.kappa), expected, rtol=2e-3)  # y is interpolated
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_a_curve_too_short_for_eq_7_has_no_slope(n):
+    slope = local_slope(-np.arange(float(n)))
+    assert slope.kappa.shape == slope.log_rank.shape
+    assert np.isnan(slope.kappa).all() == (np.log(n) < 1 + WINDOW)
 
 
 def test_many_curves_at_once():

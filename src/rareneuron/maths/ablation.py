@@ -45,8 +45,8 @@ Precision = Literal["fast", "exact", "reference"]
 TOLERANCE = 3e-6  # nats per pair, bound on the error of KL; float32 recomputation of the losses errs by 1e-6 to 5e-6
 TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
 ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
-ELEMENTS_AT_ONCE = 2**22  # neuron · vocab whose powers are formed at once: 16 MB in float32
-BLOCK_COPIES = 5  # arrays of ELEMENTS_PER_BLOCK that live at once, at most
+ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
+BLOCK_COPIES = 5  # arrays [token, vocab] of a block: the four of the workspace, and weights in the fast dtype
 FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
 
 

@@ -68,5 +68,6 @@ def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
     sums = np.cumsum(np.concatenate([np.zeros_like(raw[..., :1]), raw], axis=-1), axis=-1)
     width = 2 * half + 1
     kappa = np.full_like(on_grid, np.nan)
-    kappa[..., half : half + raw.shape[-1] - width + 1] = (sums[..., width:] - sums[..., :-width]) / width
+    defined = max(0, raw.shape[-1] - width + 1)  # none in a curve too short for the window
+    kappa[..., half : half + defined] = (sums[..., width:] - sums[..., :-width]) / width
     return LocalSlope(log_rank=grid, kappa=kappa)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import ruptures  # type: ignore[import-untyped]
+import ruptures
 from jaxtyping import Float, Int
 
 from rareneuron.maths.rank_curve import GRID_STEP, LocalSlope

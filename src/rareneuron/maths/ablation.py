@@ -242,8 +242,11 @@ class AblationEngine:
         pairs = flagged.nonzero()
         at = (slice(None), pairs[:, 0], pairs[:, 1])
         farthest_B = torch.maximum(tables.highest, -tables.lowest)
-        kl[at] = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at], first[at], fast=self.expands)
-        delta[at] = first[at] + kl[at]
+        # Taken off before the sum, κ₁ leaves KL its digits; a large one would only round the sum, and stays in.
+        origin = first[at].masked_fill(first[at].abs() > 1, 0)
+        rest = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at], origin, fast=self.expands)
+        delta[at] = origin + rest
+        kl[at] = rest - (first[at] - origin)
         kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
         return delta, kl[0], len(pairs)
 

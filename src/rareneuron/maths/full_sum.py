@@ -1,7 +1,7 @@
-r"""KL of single pairs by the full sum over the vocabulary, where no expansion will do.
+r"""Δ of single pairs by the full sum over the vocabulary, where no expansion will do.
 
-KL = Δ − κ₁ = log E_p[exp(δ − δ_target − κ₁)], summed as log1p(E_p[expm1(·)]) so that small effects keep their digits.
-Whatever κ₁ was rounded to, κ₁ plus this is Δ exactly.
+Δ − c = log E_p[exp(δ − δ_target − c)] for any c, summed as log1p(E_p[expm1(·)]) so that small effects keep their
+digits. With c = κ₁ this is KL.
 """
 
 import math
@@ -26,20 +26,20 @@ def full_sums(
     pairs: Int[Tensor, "pair 2"],
     a: Float[Tensor, "kind pair"],
     b: Float[Tensor, "kind pair"],
-    first: Float[Tensor, "kind pair"],
+    origin: Float[Tensor, "kind pair"],
     *,
     fast: bool,
 ) -> Float[Tensor, "kind pair"]:
-    """KL of some (token, neuron) pairs, in the order of tokens, for each kind of change δ = a G + b B_i.
+    """Δ − origin of some (token, neuron) pairs, in the order of tokens, for each kind of change δ = a G + b B_i.
 
-    `farthest_B` is max |B_i|, `first` is κ₁ = E_p δ − δ_target; `fast` allows an error of 1e-7 nats. Where exp
-    overflows, and where δ may bring back a token whose p underflowed, the log-sum-exp is taken.
+    `farthest_B` is max |B_i|; `fast` allows an error of 1e-7 nats. Where exp overflows or takes away most of 1, and
+    where δ may bring back a token whose p underflowed, the log-sum-exp is taken.
     """
     mean = torch.empty_like(b)
     rise = 2 * (a.abs() * clean.farthest_G[pairs[:, 0]] + b.abs() * farthest_B[pairs[:, 1]])  # of δ over its mean
     large = (rise > LARGE).all(0) & fast
     unit = torch.where(large, LOG2_E, 1.0).to(b)
-    a_scaled, b_scaled, first_scaled = a * unit, b * unit, first * unit
+    a_scaled, b_scaled, origin_scaled = a * unit, b * unit, origin * unit
     kinds, vocab = len(b), B.shape[1]
     rows = max(1, ELEMENTS_AT_ONCE // (kinds * vocab))
     buffer = torch.empty(kinds * rows * vocab, dtype=B.dtype, device=B.device)
@@ -52,25 +52,25 @@ def full_sums(
             part = slice(begin, min(begin + rows, stop))
             fetched = B[pairs[part, 1]]
             delta = buffer[: kinds * fetched.numel()].view(kinds, *fetched.shape)
-            centred(fetched, clean.G[t], target[t], a_scaled[:, part], b_scaled[:, part], first_scaled[:, part], delta)
+            centred(fetched, clean.G[t], target[t], a_scaled[:, part], b_scaled[:, part], origin_scaled[:, part], delta)
             if is_large:
                 delta.exp2_().sub_(1)
             else:
                 delta.expm1_()
             mean[:, part] = delta.mul_(clean.p[t]).sum(-1)
     out = mean.log1p()
-    for kind, pair in ((rise > UNDERFLOW) | ~(mean < torch.inf)).nonzero().tolist():
+    for kind, pair in ((rise > UNDERFLOW) | ~(mean > -0.5) | mean.isinf()).nonzero().tolist():
         t, neuron = pairs[pair].tolist()
         place = slice(pair, pair + 1)
         delta = buffer[:vocab].view(1, 1, vocab)
         at = (kind, None, place)
-        centred(B[neuron, None], clean.G[t], target[t], a[at], b[at], first[at], delta)
+        centred(B[neuron, None], clean.G[t], target[t], a[at], b[at], origin[at], delta)
         out[kind, pair] = (delta[0, 0] + clean.logp[t]).logsumexp(-1)
     return out
 
 
-def centred(B: Tensor, G: Tensor, target: Tensor, a: Tensor, b: Tensor, first: Tensor, out: Tensor) -> None:
-    """δ − δ_target − κ₁, written to `out` [kind, pair, vocab]."""
+def centred(B: Tensor, G: Tensor, target: Tensor, a: Tensor, b: Tensor, origin: Tensor, out: Tensor) -> None:
+    """δ − δ_target − origin, written to `out` [kind, pair, vocab]."""
     torch.mul(B, b[..., None], out=out)
     out.view(-1, B.shape[-1]).addr_(a.flatten(), G)
-    out.sub_((out[..., target] + first)[..., None])
+    out.sub_((out[..., target] + origin)[..., None])

@@ -4,10 +4,16 @@ Contexts are the units that were sampled, so contexts are what the standard erro
 bootstrap resamples. Sums stream: nothing here grows with the number of tokens.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from rareneuron.errors import InvalidConfig
+
+FEWEST_DRAWS = 99
 
 
 class ClusteredMean:
@@ -55,3 +61,43 @@ def sums_by_context(
     """Sum the tokens of each context, in float64."""
     out = torch.zeros(n_contexts, values.shape[1], dtype=torch.float64, device=values.device)
     return out.index_add_(0, row, values.double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstNull:
+    """A statistic beside its distribution over null draws, which pass through the same computation."""
+
+    value: float
+    null_mean: float
+    null_low: float  # 2.5 % of the draws lie below
+    null_high: float  # and 2.5 % above
+    effect_size: float  # (value − null_mean) / standard deviation of the draws; NaN where they don't differ
+    p_above: float  # of a draw at least as high
+    p_below: float  # of a draw at least as low
+    n_draws: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided."""
+        return min(1.0, 2 * min(self.p_above, self.p_below))
+
+
+def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull:
+    """p = (1 + draws at least as extreme) / (1 + draws): never 0, and valid for any number of draws."""
+    if len(draws) < FEWEST_DRAWS:
+        raise InvalidConfig(
+            f"{len(draws)} null draws were given, and a p-value from fewer than {FEWEST_DRAWS} cannot come near 5 %. "
+            "Draw more random groups (--n-random)."
+        )
+    low, high = np.quantile(draws, [0.025, 0.975])
+    spread = float(draws.std(ddof=1))
+    return AgainstNull(
+        value=value,
+        null_mean=float(draws.mean()),
+        null_low=float(low),
+        null_high=float(high),
+        effect_size=(value - float(draws.mean())) / spread if spread > 0 else np.nan,
+        p_above=float(1 + (draws >= value).sum()) / (1 + len(draws)),
+        p_below=float(1 + (draws <= value).sum()) / (1 + len(draws)),
+        n_draws=len(draws),
+    )

@@ -27,7 +27,9 @@ from torch import Tensor
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.expansion import (
+    PAIRS_AT_ONCE,
     ROUNDING,
+    VOCAB_AT_ONCE,
     Change,
     CleanTokens,
     Expansion,
@@ -47,6 +49,7 @@ TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
 ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
 ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
 BLOCK_COPIES = 5  # arrays [token, vocab] of a block: the four of the workspace, and weights in the fast dtype
+AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
 FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
 
 
@@ -85,11 +88,6 @@ class Wanted:
     low: tuple[tuple[int, int], ...]  # in that of fast products
     worth: float  # share of a neuron's tokens over the tolerance from which this costs less than full sums
 
-    @property
-    def highest_of_G(self) -> int:
-        """The largest j."""
-        return max(j for j, _ in (*self.full, *self.low))
-
 
 FOR_THIRD = Wanted(full=((0, 2),), low=((0, 3), (0, 4), (1, 2), (2, 1)), worth=0.03)
 FOR_FOURTH = Wanted(full=((0, 3), (1, 2), (2, 1)), low=((1, 3), (2, 2), (3, 1)), worth=0.06)
@@ -117,6 +115,7 @@ class AblationEngine:
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.readout = readout.to(dtype)
         self.W_double = readout.centre(W_out.double())
+        self.W_square = self.W_double.square().sum(-1)
         vocab, d_model = readout.W_U.shape
         self.neurons_at_once = neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype)
         # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
@@ -190,8 +189,9 @@ class AblationEngine:
         torch.mm(centred / self.readout.sigma(centred)[:, None], self.A.T, out=G)
         torch.add(G, self.at_zero, out=logp)
         logp -= logp.amax(-1, keepdim=True)  # first, so that large logits don't round the probabilities
-        logp -= logp.logsumexp(-1, keepdim=True)
-        torch.exp(logp, out=p)
+        total = torch.exp(logp, out=p).sum(-1, keepdim=True)
+        p /= total
+        logp -= total.log()
         G -= torch.mul(p, G, out=weighted).sum(-1, keepdim=True)
         GA = summed(torch.mul(p, G, out=weighted), self.A)
         powers = [weighted.mul_(G).sum(1) for _ in range(3)]
@@ -216,37 +216,39 @@ class AblationEngine:
 
         σ is never subtracted from σ′; and in float64, since a neuron that cancels the residual makes σ′² a difference.
         """
-        W = self.W_double[tables.neurons]
-        centred = self.readout.centre(resid)
-        sigma = self.readout.sigma(centred)[:, None]
-        change = shift * (2 * (centred @ W.T) + shift * W.square().sum(-1)) / resid.shape[1]
-        after = (sigma.square() + change).clamp_min(self.readout.eps).sqrt()  # ≥ eps exactly; rounding may disagree
-        a, b, frozen = -change / (after * (sigma + after)), shift / after, shift / sigma
-        return (
-            Change(a=a.to(self.dtype), b=b.to(self.dtype)),
-            Change(a=None, b=frozen.to(self.dtype)),
-        )
+        W, W_square = self.W_double[tables.neurons], self.W_square[tables.neurons]
+        a, b, frozen = torch.empty(3, *shift.shape, dtype=self.dtype, device=shift.device)
+        for rows in pieces(len(shift), max(1, 4 * PAIRS_AT_ONCE // len(W))):
+            c, centred = shift[rows], self.readout.centre(resid[rows])
+            sigma = self.readout.sigma(centred)[:, None]
+            change = (2 * (centred @ W.T) + c * W_square).mul_(c / resid.shape[1])
+            after = (sigma.square() + change).clamp_min(self.readout.eps).sqrt()  # ≥ eps but for rounding
+            a[rows], b[rows], frozen[rows] = -change / (after * (sigma + after)), c / after, c / sigma
+        return Change(a=a, b=b), Change(a=None, b=frozen)
 
     def _ablate(
         self, clean: CleanTokens, tables: NeuronTables, target: Tensor, changes: tuple[Change, ...]
     ) -> tuple[Tensor, Tensor, int]:
         """Δ for each kind of change, KL for the first, and how many pairs took the full sum."""
-        a = torch.stack([torch.zeros_like(c.b) if c.a is None else c.a for c in changes])
-        b = torch.stack([c.b for c in changes])
-        first = b * (clean.from_target @ tables.W.T) - a * clean.G_target[:, None]
+        from_target, G_target = clean.from_target @ tables.W.T, clean.G_target[:, None]
+        delta = torch.stack([c.b * from_target for c in changes])
+        for d, c in zip(delta, changes, strict=True):
+            if c.a is not None:
+                d.addcmul_(c.a, G_target, value=-1)
         if self.expands:
             kl, flagged = self._expand(clean, tables, changes)
         else:
-            kl, flagged = torch.zeros_like(b), torch.ones_like(b[0], dtype=torch.bool)
-        delta = first + kl
+            kl, flagged = torch.zeros_like(delta), torch.ones_like(delta[0], dtype=torch.bool)
         pairs = flagged.nonzero()
         at = (slice(None), pairs[:, 0], pairs[:, 1])
+        first = delta[at]
+        delta += kl
         farthest_B = torch.maximum(tables.highest, -tables.lowest)
         # Taken off before the sum, κ₁ leaves KL its digits; a large one would only round the sum, and stays in.
-        origin = first[at].masked_fill(first[at].abs() > 1, 0)
-        rest = full_sums(clean, target, tables.B, farthest_B, pairs, a[at], b[at], origin, fast=self.expands)
+        origin = first.masked_fill(first.abs() > 1, 0)
+        rest = full_sums(clean, target, tables.B, farthest_B, pairs, changes, origin, fast=self.expands)
         delta[at] = origin + rest
-        kl[at] = rest - (first[at] - origin)
+        kl[at] = rest - (first - origin)
         kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
         return delta, kl[0], len(pairs)
 
@@ -259,8 +261,9 @@ class AblationEngine:
         kl, flagged = torch.stack([f.kl for f in found]), self._over(found)
         neurons = torch.arange(flagged.shape[1], device=flagged.device)
         for order, wanted in ((3, FOR_THIRD), (4, FOR_FOURTH)):
-            heavy = (flagged[:, neurons].float().mean(0) > wanted.worth).nonzero()[:, 0]
-            if len(heavy) == 0:
+            share = flagged[:, neurons].float().mean(0)
+            heavy = (share > wanted.worth).nonzero()[:, 0]
+            if share[heavy].sum() <= wanted.worth * (len(heavy) + AS_MANY_AS):
                 break
             neurons = neurons[heavy]
             moments = moments.joined(self._moments(clean, tables, moments.reach[:, heavy], neurons, wanted), heavy)
@@ -277,9 +280,9 @@ class AblationEngine:
         assert tables.B_squared is not None
         mean = clean.mean_A @ tables.W.T
         low = clean.p.to(self.product_dtype)
-        B2 = torch.zeros_like(mean)
+        B2, part, in_low = torch.zeros_like(mean), torch.empty_like(mean), torch.empty_like(mean, dtype=low.dtype)
         for piece in pieces(low.shape[1]):
-            B2 += low[:, piece] @ tables.B_squared[:, piece].T
+            B2 += part.copy_(torch.mm(low[:, piece], tables.B_squared[:, piece].T, out=in_low))
         return Moments(
             of={(0, 1): mean, (1, 1): clean.GA @ tables.W.T, (0, 2): B2},
             reach=torch.maximum(tables.highest - mean, mean - tables.lowest),
@@ -292,21 +295,27 @@ class AblationEngine:
         """E_p[G^j B^k] of some neurons, by pieces of the vocabulary."""
         shape = (len(clean.p), len(neurons))
         of = {jk: torch.zeros(shape, dtype=self.dtype, device=clean.p.device) for jk in (*wanted.full, *wanted.low)}
+        n_powers = max(k for _, k in of)
+        # Kept for all pieces, since fresh memory would be faulted in page by page each time.
+        buffer = torch.empty(n_powers, len(neurons), VOCAB_AT_ONCE, dtype=self.dtype, device=clean.p.device)
+        low_buffer = torch.empty_like(buffer[0], dtype=self.product_dtype)
         for piece in pieces(clean.p.shape[1]):
-            weights, powers = [clean.p[:, piece]], [tables.B[neurons, piece].T]
-            for _ in range(wanted.highest_of_G):
+            powers, low = (x[..., : piece.stop - piece.start] for x in (buffer, low_buffer))
+            torch.index_select(tables.B[:, piece], 0, neurons, out=powers[0])
+            for k in range(1, n_powers):
+                torch.mul(powers[k - 1], powers[0], out=powers[k])
+            weights = [clean.p[:, piece]]
+            for _ in range(max(j for j, _ in of)):
                 weights.append(weights[-1] * clean.G[:, piece])
-            for _ in range(3):
-                powers.append(powers[-1] * powers[0])
             for j, k in wanted.full:
-                of[j, k] += weights[j] @ powers[k - 1]  # addmm would round as one long sum does
-            low = {j: weights[j].to(self.product_dtype) for j, _ in wanted.low}
+                of[j, k] += weights[j] @ powers[k - 1].T  # addmm would round as one long sum does
+            rough = {j: weights[j].to(self.product_dtype) for j, _ in wanted.low}
             for k in {k for _, k in wanted.low}:
-                power = powers[k - 1].to(self.product_dtype)
+                low.copy_(powers[k - 1])
                 for j in (j for j, other in wanted.low if other == k):
-                    of[j, k] += low[j] @ power
-        precise, rough = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
-        rounding = {2: precise, 3: precise if (0, 3) in wanted.full else rough, 4: rough}
+                    of[j, k] += rough[j] @ low.T
+        precise, rounded = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
+        rounding = {2: precise, 3: precise if (0, 3) in wanted.full else rounded, 4: rounded}
         return Moments(of=of, reach=reach, rounding=rounding)
 
 

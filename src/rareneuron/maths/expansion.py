@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 VOCAB_AT_ONCE = 2**10  # summed in one go, so that the rounding of a sum has a bound whatever the vocabulary
+PAIRS_AT_ONCE = 2**16  # token · neuron
 FINE = 2**8  # the same for sums that no bound speaks of: many equal terms round to the same side
 ADDITIONS = VOCAB_AT_ONCE + 2**8  # of a sum: within a piece, and of up to 256 pieces
 # Relative error, at most, of a sum of products of two rounded factors that don't change sign: each factor's and the
@@ -120,15 +121,24 @@ def summed(weights: Float[Tensor, "token vocab"], table: Float[Tensor, "vocab d_
 
 
 def second_order(clean: CleanTokens, m: Moments, change: Change) -> Expansion:
-    """log(1 + κ₂/2); written out, as every pair comes through here."""
-    b2 = change.b.square()
-    k2 = b2 * (m.of[0, 2] - m.of[0, 1].square())
-    if change.a is not None:
-        k2 += change.a * (change.a * clean.G_powers[2, :, None] + 2 * change.b * m.of[1, 1])
-    k2.clamp_min_(0)
-    M = m.farthest(clean, change)
-    bound = (k2 * M / (6 - 1.5 * M)).add_(b2.mul_(m.of[0, 2]), alpha=m.rounding[2] / 2)
-    return Expansion(kl=k2.div_(2).log1p_(), bound=bound.masked_fill_(~(M < 4), torch.inf))
+    """log(1 + κ₂/2). Every pair comes through here: written out, a few tokens at a time, so as to stay in the cache."""
+    kl, bound = torch.empty_like(change.b), torch.empty_like(change.b)
+    for rows in pieces(len(kl), max(1, PAIRS_AT_ONCE // kl.shape[1])):
+        b, mean, B_squared = change.b[rows], m.of[0, 1][rows], m.of[0, 2][rows]
+        b_squared = b.square()
+        k2 = torch.addcmul(B_squared, mean, mean, value=-1).mul_(b_squared)
+        M = b.abs().mul_(m.reach[rows])
+        if change.a is not None:
+            a = change.a[rows]
+            k2 += a * (a * clean.G_powers[2, rows, None] + 2 * b * m.of[1, 1][rows])
+            M.addcmul_(a.abs(), clean.farthest_G[rows, None])
+        k2.clamp_min_(0)
+        remainder = k2 * M / (6 - 1.5 * M)
+        bound[rows] = remainder.addcmul_(b_squared, B_squared, value=m.rounding[2] / 2).masked_fill_(
+            ~(M < 4), torch.inf
+        )
+        torch.log1p(k2.div_(2), out=kl[rows])
+    return Expansion(kl=kl, bound=bound)
 
 
 def higher_order(clean: CleanTokens, m: Moments, change: Change, order: int) -> Expansion:

@@ -1,7 +1,7 @@
 r"""Δ of single pairs by the full sum over the vocabulary, where no expansion will do.
 
-Δ − c = log E_p[exp(δ − δ_target − c)] for any c, summed as log1p(E_p[expm1(·)]) so that small effects keep their
-digits. With c = κ₁ this is KL.
+Δ = log E_p[exp(δ)] − δ_target. Small changes keep their digits as Δ − c = log1p(E_p[expm1(δ − δ_target − c)]) for any
+c; with c = κ₁ this is KL. Changes large enough lose none by the plain form, at half the cost.
 """
 
 import math
@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.maths.expansion import CleanTokens
+from rareneuron.maths.expansion import Change, CleanTokens
 
 ELEMENTS_AT_ONCE = 2**20  # pair · vocab: 4 MB in float32, what a core's cache holds
-LARGE = 0.02  # nats: beyond this 2^x − 1 may take the place of expm1, at a third of the time
+LARGE = 0.02  # nats: beyond this the plain form's rounding, 1e-7 nats, is nothing
 LOG2_E = 1 / math.log(2)
 UNDERFLOW = 50.0  # nats: e^50 · p is still nothing where p underflowed in float32
 
@@ -24,25 +24,28 @@ def full_sums(
     B: Float[Tensor, "neuron vocab"],
     farthest_B: Float[Tensor, " neuron"],
     pairs: Int[Tensor, "pair 2"],
-    a: Float[Tensor, "kind pair"],
-    b: Float[Tensor, "kind pair"],
+    changes: tuple[Change, ...],
     origin: Float[Tensor, "kind pair"],
     *,
     fast: bool,
 ) -> Float[Tensor, "kind pair"]:
-    """Δ − origin of some (token, neuron) pairs, in the order of tokens, for each kind of change δ = a G + b B_i.
+    """Δ − origin of some (token, neuron) pairs, in the order of tokens, for each kind of change.
 
     `farthest_B` is max |B_i|; `fast` allows an error of 1e-7 nats. Where exp overflows or takes away most of 1, and
     where δ may bring back a token whose p underflowed, the log-sum-exp is taken.
     """
-    mean = torch.empty_like(b)
-    rise = 2 * (a.abs() * clean.farthest_G[pairs[:, 0]] + b.abs() * farthest_B[pairs[:, 1]])  # of δ over its mean
+    a = [None if c.a is None else c.a[pairs[:, 0], pairs[:, 1]] for c in changes]
+    b = torch.stack([c.b[pairs[:, 0], pairs[:, 1]] for c in changes])
+    rise = 2 * b.abs() * farthest_B[pairs[:, 1]]  # of δ over its mean, at most
+    for x, of_G in zip(rise, a, strict=True):
+        if of_G is not None:
+            x += 2 * of_G.abs() * clean.farthest_G[pairs[:, 0]]
+    out = torch.empty_like(b)
     large = (rise > LARGE).all(0) & fast
-    unit = torch.where(large, LOG2_E, 1.0).to(b)
-    a_scaled, b_scaled, origin_scaled = a * unit, b * unit, origin * unit
     kinds, vocab = len(b), B.shape[1]
     rows = max(1, ELEMENTS_AT_ONCE // (kinds * vocab))
-    buffer = torch.empty(kinds * rows * vocab, dtype=B.dtype, device=B.device)
+    # Kept for all, since fresh memory would be faulted in page by page each time.
+    buffer, rows_of_B = (torch.empty(n * rows, vocab, dtype=B.dtype, device=B.device) for n in (kinds, 1))
     # Runs of one token, of at most `rows` pairs, all of them large or none.
     run = torch.stack([pairs[:, 0], large], 1).unique_consecutive(dim=0, return_counts=True)
     stop = 0
@@ -50,27 +53,29 @@ def full_sums(
         start, stop = stop, stop + count
         for begin in range(start, stop, rows):
             part = slice(begin, min(begin + rows, stop))
-            fetched = B[pairs[part, 1]]
-            delta = buffer[: kinds * fetched.numel()].view(kinds, *fetched.shape)
-            centred(fetched, clean.G[t], target[t], a_scaled[:, part], b_scaled[:, part], origin_scaled[:, part], delta)
+            n = part.stop - part.start
+            B_of = torch.index_select(B, 0, pairs[part, 1], out=rows_of_B[:n])
+            delta = buffer[: kinds * n].view(kinds, n, vocab)
+            unit = LOG2_E if is_large else 1.0
+            shift_logits(B_of, clean.G[t], [None if x is None else x[part] * unit for x in a], b[:, part] * unit, delta)
+            at_target = delta[..., target[t]] / unit + origin[:, part]
             if is_large:
-                delta.exp2_().sub_(1)
+                out[:, part] = delta.exp2_().mul_(clean.p[t]).sum(-1).log_() - at_target
             else:
-                delta.expm1_()
-            mean[:, part] = delta.mul_(clean.p[t]).sum(-1)
-    out = mean.log1p()
-    for kind, pair in ((rise > UNDERFLOW) | ~(mean > -0.5) | mean.isinf()).nonzero().tolist():
+                out[:, part] = delta.sub_(at_target[..., None]).expm1_().mul_(clean.p[t]).sum(-1).log1p_()
+    for kind, pair in ((rise > UNDERFLOW) | ~(out > -0.5) | out.isinf()).nonzero().tolist():
         t, neuron = pairs[pair].tolist()
         place = slice(pair, pair + 1)
-        delta = buffer[:vocab].view(1, 1, vocab)
-        at = (kind, None, place)
-        centred(B[neuron, None], clean.G[t], target[t], a[at], b[at], origin[at], delta)
+        delta, of_G = buffer[:1, None], a[kind]
+        shift_logits(B[neuron, None], clean.G[t], [None if of_G is None else of_G[place]], b[[kind], place], delta)
+        delta -= delta[0, 0, target[t]] + origin[kind, pair]
         out[kind, pair] = (delta[0, 0] + clean.logp[t]).logsumexp(-1)
     return out
 
 
-def centred(B: Tensor, G: Tensor, target: Tensor, a: Tensor, b: Tensor, origin: Tensor, out: Tensor) -> None:
-    """δ − δ_target − origin, written to `out` [kind, pair, vocab]."""
+def shift_logits(B: Tensor, G: Tensor, a: list[Tensor | None], b: Tensor, out: Tensor) -> None:
+    """δ, written to `out` [kind, pair, vocab]."""
     torch.mul(B, b[..., None], out=out)
-    out.view(-1, B.shape[-1]).addr_(a.flatten(), G)
-    out.sub_((out[..., target] + origin)[..., None])
+    for delta, of_G in zip(out, a, strict=True):
+        if of_G is not None:
+            delta.addr_(of_G, G)

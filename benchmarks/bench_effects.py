@@ -10,10 +10,10 @@ per neuron through a random model of that shape. Every case runs in its own proc
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import platform
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,12 +155,13 @@ def seconds(call, repeats: int = 2) -> float:
 def measure(name: str, size: str, case: Case, shape: Shape | None, memory_gib: float) -> dict:
     """One line: microseconds per pair, ratios, and both errors against float64 on the same random pairs."""
     n_tokens, n_neurons = case.shift.shape
-    before = peak_rss()  # after the case was made, which took an engine for 256 neurons: a lower bound on what follows
+    before = memory("VmRSS")
+    forget_peak()
     start = time.perf_counter()
     engine = AblationEngine(case.readout, case.W_out, memory=int(memory_gib * 2**30))
     found = engine.effects(case.resid, case.shift, case.target)
     first = time.perf_counter() - start
-    peak = peak_rss() - before
+    peak = memory("VmHWM") - before - 4 * 3 * found.delta_loss.numel()
     fast = seconds(lambda: engine.effects(case.resid, case.shift, case.target)) / case.shift.numel()
     alone = seconds(lambda: engine.effects(case.resid, case.shift, case.target, direct=False)) / case.shift.numel()
     neurons = torch.randperm(n_neurons, generator=torch.Generator().manual_seed(1))[: 2 * CHUNK]
@@ -211,9 +212,18 @@ def run(name: str, size: str, n_tokens: int, memory_gib: float) -> dict:
     return measure(name, size, case, shape, memory_gib)
 
 
-def peak_rss() -> int:
-    """Bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(name: str) -> int:
+    """Bytes of this process now (VmRSS) or at most since `forget_peak` (VmHWM); Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def forget_peak() -> None:
+    """The peak is counted from here."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def rms(x: Tensor) -> float:

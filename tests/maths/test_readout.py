@@ -49,7 +49,7 @@ def test_linear_parts_rebuild_the_logits():
     readout = Readout(norm="layer", weight=gain, bias=bias, eps=1e-5, W_U=W_U, b_U=b_U, scale=1.5)
     centred = readout.centre(x)
     normalised = centred / readout.sigma(centred)[:, None]
-    rebuilt = normalised @ readout.logits_per_direction.T + readout.logits_at_zero
+    rebuilt = normalised @ readout.logits_per_direction().T + readout.logits_at_zero()
     torch.testing.assert_close(rebuilt, readout(x), rtol=0, atol=1e-13)
 
 

@@ -49,6 +49,7 @@ TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
 ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
 ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
 BLOCK_COPIES = 5  # arrays [token, vocab] of a block: the four of the workspace, and weights in the fast dtype
+PAIR_COPIES = 24  # arrays [token, neuron] of a block, in single precision, before any result is returned
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
 FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
 
@@ -113,15 +114,15 @@ class AblationEngine:
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
-        self.readout = readout.to(dtype)
+        self.readout = readout
         self.W_double = readout.centre(W_out.double())
         self.W_square = self.W_double.square().sum(-1)
         vocab, d_model = readout.W_U.shape
         self.neurons_at_once = neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype)
         # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
-        self.A = self.readout.logits_per_direction
+        self.at_zero = readout.logits_at_zero(dtype)
+        self.A = readout.logits_per_direction(dtype)
         self.A -= self.A.mean(0)
-        self.at_zero = self.readout.logits_at_zero
         self._held: NeuronTables | None = None
         self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
@@ -151,6 +152,7 @@ class AblationEngine:
                 place = (block, tables.neurons)
                 delta[:, *place], kl[place], n = self._ablate(clean, tables, target[block], changes)
                 n_full += n
+            del tables  # before the next ones are made
         return AblationEffects(
             delta_loss=delta[0],
             direct_delta_loss=delta[1] if direct else None,
@@ -162,7 +164,7 @@ class AblationEngine:
     def _tables(self, neurons: slice) -> NeuronTables:
         """Tables of some neurons; held while the next call asks for the same."""
         if self._held is None or self._held.neurons != neurons:
-            self._held = None  # before the next ones are made: memory holds one set
+            self._held = None  # memory holds one set
             W = self.W_double[neurons].to(self.dtype)
             B = W @ self.A.T
             squared = self._squared(B) if self.expands else None
@@ -328,8 +330,10 @@ def engine_memory(
     vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
 ) -> tuple[int, int]:
     """Bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
-    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens_per_block(vocab))
-    return fixed, vocab * (dtype.itemsize + product_dtype.itemsize)
+    tokens = tokens_per_block(vocab)
+    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens)
+    tables = vocab * (dtype.itemsize + product_dtype.itemsize)
+    return fixed, tables + dtype.itemsize * (PAIR_COPIES * tokens + 2 * d_model)
 
 
 def neurons_that_fit(

@@ -49,16 +49,17 @@ class Readout:
         """The norm's scale σ per token."""
         return (centred.square().mean(-1) + self.eps).sqrt()
 
-    @property
-    def logits_per_direction(self) -> Float[Tensor, "vocab d_model"]:
-        """A = scale · W_U diag(γ): the logits before the norm's bias are A x̂."""
-        weight = self.W_U if self.weight is None else self.W_U * self.weight
-        return self.scale * weight
+    def logits_per_direction(self, dtype: torch.dtype | None = None) -> Float[Tensor, "vocab d_model"]:
+        """A = scale · W_U diag(γ): the logits before the norm's bias are A x̂. One new array."""
+        A = self.W_U.to(dtype=dtype, copy=True)
+        if self.weight is not None:
+            A *= self.weight
+        return A.mul_(self.scale)
 
-    @property
-    def logits_at_zero(self) -> Float[Tensor, " vocab"]:
+    def logits_at_zero(self, dtype: torch.dtype | None = None) -> Float[Tensor, " vocab"]:
         """The logits that x̂ = 0 would give: scale · W_U β + b_U."""
-        zero = self.W_U.new_zeros(len(self.W_U)) if self.bias is None else self.scale * (self.W_U @ self.bias)
+        W_U = self.W_U.to(dtype)
+        zero = W_U.new_zeros(len(W_U)) if self.bias is None else self.scale * (W_U @ self.bias.to(W_U))
         return zero if self.b_U is None else zero + self.b_U
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Readout":

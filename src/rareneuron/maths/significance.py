@@ -1,19 +1,23 @@
-"""How sure a mean over tokens is, when tokens of one context aren't independent.
+"""How sure a number is: errors and intervals over contexts, tests between groups and over steps, Holm.
 
-Contexts are the units that were sampled, so contexts are what the standard error clusters by and what the
-bootstrap resamples. Sums stream: nothing here grows with the number of tokens.
+Tokens of one context aren't independent. Contexts are the units that were sampled, so contexts are what the standard
+error clusters by and what the bootstrap resamples. Sums stream: nothing here grows with the number of tokens. Each
+test is shown to find what is planted, and nothing more often than it says (tests/maths/test_significance.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import kendalltau
 from torch import Tensor
 
 from rareneuron.errors import InvalidConfig
 
 FEWEST_DRAWS = 99
+EXACT_STEPS = 33  # of a trend; above, the normal approximation, whose p is within 0.015
 
 
 class ClusteredMean:
@@ -83,7 +87,7 @@ class AgainstNull:
 
 
 def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull:
-    """p = (1 + draws at least as extreme) / (1 + draws): never 0, and valid for any number of draws."""
+    """One-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws."""
     if len(draws) < FEWEST_DRAWS:
         raise InvalidConfig(
             f"{len(draws)} null draws were given, and a p-value from fewer than {FEWEST_DRAWS} cannot come near 5 %. "
@@ -101,3 +105,83 @@ def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull
         p_below=float(1 + (draws <= value).sum()) / (1 + len(draws)),
         n_draws=len(draws),
     )
+
+
+def bootstrap_interval(
+    sums: Float[np.ndarray, "context column"],
+    n_tokens: Int[np.ndarray, " context"],
+    rng: np.random.Generator,
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    *,
+    level: float = 0.95,
+    n_draws: int = 2000,
+) -> Float[np.ndarray, "2 *statistic"]:
+    """Percentile interval when contexts are resampled: lower and upper end of the mean per token in each column.
+
+    Another `statistic` takes the totals [draw, column] and the tokens [draw] of the resampled contexts, such as
+    `lambda totals, tokens: (totals[:, 0] - totals[:, 1]) / tokens` for a difference.
+    """
+    n = len(sums)
+    if n < 2:
+        raise InvalidConfig(
+            f"{n} contexts can't be resampled: every draw would be the same and the interval of no width. Analyse more "
+            "contexts (--n-tokens)."
+        )
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(np.float64)
+    totals, tokens = weights @ sums, weights @ n_tokens
+    drawn = totals / tokens[:, None] if statistic is None else statistic(totals, tokens)
+    return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def permutation_test(
+    a: Float[np.ndarray, " neuron"], b: Float[np.ndarray, " other"], rng: np.random.Generator, *, n_draws: int = 1999
+) -> AgainstNull:
+    """mean(a) − mean(b) against random labels: is it chance which neurons are in `a`?"""
+    pooled, n = np.concatenate([a, b]), len(a)
+
+    def difference(chosen: np.ndarray) -> float:
+        first = pooled[np.sort(chosen)].sum()  # sorted: the same members give the same sum to the last bit
+        return float(first / n - (pooled.sum() - first) / len(b))
+
+    draws = [difference(rng.choice(len(pooled), n, replace=False, shuffle=False)) for _ in range(n_draws)]
+    return against_null(difference(np.arange(n)), np.array(draws))
+
+
+def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """p-values adjusted for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1)
+    return adjusted
+
+
+def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
+    """Kendall's τ_b of values against their order, and its two-sided p; NaN where all are equal.
+
+    Exact up to 33 values, with equal ones too: under the null every order of the values is as likely, and inversions
+    of a multiset's orders are counted by its q-multinomial coefficient.
+    """
+    n = len(values)
+    if n < 2 or np.ptp(values) == 0:
+        return np.nan, np.nan
+    if n > EXACT_STEPS:
+        found = kendalltau(np.arange(n), values)
+        return float(found.statistic), float(found.pvalue)
+    later = np.sign(values[None, :] - values[:, None])[np.triu_indices(n, 1)]
+    pairs, inversions = int(np.abs(later).sum()), int((later < 0).sum())
+    counts = inversion_counts(np.unique(values, return_counts=True)[1].tolist(), pairs)
+    p = 2 * sum(counts[: min(inversions, pairs - inversions) + 1]) / sum(counts)
+    return float(later.sum() / np.sqrt(pairs * len(later))), min(1.0, p)
+
+
+def inversion_counts(ties: list[int], most: int) -> list[int]:
+    """Orders with 0 … `most` inversions, of values of which `ties` are equal: [n]! / Π [m]!, each [j] a 1 − q^j."""
+    counts = [1] + [0] * most
+    for j in range(1, sum(ties) + 1):
+        for i in range(most, j - 1, -1):
+            counts[i] -= counts[i - j]
+    for j in [j for m in ties for j in range(1, m + 1)]:
+        for i in range(j, most + 1):
+            counts[i] += counts[i - j]
+    return counts

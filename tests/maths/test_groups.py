@@ -5,6 +5,7 @@ import pytest
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.groups import matched_groups, neuron_groups, top_neurons
+from rareneuron.maths.significance import against_null
 
 
 def effects(n=400, seed=0):
@@ -28,14 +29,17 @@ def test_random_groups_avoid_both_groups_and_repeat_by_seed():
 
     def groups(seed):
         return neuron_groups(
-            delta, absolute, size=30, covariate=absolute, matched_on="x", rng=np.random.default_rng(seed)
+            delta, absolute, size=30, n_draws=200, covariate=absolute, matched_on="x", rng=np.random.default_rng(seed)
         )
 
     first = groups(1)
-    taken = np.concatenate([first.boosting, first.suppressing])
-    for drawn in (first.random, first.matched_random):
+    assert first.random.shape == (200, 30)
+    assert not np.isin(first.random, np.concatenate([first.boosting, first.suppressing])).any()
+    others = {"boosting": first.suppressing, "suppressing": first.boosting}
+    for role, drawn in first.matched.items():
         assert drawn.shape == (200, 30)
-        assert not np.isin(drawn, taken).any()
+        assert not np.isin(drawn, others[role]).any()
+    for drawn in (first.random, first.matched_random):
         assert all(len(set(group)) == 30 for group in drawn)
     assert (groups(1).random == first.random).all()
     assert (groups(2).random != first.random).any()
@@ -53,6 +57,42 @@ def test_matched_groups_match_where_uniform_ones_do_not():
     assert abs(covariate[matched].mean() - wanted) < 0.15 * wanted
     assert abs(covariate[uniform].mean() - wanted) > 0.5 * wanted  # negative control
     assert len(np.unique(matched, axis=0)) > 90  # draws differ
+
+
+def rejected(draw_groups, correlation, n_layers=400):
+    """How often the mean of pure noise over a group of the covariate's largest differs from its matched draws at 5 %."""
+    hits = 0
+    for seed in range(n_layers):
+        rng = np.random.default_rng(seed)
+        covariate = rng.normal(size=1024)
+        chosen_by = correlation * covariate + np.sqrt(1 - correlation**2) * rng.normal(size=1024)
+        order = np.argsort(-chosen_by)
+        members, pool, noise = order[:50], order[100:], rng.normal(size=1024)
+        draws = draw_groups(members, pool, covariate, 199, rng)
+        hits += against_null(noise[members].mean(), noise[draws].mean(1)).p <= 0.05
+    return hits / n_layers
+
+
+def nearest_neighbours(members, pool, covariate, n_draws, rng):
+    """Matching as one would do it first: each member gives its place to one of its 20 nearest."""
+    nearest = np.argsort(np.abs(covariate[members][:, None] - covariate[pool]), axis=1)
+    draws = np.empty((n_draws, len(members)), dtype=int)
+    for draw in draws:
+        free = np.ones(len(pool), bool)
+        for place in rng.permutation(len(members)):
+            chosen = rng.choice(nearest[place][free[nearest[place]]][:20])
+            free[chosen], draw[place] = False, pool[chosen]
+    return draws
+
+
+@pytest.mark.parametrize("correlation", [0, 0.7, 0.97])
+def test_matched_draws_vary_as_much_as_groups_do(correlation):
+    rate = rejected(matched_groups, correlation)
+    assert 0.02 <= rate <= 0.08  # 5 %, within three standard errors of 400 layers; less where draws tie with the group
+
+
+def test_the_check_sees_draws_that_repeat_their_neurons():
+    assert rejected(nearest_neighbours, 0.97, n_layers=60) > 0.2
 
 
 @pytest.mark.parametrize("size", [150, 201])

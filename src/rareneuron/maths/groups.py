@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 
 from rareneuron.errors import TooFewNeurons
 
+STRATUM = 20  # neurons: fine enough to match, and enough to choose from
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronGroups:
@@ -19,13 +21,21 @@ class NeuronGroups:
     boosting: Int[np.ndarray, " size"]  # mean Δ > 0: ablation hurts
     suppressing: Int[np.ndarray, " size"]  # mean Δ < 0
     random: Int[np.ndarray, "draw size"]  # from neither group, uniformly
-    matched_random: Int[np.ndarray, "draw size"] | None  # from neither group, matched neuron by neuron
+    matched_random: Int[np.ndarray, "both_draws size"] | None  # like boosting, then as many like suppressing
     matched_on: str | None
 
     @property
     def size(self) -> int:
         """Neurons per group."""
         return len(self.boosting)
+
+    @property
+    def matched(self) -> dict[str, Int[np.ndarray, "draw size"]]:
+        """Random groups that look like each group; empty where nothing was matched."""
+        if self.matched_random is None:
+            return {}
+        like_boosting, like_suppressing = np.array_split(self.matched_random, 2)
+        return {"boosting": like_boosting, "suppressing": like_suppressing}
 
 
 def remedy(fit: int) -> str:
@@ -66,30 +76,27 @@ def matched_groups(
     covariate: Float[np.ndarray, " neuron"],
     n_draws: int,
     rng: np.random.Generator,
-    *,
-    neighbours: int = 20,
 ) -> Int[np.ndarray, "draw size"]:
-    """Groups that look like `members` in `covariate`: each member gives its place to a near neighbour in rank.
+    """Groups that look like `members` in `covariate`, drawn from them and `pool` together.
 
-    Each draw visits the members in random order and replaces each by one of its `neighbours` nearest unused pool
-    neurons (by rank of the covariate over the whole layer), drawn uniformly.
+    Neurons in order of the covariate form strata of about 20; each draw takes of every stratum as many as `members`
+    has there. If membership says nothing beyond the covariate, members are one more such draw, so a p-value from the
+    draws is exact. Were members left out, draws at the covariate's end would repeat the few neurons beside them, and
+    would vary less than groups do.
     """
     if len(pool) < len(members):
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a matched group of {len(members)}. "
             f"{remedy(len(pool) // 2)}"
         )
-    rank = np.argsort(np.argsort(covariate, kind="stable"), kind="stable")
-    nearest = np.argsort(np.abs(rank[members][:, None] - rank[pool][None, :]), axis=1, kind="stable")
-    draws = np.empty((n_draws, len(members)), dtype=pool.dtype)
-    for draw in draws:
-        free = np.ones(len(pool), dtype=bool)
-        for place in rng.permutation(len(members)):
-            candidates = nearest[place][free[nearest[place]]][:neighbours]
-            chosen = rng.choice(candidates)
-            free[chosen] = False
-            draw[place] = pool[chosen]
-    return draws
+    candidates = np.concatenate([members, pool])
+    in_order = candidates[np.argsort(covariate[candidates], kind="stable")]
+    strata = np.array_split(in_order, max(1, len(in_order) // STRATUM))
+    wanted = [int(np.isin(stratum, members).sum()) for stratum in strata]
+    taken = [(stratum, n) for stratum, n in zip(strata, wanted, strict=True) if n]
+    return np.stack(
+        [np.concatenate([rng.choice(stratum, n, replace=False) for stratum, n in taken]) for _ in range(n_draws)]
+    )
 
 
 def neuron_groups(
@@ -97,22 +104,22 @@ def neuron_groups(
     abs_delta_loss: Float[np.ndarray, " neuron"],
     *,
     size: int = 50,
-    n_draws: int = 200,
+    n_draws: int = 1000,
     covariate: Float[np.ndarray, " neuron"] | None = None,
     matched_on: str | None = None,
     rng: np.random.Generator,
 ) -> NeuronGroups:
-    """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform and matched random groups.
+    """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform random groups.
 
-    Matched groups alternate between looking like the boosting and like the suppressing group.
+    Given a `covariate`, also with `n_draws` groups matched to either. Matched ones may hold neurons of the group that
+    they look like, never of the other.
     """
     boosting, suppressing = top_neurons(delta_loss, abs_delta_loss, size)
     pool = np.setdiff1d(np.arange(len(delta_loss)), np.concatenate([boosting, suppressing]))
     uniform = random_groups(pool, size, n_draws, rng)
     matched = None
     if covariate is not None:
-        halves = (boosting, (n_draws + 1) // 2), (suppressing, n_draws // 2)
-        drawn = [matched_groups(members, pool, covariate, n, rng) for members, n in halves]
+        drawn = [matched_groups(members, pool, covariate, n_draws, rng) for members in (boosting, suppressing)]
         matched = np.concatenate(drawn)
     return NeuronGroups(
         boosting=boosting, suppressing=suppressing, random=uniform, matched_random=matched, matched_on=matched_on

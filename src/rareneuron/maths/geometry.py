@@ -1,0 +1,505 @@
+r"""How neurons of a group act together: correlation, clusters, dimension, cosine (App. 5.3.2, Eq. 5, Tables 1-3).
+
+Every statistic is a function of second moments, which stream: no activation is kept, and all groups are measured on the
+same tokens, as effective dimensions of unequal samples cannot be compared. Each value stands beside the same value
+of many random groups. Domain: neurons that vary; constant ones are left out of correlations and clusters and counted.
+Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.md says why the nulls are fair.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.cluster.hierarchy import linkage
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist
+from torch import Tensor
+
+from rareneuron.errors import InvalidConfig, OutOfRange, RareNeuronError, TooFewNeurons
+from rareneuron.maths.groups import NeuronGroups, remedy
+from rareneuron.maths.significance import AgainstNull, against_null
+
+Definitions = Literal["paper", "released"]
+Statistics = dict[str, np.ndarray]  # name → float64 [draw]
+Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
+Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
+
+FEWEST_NEURONS = 3
+THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
+ROUNDING = 1e-12  # of a share of variance; the eigenvalues of 50 neurons round to about 1e-15 of their sum
+NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
+TOKENS_AT_ONCE = 4096
+ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
+
+
+class SecondMoments:
+    r"""$\sum_t n_{ti}$ and $\sum_t n_{ti} n_{tj}$ of all pairs of neurons over tokens, streamed in float64.
+
+    Both are kept relative to the first token. It is at most √tokens standard deviations off the mean, so a mean far
+    above the standard deviation costs no digits, and a neuron that never moves has a variance of exactly 0. Memory
+    8 · kept² bytes and as much again while adding, time O(token · kept²); `neurons` restricts both to some neurons of
+    a wide layer.
+    """
+
+    def __init__(self, neurons: Int[np.ndarray, " kept"] | None = None) -> None:
+        self._kept = None if neurons is None else np.unique(neurons)
+        self.n_tokens = 0
+
+    def add(self, acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"]) -> None:
+        """Add tokens of the whole layer, in batches of any size."""
+        for start in range(0, len(acts), TOKENS_AT_ONCE):
+            rows = acts[start : start + TOKENS_AT_ONCE]
+            batch = (
+                torch.from_numpy(rows.astype(np.float64)) if isinstance(rows, np.ndarray) else rows.detach().double()
+            )
+            self._add(batch)
+
+    def _add(self, batch: Float[Tensor, "token neuron"]) -> None:
+        if self._kept is None:
+            self._kept = np.arange(batch.shape[1])
+        if len(self._kept) and (self._kept[0] < 0 or self._kept[-1] >= batch.shape[1]):
+            raise OutOfRange(
+                f"Neurons {self._kept[0]} … {self._kept[-1]} were asked for, and the activations have "
+                f"{batch.shape[1]} neurons. Use indices of this layer."
+            )
+        batch = batch[:, torch.from_numpy(self._kept).to(batch.device)]
+        if not torch.isfinite(batch).all():
+            raise RareNeuronError(
+                f"{int((~torch.isfinite(batch)).sum())} of {batch.numel()} activations are not finite numbers, so no "
+                "correlation of their neurons is defined. The usual cause is overflow in half precision: use "
+                "--dtype float32."
+            )
+        if self.n_tokens == 0:
+            self._origin = batch[0].clone()
+            self._sum = torch.zeros_like(self._origin)
+            self._products = batch.new_zeros(len(self._kept), len(self._kept))
+        batch = batch - self._origin
+        self.n_tokens += len(batch)
+        self._sum += batch.sum(0)
+        # numpy sees that both factors are one matrix and computes half of the product; torch doesn't
+        self._products += torch.from_numpy(batch.numpy().T @ batch.numpy()) if batch.is_cpu else batch.T @ batch
+
+    @property
+    def neurons(self) -> Int[np.ndarray, " kept"]:
+        """Those whose moments are kept, ascending."""
+        return np.arange(0) if self._kept is None else self._kept
+
+    def covariance(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Of neurons `rows` with neurons `columns`, unbiased."""
+        return (self._products_of(rows, columns, centred=True) / (self.n_tokens - 1)).cpu().numpy()
+
+    def correlation(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Pearson's ρ; NaN where a neuron is constant."""
+        return self._normalised(rows, columns, centred=True)
+
+    def cosine(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Cosine of the angle between activation vectors as they are, uncentred; NaN where a neuron is always 0."""
+        return self._normalised(rows, columns, centred=False)
+
+    def constant(self, neurons: Int[np.ndarray, "*draw size"]) -> Bool[np.ndarray, "*draw size"]:
+        """Whether a neuron has the same activation at every token."""
+        return (self._squares(centred=True)[self._places(neurons)] == 0).cpu().numpy()
+
+    def _places(self, neurons: Int[np.ndarray, "*draw size"]) -> Int[Tensor, "*draw size"]:
+        places = np.searchsorted(self.neurons, neurons)
+        found = self.neurons[np.minimum(places, len(self.neurons) - 1)] == neurons
+        if not found.all():
+            raise OutOfRange(
+                f"The moments of neuron {neurons[~found][0]} were not kept, so nothing is known of it. Keep all "
+                "neurons of the groups, or leave out `neurons`."
+            )
+        return torch.from_numpy(places).to(self._sum.device)
+
+    def _products_of(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"], *, centred: bool
+    ) -> Float[Tensor, "*draw row column"]:
+        i, j = self._places(rows)[..., :, None], self._places(columns)[..., None, :]
+        products = self._products[i, j] - self._sum[i] * self._sum[j] / self.n_tokens
+        mean = self._origin + self._sum / self.n_tokens
+        return products if centred else products + self.n_tokens * mean[i] * mean[j]
+
+    def _squares(self, *, centred: bool) -> Float[Tensor, " kept"]:
+        squares = (self._products.diagonal() - self._sum.square() / self.n_tokens).clamp_min(0)
+        return squares if centred else squares + self.n_tokens * (self._origin + self._sum / self.n_tokens).square()
+
+    def _normalised(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"], *, centred: bool
+    ) -> Float[np.ndarray, "*draw row column"]:
+        length = self._squares(centred=centred).sqrt()
+        lengths = length[self._places(rows)][..., :, None] * length[self._places(columns)][..., None, :]
+        return (self._products_of(rows, columns, centred=centred) / lengths).clamp(-1, 1).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A statistic beside what random groups have; None where there is no such null."""
+
+    value: float
+    uniform: AgainstNull | None  # any neurons
+    matched: AgainstNull | None  # neurons like those of the group in `NeuronGroups.matched_on`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How neurons of one layer act together over the same `n_tokens` tokens.
+
+    `within[statistic][group]` has groups boosting, suppressing and random; `between[statistic][pair]` the pairs
+    boosting-random, suppressing-random, boosting-suppressing and random-random. Random values are means over all
+    draws, which are the null and have none.
+    """
+
+    within: dict[str, dict[str, Compared]]
+    between: dict[str, dict[str, Compared]]
+    n_constant: dict[str, float]  # neurons that never vary, per group; a mean for random
+    n_tokens: int
+    variance: float  # τ of the effective dimension
+    definitions: Definitions
+    matched_on: str | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Tidy: a row per statistic, group and null, one without a null for random. What isn't defined is None."""
+        return [
+            {"definitions": self.definitions, "statistic": statistic, "group": group, "value": compared.value} | null
+            for table in (self.within, self.between)
+            for statistic, groups in table.items()
+            for group, compared in groups.items()
+            for null in null_rows(compared)
+        ]
+
+
+def null_rows(compared: Compared) -> list[dict[str, Any]]:
+    """The nulls of a value as rows."""
+    nulls = {"uniform": compared.uniform, "matched": compared.matched}
+    rows = []
+    for name, null in nulls.items():
+        if null is not None:
+            fields = asdict(null) | {"p": null.p}
+            row = {column: fields[column] for column in NULL_COLUMNS}
+            row["effect_size"] = row["effect_size"] if math.isfinite(row["effect_size"]) else None
+            rows.append({"null": name} | row)
+    return rows or [{"null": None} | dict.fromkeys(NULL_COLUMNS)]
+
+
+def effective_dimension(
+    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
+    variance: float = 0.95,
+    *,
+    zscore: bool = False,
+) -> int:
+    r"""Smallest d with $\sum_{i \le d} \lambda_i / \sum_j \lambda_j \ge$ `variance`, λ of the activations' covariance.
+
+    `zscore`: of their correlation. It grows with the number of tokens: 50 independent neurons have 37 over 80 tokens,
+    47 over 1,000 and more. Compare values of equal numbers of tokens only.
+    """
+    moments = SecondMoments()
+    moments.add(acts)
+    refuse_unusable(moments, variance)
+    if moments.constant(moments.neurons).all():
+        raise TooFewNeurons(
+            f"None of {len(moments.neurons)} neurons varies over these {moments.n_tokens} tokens, so there is no "
+            "variance to share out. Use other neurons or more tokens."
+        )
+    matrix = (moments.correlation if zscore else moments.covariance)(moments.neurons, moments.neurons)
+    return int(effective_dimensions(matrix, variance))
+
+
+def geometry(
+    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
+    groups: NeuronGroups,
+    rng: np.random.Generator | None = None,
+    *,
+    variance: float = 0.95,
+    definitions: Definitions = "paper",
+) -> Geometry:
+    """`geometry_of` activations that fit in memory. Without `rng` the seed is 0."""
+    moments = SecondMoments(members(groups))
+    moments.add(acts)
+    rng = np.random.default_rng(0) if rng is None else rng
+    return geometry_of(moments, groups, rng, variance=variance, definitions=definitions)
+
+
+def geometry_of(
+    moments: SecondMoments,
+    groups: NeuronGroups,
+    rng: np.random.Generator,
+    variance: float = 0.95,
+    definitions: Definitions = "paper",
+) -> Geometry:
+    """Every statistic of the boosting and suppressing group, each against uniform and matched random groups.
+
+    `rng` draws the disjoint halves that random pairs need. Time is that of the eigenvalues: O(draw · size³).
+    """
+    refuse_unusable(moments, variance)
+    if groups.size < FEWEST_NEURONS:
+        raise TooFewNeurons(
+            f"Groups of {groups.size} neurons have no geometry: fewer than {FEWEST_NEURONS} make one pair at most. "
+            f"Use --group-size {FEWEST_NEURONS} or more."
+        )
+    measures = similarities(moments, definitions)
+    constant = {"boosting": groups.boosting, "suppressing": groups.suppressing, "random": groups.random}
+
+    def inside(drawn: np.ndarray) -> Statistics:
+        return within(moments, measures, drawn, variance, definitions)
+
+    uniform = by_blocks(inside, groups.random)
+    table = {role: beside_nulls(inside, group, uniform, half) for role, (group, half) in roles(groups).items()}
+    table["random"] = {name: compared(draws.mean()) for name, draws in uniform.items()}
+    for found in table.values():
+        found |= {f"{name}_share": in_share(d, groups.size) for name, d in found.items() if name.startswith("d_eff")}
+    return Geometry(
+        within=by_statistic(table),
+        between=by_statistic(between(measures, groups, rng)),
+        n_constant={name: float(moments.constant(drawn).sum(-1).mean()) for name, drawn in constant.items()},
+        n_tokens=moments.n_tokens,
+        variance=variance,
+        definitions=definitions,
+        matched_on=groups.matched_on,
+    )
+
+
+def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
+    """All neurons of all groups: those whose moments are needed."""
+    matched = [] if groups.matched_random is None else [groups.matched_random]
+    return np.unique(
+        np.concatenate([np.ravel(g) for g in (groups.boosting, groups.suppressing, groups.random, *matched)])
+    )
+
+
+def refuse_unusable(moments: SecondMoments, variance: float) -> None:
+    """Before anything is computed."""
+    if moments.n_tokens < 2:
+        raise InvalidConfig(
+            f"Activations at {moments.n_tokens} token{'' if moments.n_tokens == 1 else 's'} were given, and nothing "
+            "varies over fewer than 2. Analyse more tokens (--n-tokens)."
+        )
+    if not 0 < variance <= 1:
+        raise InvalidConfig(
+            f"A share of variance of {variance} was asked for, and the effective dimension is defined for shares above "
+            "0 and up to 1. Use 0.95, for example."
+        )
+
+
+def similarities(moments: SecondMoments, definitions: Definitions) -> dict[str, Similarity]:
+    """What is averaged over pairs. The released scripts divide by the unbiased variance, and the products by N."""
+    scale = 1 - 1 / moments.n_tokens if definitions == "released" else 1.0
+    return {"correlation": lambda rows, columns: scale * moments.correlation(rows, columns), "cosine": moments.cosine}
+
+
+def within(
+    moments: SecondMoments,
+    measures: dict[str, Similarity],
+    groups: Int[np.ndarray, "draw size"],
+    variance: float,
+    definitions: Definitions,
+) -> Statistics:
+    """Statistics of single groups.
+
+    A constant neuron has a defined covariance, 0, so it is a neuron of the group that adds no effective dimension.
+    """
+    values = {name: measure(groups, groups) for name, measure in measures.items()}
+    out = {name: mean_over(matrix, ~np.eye(groups.shape[1], dtype=bool)) for name, matrix in values.items()}
+    zscored = effective_dimensions(values["correlation"], variance)
+    if definitions == "paper":
+        out["d_eff"] = effective_dimensions(moments.covariance(groups, groups), variance)
+        out["d_eff_zscored"] = zscored
+    else:
+        out["d_eff"] = zscored
+    counted = [n_clusters(rho, definitions) for rho in values["correlation"]]
+    out |= {name: np.array([n[name] for n in counted]) for name in counted[0]}
+    return {name: draws.astype(np.float64) for name, draws in out.items()}
+
+
+def mean_over(
+    values: Float[np.ndarray, "draw row column"], pairs: Bool[np.ndarray, "*#draw #row column"]
+) -> Float[np.ndarray, " draw"]:
+    """Mean over those pairs whose value is defined."""
+    return share_out(*sums_over(values, pairs))
+
+
+def sums_over(
+    values: Float[np.ndarray, "draw row column"], weights: np.ndarray
+) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
+    """Weighted sum of the values that are defined, and the sum of their weights."""
+    defined = ~np.isnan(values)
+    return (np.where(defined, values, 0) * weights).sum((-2, -1)), (defined * weights).sum((-2, -1)).astype(np.float64)
+
+
+def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
+    """Means, where there is anything to average."""
+    if not weight.all():
+        raise TooFewNeurons(
+            "A group of neurons, or two compared with each other, have no pair of neurons that both vary on these "
+            "tokens, so their correlation is undefined. Use larger groups (--group-size) or more tokens (--n-tokens)."
+        )
+    return total / weight
+
+
+def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance: float) -> Int[np.ndarray, "*draw"]:
+    """Smallest d whose largest eigenvalues hold `variance` of their sum; what is undefined counts as no variance."""
+    eigenvalues = np.linalg.eigvalsh(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
+    held = eigenvalues.cumsum(-1)
+    return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
+
+
+def n_clusters(correlation: Float[np.ndarray, "size size"], definitions: Definitions) -> dict[str, int]:
+    """Clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
+
+    Ward presumes Euclidean distances, which D is not; average linkage doesn't. The released scripts take D's rows for
+    points. Neither tree has inversions, so merges above the threshold are what is left to merge.
+    """
+    varies = ~np.isnan(np.diagonal(correlation))
+    distance = 1 - np.abs(correlation[np.ix_(varies, varies)])
+    condensed = pdist(distance) if definitions == "released" else distance[np.triu_indices(len(distance), 1)]
+    trees = {"clusters_ward": linkage(condensed, "ward")}
+    if definitions == "paper":
+        trees["clusters_average"] = linkage(condensed, "average")
+    return {name: 1 + int((tree[:, 2] > THRESHOLD[definitions]).sum()) for name, tree in trees.items()}
+
+
+def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Both groups with the random groups matched to them."""
+    matched = groups.matched
+    return {
+        "boosting": (groups.boosting, matched.get("boosting")),
+        "suppressing": (groups.suppressing, matched.get("suppressing")),
+    }
+
+
+def beside_nulls(
+    measure: Measure, group: Int[np.ndarray, " size"], uniform: Statistics, matched: np.ndarray | None
+) -> dict[str, Compared]:
+    """A measure of a group beside the same measure of uniform draws, and of these matched ones."""
+    alike = None if matched is None else by_blocks(measure, matched)
+    return {
+        name: compared(found[0], uniform[name], None if alike is None else alike[name])
+        for name, found in measure(group[None]).items()
+    }
+
+
+def by_statistic(table: dict[str, dict[str, Compared]]) -> dict[str, dict[str, Compared]]:
+    """Group → statistic, turned over."""
+    return {name: {group: found[name] for group, found in table.items()} for name in next(iter(table.values()))}
+
+
+def compared(value: float, uniform: np.ndarray | None = None, matched: np.ndarray | None = None) -> Compared:
+    """A value beside its draws."""
+    return Compared(
+        value=float(value),
+        uniform=None if uniform is None else against_null(float(value), uniform),
+        matched=None if matched is None else against_null(float(value), matched),
+    )
+
+
+def in_share(count: Compared, size: int) -> Compared:
+    """A count as a share of the group; effect size and p stay."""
+
+    def scaled(null: AgainstNull | None) -> AgainstNull | None:
+        names = ("value", "null_mean", "null_low", "null_high")
+        return null and replace(null, **{name: getattr(null, name) / size for name in names})
+
+    return Compared(value=count.value / size, uniform=scaled(count.uniform), matched=scaled(count.matched))
+
+
+def by_blocks(measure: Measure, groups: Int[np.ndarray, "draw size"]) -> Statistics:
+    """Measure many groups, a few at a time: matrices of all pairs of all draws need not fit."""
+    blocks = np.array_split(groups, 1 + groups.size * groups.shape[1] // ENTRIES_AT_ONCE)
+    parts = [measure(block) for block in blocks if len(block)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def between(
+    measures: dict[str, Similarity], groups: NeuronGroups, rng: np.random.Generator
+) -> dict[str, dict[str, Compared]]:
+    """Means over pairs of neurons from two groups; the null of boosting-suppressing is pairs of disjoint groups."""
+    out = {}
+    for role, (group, half) in roles(groups).items():
+        measure = toward_random(measures, groups, group)
+        out[f"{role}-random"] = beside_nulls(measure, group, by_blocks(measure, groups.random), half)
+
+    def paired(first: np.ndarray, second: np.ndarray) -> Statistics:
+        return by_blocks(lambda block: of_pairs(measures, block), np.hstack([first, second]))
+
+    (boosting, like_boosting), (suppressing, like_suppressing) = roles(groups).values()
+    found = paired(boosting[None], suppressing[None])
+    uniform = paired(groups.random, disjoint_partners(groups.random, rng))
+    matched = None
+    if like_boosting is not None and like_suppressing is not None:
+        matched = paired(*least_shared(like_boosting, like_suppressing))
+    out["boosting-suppressing"] = {
+        name: compared(found[name][0], uniform[name], None if matched is None else matched[name]) for name in measures
+    }
+    out["random-random"] = {name: compared(draws.mean()) for name, draws in uniform.items()}
+    return out
+
+
+def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: Int[np.ndarray, " size"]) -> Measure:
+    """Of some neurons with all others that a random draw holds, each as often as it was drawn.
+
+    For `group` that is the mean over draws. A random group takes its place: its neurons leave what it is compared
+    with, and those of `group` join it with the weight of an average neuron. Were either left out, groups of a small
+    layer would be compared with different neurons; single pairs of draws would vary more than a mean over draws.
+    """
+    everyone, drawn = members(groups), np.unique(groups.random)
+    weight_of = np.bincount(groups.random.ravel(), minlength=everyone[-1] + 1).astype(np.float64)
+    weight_of[group] = weight_of[drawn].mean()
+    others = np.concatenate([drawn, group])
+    totals = {}
+    for name, similarity in measures.items():
+        blocks = np.array_split(everyone, 1 + len(everyone) * len(others) // ENTRIES_AT_ONCE)
+        sums = [sums_over(similarity(block, others)[:, None, :], weight_of[others]) for block in blocks]
+        totals[name] = np.zeros((2, len(weight_of)))
+        totals[name][:, everyone] = np.concatenate(sums, axis=1)
+
+    def measure(some: Int[np.ndarray, "draw size"]) -> Statistics:
+        out = {}
+        for name, similarity in measures.items():
+            total, weight = totals[name][:, some].sum(-1)
+            own_total, own_weight = sums_over(similarity(some, some), weight_of[some][:, None, :])
+            out[name] = share_out(total - own_total, weight - own_weight)
+        return out
+
+    return measure
+
+
+def of_pairs(measures: dict[str, Similarity], pairs: Int[np.ndarray, "draw both"]) -> Statistics:
+    """Of two groups side by side. Neurons that are in both go to one of them, by turns."""
+    first, second = np.split(pairs, 2, axis=1)
+    same = first[:, :, None] == second[:, None, :]
+    shared = same.any(2)
+    kept = ~shared | (shared.cumsum(1) % 2 == 0)
+    kept_too = ~(same & kept[:, :, None]).any(1)
+    both = kept[:, :, None] & kept_too[:, None, :]
+    return {name: mean_over(similarity(first, second), both) for name, similarity in measures.items()}
+
+
+def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
+    """For every draw another random group of the neurons that were ever drawn, without a neuron of that draw."""
+    pool, size = np.unique(draws), draws.shape[1]
+    if len(pool) < 2 * size:
+        raise TooFewNeurons(
+            f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
+            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}"
+        )
+    return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])
+
+
+def least_shared(
+    first: Int[np.ndarray, "draw size"], second: Int[np.ndarray, "other size"]
+) -> tuple[Int[np.ndarray, "pair size"], Int[np.ndarray, "pair size"]]:
+    """The draws of two sets in pairs that have as few neurons as possible in common."""
+    neurons = 1 + max(first.max(), second.max())
+    holds = [np.zeros((len(draws), neurons), dtype=np.float32) for draws in (first, second)]
+    for held, draws in zip(holds, (first, second), strict=True):
+        np.put_along_axis(held, draws, 1, axis=1)
+    i, j = linear_sum_assignment(holds[0] @ holds[1].T)
+    return first[i], second[j]

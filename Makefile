@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test fast-test lint format bench train clean
+.PHONY: demo test fast-test lint format bench bench-phases train clean
 
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
@@ -27,6 +27,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## speed and accuracy of the engines; one JSON line per engine and shape
 	$(BIN)/python benchmarks/bench_effects.py --table docs/engine.md
+
+bench-phases: $(STAMP)  ## how often phases are found where there are some, and where there are none; hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_phases.py
 
 train: $(STAMP)  ## the embedded series again, hours on a CPU
 	$(BIN)/pip install -q -e '.[train]' -c constraints.txt

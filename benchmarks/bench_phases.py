@@ -1,13 +1,13 @@
 """How often `fit_phases` says "three phases" where there are none, and where there are.
 
-Prints one JSON line per cell and writes both tables between the markers of docs/phases.md (`--table`). Planted curves:
+Prints one JSON line per cell and writes both tables between the markers of docs/phases.md. Planted curves:
 log|Δ| = −κ log r + lift·[r ≤ p] − max(r/d − 1, 0) with d = 0.3 N, per neuron as sums over contexts whose standard error
 of the mean is `noise`; `sampled`: the r are no integers but order statistics of a sample, as in the nulls. Half of the
 curves are fitted with their sums per context, half without. *Found*: `three phases`, both boundaries within a factor
 1.5 in rank.
 
-    python benchmarks/bench_phases.py --table docs/phases.md        every cell; hours on two cores
-    python benchmarks/bench_phases.py --quick                       a few of each
+    python benchmarks/bench_phases.py            every cell, into docs/phases.md: 3 hours of one core
+    python benchmarks/bench_phases.py --quick    a few of each, printed alone
 """
 
 import argparse
@@ -29,6 +29,7 @@ N_CONTEXTS = 200
 TOKENS_PER_CONTEXT = 8
 DECAY = 0.3  # of N
 WITHIN = 1.5
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "phases.md"
 MARKERS = ("<!-- bench_phases: begin -->\n", "<!-- bench_phases: end -->\n")
 
 NO_PHASES = {
@@ -127,9 +128,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--draws", type=int, default=200, help="null samples, and bootstrap draws")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--table", type=Path, help="default: docs/phases.md; with --quick, none")
     arguments = parser.parse_args()
     seeds, draws = (10, 40) if arguments.quick else (arguments.seeds, arguments.draws)
+    table = arguments.table or (None if arguments.quick else PAGE)
     without, planted = [], []
     with ProcessPoolExecutor(arguments.workers) as pool:
         for plant in plants(arguments.quick):
@@ -144,11 +146,11 @@ def main() -> None:
             said = Counter(pool.map(outcome_without, [(name, n, seed, draws) for seed in range(seeds)]))
             without.append({"sample": name, "n": n, "said": said, "seeds": seeds, "draws": draws})
             print(json.dumps(without[-1], ensure_ascii=False), flush=True)
-    if arguments.table:
-        head, rest = arguments.table.read_text(encoding="utf-8").split(MARKERS[0])
+    if table:
+        head, rest = table.read_text(encoding="utf-8").split(MARKERS[0])
         tail = rest.split(MARKERS[1])[1]
-        text = head + MARKERS[0] + tables(without, planted) + MARKERS[1] + tail
-        arguments.table.write_text(text, encoding="utf-8")
+        text = head + MARKERS[0] + "\n" + tables(without, planted) + "\n" + MARKERS[1] + tail
+        table.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

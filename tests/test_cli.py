@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from rareneuron.cli import cli
 from rareneuron.maths.phases import ContextSums, fit_phases
 from rareneuron.maths.rank_curve import rank_curve
+from rareneuron.maths.released import released_phases
 from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline.rankings import RANKINGS
 from rareneuron.pipeline.run import Run
@@ -72,7 +74,8 @@ def test_help_loads_nothing_heavy():
 def test_study_summarises_and_writes_the_report(invoke, series, text_file, run_folder):
     done = invoke(*study_arguments(series, text_file, run_folder))
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
+    assert lines[4].startswith("Phases (definitions: paper): unknown. The curve has 40 neurons")
     assert lines[-1] == f"Report: {run_folder / 'report.html'}"
     assert (run_folder / "report.html").is_file()
     assert "mean |Δ|" in done.stdout
@@ -99,7 +102,10 @@ def test_dry_run_plans_and_writes_nothing(invoke, series, text_file, tmp_path):
     plan = json.loads(invoke(*arguments, "--json").stdout)
     assert plan["open"] == ["10", "0"]
     assert plan["shape"]["d_mlp"] == 40
-    assert plan["seconds"] > 0
+    assert plan["seconds"] > 2 * plan["phases_seconds"] > 2  # two checkpoints, a second each at least
+    assert " phases per checkpoint" in invoke(*arguments).stdout
+    untested = json.loads(invoke(*arguments, "--definitions", "released", "--json").stdout)
+    assert untested["phases_seconds"] == 0
     assert not (tmp_path / "none").exists()
 
 
@@ -123,14 +129,38 @@ def test_phases(invoke, monkeypatch, run_folder):
     curve = rank_curve(np.exp(y))
     sums = np.random.default_rng(0).gamma(400.0, 1 / 400, (20, 512)) * curve.value
     contexts = ContextSums(sums=sums, n_tokens=np.ones(20, np.int64))
-    monkeypatch.setattr(Run, "phases", lambda self, step, ranking: fit_phases(curve, contexts, n_draws=40))
+    monkeypatch.setattr(Run, "phases", lambda *_: fit_phases(curve, contexts, n_draws=40))
     shown = invoke("phases", run_folder).stdout
-    assert shown.startswith("Step 10, ranking all: three phases\n")
+    assert shown.startswith("Step 10, ranking all, definitions paper: three phases\n")
+    assert re.search(r"\nStep 0, before any training, is the null \(all\): it gives κ = 0\.\d+, three phases; ", shown)
+    assert "Step 0, before" in invoke("trajectory", run_folder).stdout
     assert re.search(r"κ = 0\.\d+ \(95 % 0\.\d+ … 0\.\d+\)", shown)
     assert re.search(r"Plateau +ranks 1 … \d+ \(95 % \d+ … \d+\), 4\.\d% of them", shown)
     found = strict(invoke("phases", run_folder, "--ranking", "common", "--json").stdout)
     assert (found["step"], found["ranking"], found["outcome"]) == (10, "common", "three phases")
+    assert found["definitions"] == "paper"
     assert found["plateau_share"] == found["plateau_end"] / 512
+
+
+def test_phases_by_released_definitions_of_a_run_made_with_the_papers(invoke, monkeypatch, run_folder):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"delta_loss": rng.standard_normal(600)})
+    monkeypatch.setattr(Run, "effects", lambda *_: table)
+    for options, ranking, sign in (([], "boosting", 1), (["--ranking", "suppressing"], "suppressing", -1)):
+        signed = sign * table["delta_loss"].to_numpy()
+        expected = released_phases(rank_curve(signed[signed > 0]))
+        arguments = ["phases", run_folder, "--definitions", "released", *options]
+        found = strict(invoke(*arguments, "--json").stdout)
+        assert (found["definitions"], found["ranking"], found["n_neurons"]) == ("released", ranking, (signed > 0).sum())
+        assert (found["kappa"], found["beta_late"]) == (expected.kappa, expected.beta_late)
+        assert "outcome" not in found
+        shown = invoke(*arguments).stdout
+        assert "definitions released: no outcome" in shown
+        assert f"κ = {expected.kappa:.3f}, β = {expected.beta:.3f} over log rank 3.5 … 4.5" in shown
+        assert f"it gives κ = {expected.kappa:.3f}; step 10 gives" in shown
+    refused = invoke("phases", run_folder, "--definitions", "released", "--ranking", "all")
+    assert refused.exit_code == 2
+    assert "rank neurons of one sign" in refused.stderr
 
 
 def test_phases_takes_every_ranking():
@@ -167,6 +197,17 @@ def test_report_and_figure(invoke, run_folder, tmp_path):
     for suffix in ("svg", "pdf", "png"):
         assert invoke("figure", run_folder, "rank-curve", "-o", tmp_path / f"f.{suffix}").exit_code == 0
         assert (tmp_path / f"f.{suffix}").stat().st_size > 1000
+
+
+def test_a_figure_of_several_runs(invoke, run_folder, tmp_path):
+    one, two = (
+        invoke("figure", *runs, "slope-distributions", "-o", tmp_path / "s.svg")
+        for runs in ([run_folder], [run_folder] * 2)
+    )
+    assert one.stdout == two.stdout == f"{tmp_path / 's.svg'}\n"
+    refused = invoke("figure", run_folder, run_folder, "rank-curve", "-o", tmp_path / "r.svg")
+    assert refused.exit_code == 2
+    assert "shows one run" in refused.stderr
 
 
 def test_families_lists_every_record(invoke):
@@ -206,7 +247,8 @@ def test_every_command_takes_json(command):
 
 def test_the_flags_of_the_contract_are_there():
     words = "--revision R --steps 0,512 --data D --counts F --n-tokens 9 --context-length 64 --layer -1"
-    words += " --engine patching --group-size 50 --seed 0 --device auto --dtype float32 --out O --config c --dry-run"
+    words += " --definitions released --engine patching --group-size 50"
+    words += " --seed 0 --device auto --dtype float32 --out O --config c --dry-run"
     cli.commands["study"].make_context("study", ["MODEL", *words.split()])
 
 

@@ -18,7 +18,8 @@ from rareneuron.pipeline.config import CHOICES, StudyConfig
 
 if TYPE_CHECKING:
     from rareneuron.maths.phases import Phases
-    from rareneuron.pipeline.rankings import Ranking
+    from rareneuron.maths.released import ReleasedPhases
+    from rareneuron.pipeline.rankings import Definitions, Ranking
 
 EXIT_ERROR = 2
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
@@ -130,6 +131,11 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     type=click.Choice(CHOICES["engine"]),
     help="closed-form: last layer, fast; patching: any layer and architecture, slow.",
 )
+@setting(
+    "--definitions",
+    type=click.Choice(CHOICES["definitions"]),
+    help="Of phases: the paper's text, or what its authors' released scripts compute.",
+)
 @setting("--group-size", type=int, help="Neurons per group.")
 @setting("--n-random", type=int, help="Random groups, and as many matched ones.")
 @setting("--seed", type=int, help="Decides which contexts, which random groups, which audited pairs.")
@@ -196,22 +202,38 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
 @click.option(
     "--ranking",
     type=click.Choice(["all", "boosting", "suppressing", "common"]),
-    default="all",
-    show_default=True,
-    help="all: mean |Δ| at rare targets; boosting, suppressing: neurons of one sign; common: at common targets.",
+    help="all: mean |Δ| at rare targets; boosting, suppressing: neurons of one sign; common: at common targets.  "
+    "[default: all; of released definitions boosting]",
+)
+@click.option(
+    "--definitions",
+    type=click.Choice(CHOICES["definitions"]),
+    help="Whose; other ones than the run's are computed from its effects.  [default: the run's own]",
 )
 @json_option
-def phases(run: Path, step: int | None, ranking: "Ranking", as_json: bool) -> None:
+def phases(
+    run: Path, step: int | None, ranking: "Ranking | None", definitions: "Definitions | None", as_json: bool
+) -> None:
     """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing."""
+    from rareneuron.maths.phases import Phases
     from rareneuron.pipeline.rankings import as_record
     from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import step_zero
 
     opened = open_run(run)
-    found = opened.phases(step, ranking)
-    where = {"step": opened.steps[-1] if step is None else step, "ranking": ranking}
-    shares = {"plateau_share": found.plateau_share, "decay_share": found.decay_share}
+    definitions = definitions or opened.definitions
+    ranking = ranking or ("all" if definitions == "paper" else "boosting")
+    found = opened.phases(step, ranking, definitions)
+    where = {"step": opened.steps[-1] if step is None else step, "ranking": ranking, "definitions": definitions}
     name = "unknown" if where["step"] is None else where["step"]
-    emit(where | as_record(found) | shares, as_json, lambda: phases_text(found, f"Step {name}, ranking {ranking}"))
+    title = f"Step {name}, ranking {ranking}, definitions {definitions}"
+    if isinstance(found, Phases):
+        record = as_record(found) | {"plateau_share": found.plateau_share, "decay_share": found.decay_share}
+        text = phases_text(found, title)
+    else:
+        record, text = as_record(found), released_text(found, title)
+    null = None if as_json else step_zero(opened, step, ranking, definitions)
+    emit(where | record, as_json, lambda: "\n".join([text, *([] if null is None else [null])]))
 
 
 def phases_text(found: "Phases", title: str) -> str:
@@ -245,9 +267,28 @@ def phases_text(found: "Phases", title: str) -> str:
     )
 
 
+def released_text(found: "ReleasedPhases", title: str) -> str:
+    """Numbers without a verdict, and why there is none."""
+    from rareneuron.maths.released import FIT, LATE_FIT
+
+    fits = [f"over log rank {first} … {last}" for first, last in (FIT, LATE_FIT)]
+    return "\n".join(
+        [
+            f"{title}: no outcome, these boundaries are constants and nothing is tested",
+            f"Line       κ = {found.kappa:.3f}, β = {found.beta:.3f} {fits[0]}",
+            f"           κ = {found.kappa_late:.3f}, β = {found.beta_late:.3f} {fits[1]}",
+            f"Plateau    ranks 1 … {found.plateau_end}, whatever the curve",
+            f"Decay      from rank {found.decay_start}, whatever the curve",
+            f"Slope      truncated from rank {found.truncated_from}: kinks at log(n/6) whatever the curve",
+            f"Neurons    {found.n_neurons:,}",
+        ]
+    )
+
+
 TRAJECTORY_COLUMNS = [
-    *("step", "loss_rare", "loss_common", "abs_delta_loss_q50", "abs_delta_loss_max", "n_eff", "kappa"),
-    *("outcome", "plateau_share", "top_overlap_last", "rank_correlation_last"),
+    *("step", "loss_rare", "loss_common", "abs_delta_loss_q50", "abs_delta_loss_max", "n_eff", "definitions"),
+    *("kappa", "outcome", "plateau_share", "kappa_boosting", "kappa_suppressing"),
+    *("top_overlap_last", "rank_correlation_last"),
 ]
 
 
@@ -259,13 +300,18 @@ def trajectory(run: Path, of_trends: bool, as_json: bool) -> None:
     """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them."""
     from rareneuron.pipeline.dynamics import trends
     from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import nulls_of_step_zero
 
-    table = open_run(run).trajectory()
-    shown = trends(table) if of_trends else table[TRAJECTORY_COLUMNS]
+    opened = open_run(run)
+    table = opened.trajectory()
+    shown = trends(table) if of_trends else table[[name for name in TRAJECTORY_COLUMNS if name in table]]
+    text = [shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format)]
+    if not (of_trends or as_json):
+        text += nulls_of_step_zero(opened)
     emit(
         json.loads((shown if of_trends else table).to_json(orient="records", double_precision=15)),
         as_json,
-        lambda: shown.to_string(index=False, na_rep="–", float_format="{:.4g}".format),
+        lambda: "\n".join(text),
     )
 
 
@@ -284,17 +330,18 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@run_argument
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
 @json_option
-def figure(run: Path, name: str, output: Path, as_json: bool) -> None:
-    """Draw one figure of a run: rank-curve."""
+def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> None:
+    """Draw one figure of a run, such as rank-curve; slope-distributions of several."""
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import figure as draw
     from rareneuron.present.figures import save_figure
 
-    path = str(save_figure(draw(open_run(run), name), output))
+    first, *others = (open_run(run) for run in runs)
+    path = str(save_figure(draw(first, name, beside=others), output))
     emit({"figure": path}, as_json, lambda: path)
 
 

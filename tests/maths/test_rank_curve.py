@@ -6,18 +6,11 @@ from scipy import stats
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.rank_curve import WINDOW, local_slope, rank_curve
+from rareneuron.maths.released import released_phases
 
 N = 2_048
 RANK = np.arange(1, N + 1)
 HALF_NORMAL = np.log(stats.halfnorm.isf((RANK - 0.5) / N))  # the quantiles themselves: a smooth curve
-
-
-def truncated_slope(y):
-    """The estimator of the released scripts: least squares over ranks i + 1 … 6i, cut off where the data end."""
-    u, n = np.log(np.arange(1, len(y) + 1)), len(y)
-    i = np.unique(np.geomspace(20, n / 2, 400).astype(int))
-    slope = [-np.polyfit(u[k : min(6 * k, n)], y[k : min(6 * k, n)], 1)[0] for k in i]
-    return np.log(i), np.array(slope)
 
 
 def kink(u, slope, at):
@@ -76,7 +69,8 @@ def test_many_curves_at_once():
 
 def test_a_smooth_curve_has_no_kink_where_truncation_makes_one():
     at = np.log(N / 6)
-    u, truncated = truncated_slope(HALF_NORMAL)
+    truncated = released_phases(rank_curve(np.exp(HALF_NORMAL))).slope
+    u = np.log(np.arange(1, len(truncated) + 1))
     assert kink(u, truncated, at) > 0.5, "the control must show the artefact"
     assert max(kink(u, truncated, place) for place in (at - 1, at - 0.7, at + 0.3)) < 0.2
     slope = local_slope(HALF_NORMAL)

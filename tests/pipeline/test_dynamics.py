@@ -23,6 +23,7 @@ class GivenRun(Run):
 
     values: dict
     fitted: dict
+    definitions = "paper"
 
     @property
     def steps(self):

@@ -142,7 +142,8 @@ def finished(config):
 def test_a_study_stores_phases_or_why_there_are_none(finished):
     for step in (0, 10):
         stored = read_json(finished.path / "steps" / str(step) / "phases.json")
-        assert list(stored) == list(RANKINGS)
+        assert list(stored) == ["definitions", *RANKINGS]
+        assert stored["definitions"] == "paper"
         assert "fewer than 128" in stored["all"]["unavailable"]  # the tiny layer has 40
     with pytest.raises(TooFewNeurons, match="40 neurons"):
         finished.phases(0, "common")

@@ -109,6 +109,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         warnings: list[str] | None = None,
         finished: bool = True,
         model: str | None = None,
+        definitions: str = "paper",
     ) -> Run:
         rng = np.random.default_rng(0)
         store = RunStore(tmp_path / f"run{next(numbers)}")
@@ -131,7 +132,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         n_rare = int(tokens["rare"].sum())
         manifest = {
             "format": 1,
-            "config": StudyConfig(model=model, engine=engine, n_tokens=n_rare).identity(),
+            "config": StudyConfig(model=model, engine=engine, n_tokens=n_rare, definitions=definitions).identity(),
             "environment": {"rareneuron": "0.1.0", "commit": None, "python": "3.11.7", "threads": 2},
             "data": {
                 "corpus": "small corpus",

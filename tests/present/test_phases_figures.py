@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.legend import Legend
 
+from rareneuron.errors import InvalidConfig
+from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
+from rareneuron.maths.released import ReleasedPhases
 from rareneuron.pipeline.rankings import fit_rankings, write_phases
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import read_table, write_table
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.effect_distribution import density
 from rareneuron.present.figures.rank_curve import MOST_LABELS, MOST_POINTS
-from rareneuron.present.figures.verdict import lognormal_samples, verdict
+from rareneuron.present.figures.verdict import null_bands, null_samples, verdict
 from rareneuron.present.report import render_report
 from rareneuron.present.sections.phases import meaning
 
@@ -77,6 +81,12 @@ def words(run: Run, name: str) -> str:
     return re.sub(r"\s+", " ", " | ".join(texts + ([t.get_text() for t in legend.get_texts()] if legend else [])))
 
 
+def legends(drawn: Any) -> list[str]:
+    """Labels of all legends of a figure."""
+    found = [artist for axes in drawn.axes for artist in axes.get_children() if isinstance(artist, Legend)]
+    return [text.get_text() for legend in found for text in legend.get_texts()]
+
+
 def test_the_phases_frame_holds_what_was_found(planted: MakeRun) -> None:
     run = planted(steps=(0, 512))
     frame, found = FIGURES["phases"].frame(run), run.phases()
@@ -92,16 +102,27 @@ def test_the_phases_frame_holds_what_was_found(planted: MakeRun) -> None:
         assert (facts[f"{name}_low"], facts[f"{name}_high"]) == found.intervals[name]
 
 
-def test_the_grey_band_holds_lognormal_samples_and_no_others() -> None:
+SAMPLES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]] = {
+    "half-normal": lambda rng, shape: np.log(np.abs(rng.standard_normal(shape))),
+    "exponential": lambda rng, shape: np.log(rng.exponential(1, shape)),
+    "lognormal": lambda rng, shape: rng.normal(0, 1.5, shape),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_grey_band_holds_samples_of_its_family_and_no_others(family: str) -> None:
     rng = np.random.default_rng(1)
-    y = -np.sort(-rng.normal(-7, 1.5, 400))
-    low, high = np.quantile(lognormal_samples(y), (0.025, 0.975), axis=0)
-    fresh = -np.sort(-rng.normal(y.mean(), y.std(), (200, 400)), axis=1)
-    inside = ((low <= fresh) & (fresh <= high)).mean()
-    assert 0.93 < inside < 0.97  # 95 % at every rank, give or take what 400 draws leave open
-    exponential = np.log(-np.sort(-rng.exponential(1, (200, 400)), axis=1))
-    exponential = y.mean() + y.std() * (exponential - exponential.mean()) / exponential.std()
-    assert ((low <= exponential) & (exponential <= high)).mean() < 0.7
+    of = {name: -7 - np.sort(-draw(rng, (200, 400)), axis=1) for name, draw in SAMPLES.items()}
+    y = of[family][0]
+    bands = null_bands({family: null_samples(y, family)})
+    low, high = bands[f"{family} low"], bands[f"{family} high"]
+    for name, fresh in of.items():
+        fresh = y.mean() + (y.std() / fresh.std() if family == "lognormal" else 1) * (fresh - fresh.mean())
+        inside = ((low <= fresh) & (fresh <= high)).mean()
+        if name == family:
+            assert 0.93 < inside < 0.97  # 95 % at every rank, give or take what 400 draws leave open
+        else:
+            assert inside < 0.7, name
 
 
 def test_phases_are_named_over_their_ranks_and_nothing_overlaps(planted: MakeRun) -> None:
@@ -164,13 +185,50 @@ def test_the_local_slope_is_empty_where_undefined_and_grey_at_the_last_step(plan
     expected = local_slope(np.log(run.rank_curve().value)).kappa
     np.testing.assert_array_equal(last["kappa"], expected)
     assert last["kappa"].isna().any()
-    drawn = figure(run, "local-slope").axes[0].get_lines()[1].get_ydata()
+    drawn = figure(run, "local-slope").axes[0].get_lines()[-1].get_ydata()
     np.testing.assert_array_equal(drawn, expected)
     middle = last[last["rank"].between(PLATEAU * np.exp(0.3), DECAY / np.exp(1.3))]  # half a window from both ends
     assert len(middle) > 2
     np.testing.assert_allclose(middle["kappa"], KAPPA, atol=0.03)  # noise of 0.8 % a neuron
-    assert first["null_low"].isna().all()
-    assert (last["null_low"] < last["null_high"])[last["kappa"].notna()].all()
+    for family in FAMILIES:
+        assert first[f"{family} low"].isna().all()
+        assert (last[f"{family} low"] < last[f"{family} high"])[last["kappa"].notna()].all()
+        assert family in legends(figure(run, "local-slope"))
+        assert family in legends(figure(run, "phases"))
+
+
+def test_slope_distributions_show_every_run_on_the_same_axes(planted: MakeRun, make_run: MakeRun) -> None:
+    runs = [planted(steps=(0, 512)), make_run(steps=(512, 10_000, None), model="lab/small", n_neurons=300)]
+    frame = FIGURES["slope-distributions"].frame(*runs)
+    assert frame.groupby("run")["n_neurons"].first().tolist() == [N, 300]
+    for place, run in enumerate(runs):
+        alone = FIGURES["local-slope"].frame(run)
+        part = frame[frame["run"] == place].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part[alone.columns], alone)
+    drawn = figure(runs[0], "slope-distributions", beside=runs[1:])
+    drawn.draw_without_rendering()
+    left, right = drawn.axes
+    assert [a.get_title(loc="left") for a in (left, right)] == ["embedded series, 512 neurons", "small, 300 neurons"]
+    assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+    assert left.get_xlim()[1] > frame.loc[frame["kappa"].notna(), "rank"].max()
+    assert left.get_lines()[-1].get_color() == right.get_lines()[-3].get_color(), "step 512"
+    assert legends(drawn)[-4:] == ["final", "10,000", "512", "0"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_every_panel_of_slope_distributions_can_be_read(make_run: MakeRun, n: int) -> None:
+    """Numbers stand under the lowest panel of each column, and places without a run stay empty."""
+    drawn = figure(make_run(), "slope-distributions", beside=[make_run()] * (n - 1))
+    drawn.draw_without_rendering()
+    shown = [axes for axes in drawn.axes if axes.get_visible()]
+    assert len(shown) == n
+    numbered = [axes.xaxis.get_tick_params()["labelbottom"] for axes in shown]
+    assert numbered == [i + min(n, 3) >= n for i in range(n)]
+
+
+def test_one_run_figures_refuse_several(make_run: MakeRun) -> None:
+    with pytest.raises(InvalidConfig, match=r"'phases' shows one run, and 2 were given.*slope-distributions"):
+        figure(make_run(), "phases", beside=[make_run()])
 
 
 def test_the_deviation_frame_is_eq_8_with_its_band(planted: MakeRun) -> None:
@@ -268,6 +326,9 @@ def test_the_report_tells_phases_after_the_rank_curve(planted: MakeRun) -> None:
     assert f"κ {found.kappa:.3f} ({found.intervals['kappa'][0]:.3f} … {found.intervals['kappa'][1]:.3f}) " in text
     assert re.search(rf"plateau, to rank {end} \(\d+ … \d+\), {share} .* – decay, from rank", text)
     assert "Phases unknown" not in text
+    kappa = run.phases(0).kappa
+    null = f"Step 0, before any training, is the null (all): it gives κ = {kappa:.3f}, three phases; step 512 gives"
+    assert null in text
 
 
 @pytest.mark.usefixtures("without_ink")
@@ -303,3 +364,22 @@ def test_every_outcome_has_its_words(
 def test_the_report_with_every_figure_stays_small(planted: MakeRun) -> None:
     steps = tuple(range(10))
     assert len(render_report(planted(steps=steps)).encode()) < 1_000_000  # 5 MB is the limit, for 154 steps too
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_report_of_released_definitions_says_so_and_has_no_verdict(planted: MakeRun) -> None:
+    run = planted(definitions="released")
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render_report(run)))
+    found = run.phases(512, "boosting")
+    assert isinstance(found, ReleasedPhases)
+    assert "Definitions: “released”, what the authors&#39; released scripts compute" in text
+    assert f"κ, log rank 3.5 … 4.5 {found.kappa:.3f} β {found.beta:.3f}" in text
+    assert "Phases unknown: suppressing. The curve has 171 neurons" in text
+    assert "Definitions: “released” for phases" in text
+    assert not [outcome for outcome in ("no plateau", "no decay", "no power law") if outcome in text]
+    assert "Definitions: “paper”. κ and R²" in render_report(planted())
+
+
+@pytest.mark.parametrize("name", OF_PHASES)
+def test_figures_of_verdicts_say_that_released_definitions_have_none(planted: MakeRun, name: str) -> None:
+    assert "constants that nothing tests" in words(planted(definitions="released"), name)

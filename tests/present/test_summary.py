@@ -1,6 +1,7 @@
 """What the command line prints of a run, where there is nothing to compare, too."""
 
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import read_table, write_table
-from rareneuron.present.summary import groups_table, largest_effect, study_summary
+from rareneuron.present.summary import groups_table, largest_effect, nulls_of_step_zero, step_zero, study_summary
 
 MakeRun = Callable[..., Run]
 
@@ -48,6 +49,32 @@ def test_a_run_of_zeros_has_a_summary_in_valid_json(make_run: MakeRun) -> None:
     summary = study_summary(run)
     json.dumps(summary, allow_nan=False)
     assert any("no neuron's ablation changes the loss" in line for line in summary["lines"])
+
+
+def test_the_summary_says_whose_phases_they_are(make_run: MakeRun) -> None:
+    said = [study_summary(make_run(n_neurons=600, definitions=name))["lines"] for name in ("paper", "released")]
+    paper, released = (next(line for line in lines if line.startswith("Phases")) for lines in said)
+    assert "(definitions: paper): unknown. The run folder holds no phases" in paper
+    assert re.fullmatch(
+        r"Phases \(definitions: released, which test nothing\): boosting κ = \d\.\d+; suppressing κ = \d\.\d+", released
+    )
+
+
+def test_step_0_is_the_null_of_a_later_one(make_run: MakeRun) -> None:
+    run = make_run(n_neurons=600, steps=(0, 8, 512), definitions="released")
+    for step, ranking in ((8, "boosting"), (None, "suppressing")):
+        null, found = (run.phases(at, ranking).kappa for at in (0, step))
+        assert step_zero(run, step, ranking, "released") == (
+            f"Step 0, before any training, is the null ({ranking}): it gives κ = {null:.3f}; step {step or 512} gives "
+            f"κ = {found:.3f}."
+        )
+    assert [sentence.split("(")[1].split(")")[0] for sentence in nulls_of_step_zero(run)] == ["boosting", "suppressing"]
+
+
+@pytest.mark.parametrize(("steps", "step"), [((8, 512), None), ((0, 512), 0), ((0,), None), ((0, None), None)])
+def test_there_is_no_null_without_step_0_or_a_later_one(make_run: MakeRun, steps: tuple, step: int | None) -> None:
+    run = make_run(n_neurons=600, steps=steps, definitions="released")
+    assert step_zero(run, step, "boosting", "released") is None
 
 
 def test_groups_without_common_targets_lack_only_those(make_run: MakeRun) -> None:

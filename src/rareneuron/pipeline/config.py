@@ -18,6 +18,7 @@ CHOICES = {
     "reference": ("analysed", "all"),
     "engine": ("closed-form", "patching"),
     "dtype": ("float32", "float64"),
+    "definitions": ("paper", "released"),
 }
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
 
@@ -44,6 +45,7 @@ class StudyConfig:
     layer: int = -1
     reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
     engine: str = "closed-form"
+    definitions: str = "paper"  # of phases: the paper's text, or what the authors' released scripts compute
     group_size: int = 50
     n_random: int = 200
     seed: int = 0

@@ -4,6 +4,7 @@ All checkpoints saw the same tokens, so neurons can be followed. What compares r
 to compare: no plateau, no step before, or the last step with itself.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ from scipy.stats import kendalltau, spearmanr
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
+from rareneuron.pipeline.rankings import SIGNS
 from rareneuron.pipeline.run import Run
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}  # of mean |Δ| over neurons
 TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
+RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
 FEWEST_STEPS = 3  # of a trend: two steps always have one
 
 
@@ -40,7 +43,10 @@ class Ranked:
 
 
 def trajectory(run: Run) -> pd.DataFrame:
-    """One row a finished checkpoint; columns are described in docs/run-folder.md. Phases are those of all neurons."""
+    """One row a finished checkpoint; columns are described in docs/run-folder.md.
+
+    Phases are those of all neurons; by released definitions, of either sign, in columns named so.
+    """
     rows, steps = [], run.steps
     last = ranked_at(run, steps[-1])
     before: Ranked | None = None
@@ -54,7 +60,8 @@ def trajectory(run: Run) -> pd.DataFrame:
                 "loss_common": record["loss_common"],
                 **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
                 "n_eff": participation_ratio(here.value),
-                **of_phases(here.phases),
+                "definitions": run.definitions,
+                **(of_released(run, step) if run.definitions == "released" else of_phases(here.phases)),
                 **overlaps(here, after, "last"),
                 **overlaps(here, before, "previous"),
                 "rank_correlation_last": rank_correlation(here.value, after),
@@ -62,18 +69,18 @@ def trajectory(run: Run) -> pd.DataFrame:
         )
         before = here
     table = pd.DataFrame(rows)
-    numbers = table.columns.drop(["step", "outcome"])
-    return table.astype({"step": "Int64", "outcome": "str"} | dict.fromkeys(numbers, "float64"))
+    kinds = {"step": "Int64", "definitions": "str", "outcome": "str"}
+    return table.astype({name: kinds.get(str(name), "float64") for name in table})
 
 
 def ranked_at(run: Run, step: int | None) -> Ranked:
-    """A checkpoint's ranking, and its phases where they can be told."""
+    """A checkpoint's ranking, and its phases where they can be told; released ones are of other rankings."""
     value = run.effects(step)["abs_delta_loss"].to_numpy()
-    try:
-        phases = run.phases(step)
-    except TooFewNeurons:
-        phases = None
-    return Ranked(value=value, neuron=rank_curve(value).neuron, phases=phases)
+    phases = None
+    if run.definitions == "paper":
+        with suppress(TooFewNeurons):
+            phases = run.phases(step)
+    return Ranked(value=value, neuron=rank_curve(value).neuron, phases=phases if isinstance(phases, Phases) else None)
 
 
 def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
@@ -95,6 +102,17 @@ def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
         "plateau_height": None if end is None else float(phases.deviation[:end].mean()),
         "decay_start": phases.decay_start,
     }
+
+
+def of_released(run: Run, step: int | None) -> dict[str, float | None]:
+    """Both lines of both signs; the boundaries are constants, so nothing else can move."""
+    out: dict[str, float | None] = {}
+    for ranking in SIGNS:
+        found = None
+        with suppress(TooFewNeurons):
+            found = run.phases(step, ranking)
+        out |= {f"{name}_{ranking}": getattr(found, name, None) for name in RELEASED_NUMBERS}
+    return out
 
 
 def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
@@ -133,7 +151,7 @@ def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
     columns are not corrected for one another.
     """
     rows = []
-    for column in trajectory.columns.drop(["step", "outcome"]):
+    for column in trajectory.select_dtypes("number").columns.drop("step"):
         values = trajectory[column].to_numpy(np.float64)
         there = np.flatnonzero(np.isfinite(values))
         tau = p = np.nan

@@ -28,7 +28,9 @@ from rareneuron.pipeline.tokens import study_corpus
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
+PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
+EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
 BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
 
 
@@ -61,13 +63,14 @@ class Estimate:
     gflops: float  # measured, float32
     capture_seconds: float  # per checkpoint
     effects_seconds: float  # per checkpoint
+    phases_seconds: float  # per checkpoint
     memory_gib: float
     disk_mib: float
 
     @property
     def seconds(self) -> float:
         """For all open checkpoints."""
-        return self.n_open * (self.capture_seconds + self.effects_seconds)
+        return self.n_open * (self.capture_seconds + self.effects_seconds + self.phases_seconds)
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -129,7 +132,7 @@ def absolute(path: str) -> str:
 def check_same_settings(store: RunStore, config: StudyConfig) -> None:
     """A run folder made with other settings is refused: its finished checkpoints would not be comparable."""
     manifest = store.read_manifest()
-    before, now = manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
+    before, now = EARLIER | manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
     differing = [
         f"{k}: {before.get(k)!r} there, {v!r} now"
         for k, v in now.items()
@@ -230,9 +233,16 @@ def estimate(plan: Plan) -> Estimate:
         gflops=rate / 1e9,
         capture_seconds=OVERHEAD * forward / rate,
         effects_seconds=OVERHEAD * effects / rate,
+        phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
+
+
+def phases_seconds(definitions: str, n_neurons: int) -> float:
+    """Of the four rankings with their nulls and bootstrap; nothing to speak of where nothing is tested."""
+    fixed, per_neuron = PHASES_SECONDS
+    return fixed + per_neuron * n_neurons if definitions == "paper" else 0.0
 
 
 def float32_rate(n: int = 1024, repeats: int = 3) -> float:
@@ -271,8 +281,9 @@ def plan_as_text(plan: Plan) -> str:
             f"Model        {shape['n_params'] / 1e6:,.1f} M parameters, {shape['n_layers']} layers, vocabulary "
             f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
             f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
-            f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture and "
-            f"{duration(p['effects_seconds'])} effects per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",
+            f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
+            f"{duration(p['effects_seconds'])} effects and {duration(p['phases_seconds'])} phases per checkpoint, at "
+            f"{p['gflops']:.0f} GFLOP/s measured now)",
             f"Memory       about {p['memory_gib']:.1f} GiB",
             f"Disk         about {p['disk_mib']:,.0f} MiB",
         ]

@@ -1,10 +1,12 @@
 """The four rankings of a layer's neurons, their rank curves, and the phases of each as a run folder keeps them.
 
 `all`: mean |Δ| at rare targets (Eq. 1, the paper); `boosting` and `suppressing`: neurons of one sign by |mean Δ|;
-`common`: mean |Δ| at matched common targets, the contrast that says whether phases are about rare tokens at all.
+`common`: mean |Δ| at matched common targets, the contrast that says whether phases are about rare tokens at all. The
+released scripts know one sign at a time only, and their numbers cost so little that they are computed when asked for.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,10 +18,14 @@ from jaxtyping import Shaped
 from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import ContextSums, Phases, fit_phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
+from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 
 Ranking = Literal["all", "boosting", "suppressing", "common"]
+Definitions = Literal["paper", "released"]
+Found = Phases | ReleasedPhases
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+SIGNS: tuple[Ranking, ...] = ("boosting", "suppressing")  # the rankings of the released scripts
 COLUMN = {
     "all": "abs_delta_loss",
     "boosting": "delta_loss",
@@ -28,7 +34,7 @@ COLUMN = {
 }
 N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
 FILE, ARRAYS = "phases.json", "phases.safetensors"
-NOT_IN_JSON = ("deviation", "band", "slope")
+NOT_IN_JSON = ("deviation", "band", "slope")  # arrays
 
 
 def layer_curve(effects: pd.DataFrame, ranking: str = "all") -> RankCurve:
@@ -56,19 +62,38 @@ def sign(ranking: str) -> int:
 
 
 def fit_rankings(
-    effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], seed: int
-) -> dict[Ranking, Phases | TooFewNeurons]:
-    """Phases of every ranking, or why they can't be told."""
-    out: dict[Ranking, Phases | TooFewNeurons] = {}
-    for k, ranking in enumerate(RANKINGS):
+    effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], seed: int, definitions: str = "paper"
+) -> dict[Ranking, Found | TooFewNeurons]:
+    """Phases of every ranking that the definitions know, or why they can't be told."""
+    out: dict[Ranking, Found | TooFewNeurons] = {}
+    for ranking in RANKINGS if definitions == "paper" else SIGNS:
         try:
-            curve = layer_curve(effects, ranking)
-            by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
-            sums = ranked_sums(curve, context_sums, ranking)
-            out[ranking] = fit_phases(by_rank, sums, np.random.default_rng([seed, 3, k]), n_draws=N_DRAWS)
+            out[ranking] = (
+                fit_ranking(effects, context_sums, ranking, seed)
+                if definitions == "paper"
+                else released_ranking(effects, ranking)
+            )
         except TooFewNeurons as error:
             out[ranking] = error
     return out
+
+
+def fit_ranking(effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], ranking: Ranking, seed: int) -> Phases:
+    """One ranking's phases by the paper's definitions, with nulls and bootstrap."""
+    curve = layer_curve(effects, ranking)
+    by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
+    sums = ranked_sums(curve, context_sums, ranking)
+    return fit_phases(by_rank, sums, np.random.default_rng([seed, 3, RANKINGS.index(ranking)]), n_draws=N_DRAWS)
+
+
+def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:
+    """One sign's numbers as the released scripts compute them."""
+    if ranking not in SIGNS:
+        raise InvalidConfig(
+            f"The released scripts rank neurons of one sign, so there are no released phases of the ranking {ranking!r}"
+            f". Choose of {', '.join(SIGNS)}, or use the definitions `paper`."
+        )
+    return released_phases(layer_curve(effects, ranking))
 
 
 def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
@@ -87,24 +112,31 @@ def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], rankin
     return ContextSums(sums=sums, n_tokens=n_tokens[held])
 
 
-def as_record(phases: Phases | TooFewNeurons) -> dict[str, Any]:
+def as_record(phases: Found | TooFewNeurons) -> dict[str, Any]:
     """All of it but the arrays, for JSON."""
     if isinstance(phases, TooFewNeurons):
         return {"unavailable": str(phases)}
     return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
 
 
-def write_phases(folder: Path, phases: Mapping[Ranking, Phases | TooFewNeurons]) -> None:
+def as_stored(
+    phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the two files hold."""
+    record = {"definitions": definitions} | {ranking: as_record(p) for ranking, p in phases.items()}
+    arrays = {f"{ranking}.{name}": getattr(p, name, None) for ranking, p in phases.items() for name in NOT_IN_JSON}
+    return record, {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def write_phases(folder: Path, phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str = "paper") -> None:
     """`phases.json` last: with it the phases are complete."""
-    found = {ranking: p for ranking, p in phases.items() if isinstance(p, Phases)}
-    arrays = {f"{ranking}.deviation": p.deviation for ranking, p in found.items()}
-    arrays |= {f"{ranking}.band": p.band for ranking, p in found.items() if p.band is not None}
+    record, arrays = as_stored(phases, definitions)
     write_tensors(folder / ARRAYS, arrays)
-    write_json(folder / FILE, {ranking: as_record(p) for ranking, p in phases.items()})
+    write_json(folder / FILE, record)
 
 
 def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases:
-    """The phases of one ranking; κ(u) is computed again from the curve, the rest is read."""
+    """One ranking's phases by the paper; κ(u) is computed again from the curve, the rest is read."""
     curve = layer_curve(effects, ranking)
     if not (folder / FILE).is_file():
         raise RunFolderError(
@@ -128,13 +160,18 @@ def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases
     )
 
 
-def phases_are_whole(folder: Path, effects: pd.DataFrame) -> bool:
-    """Whether every ranking's phases, or why there are none, can be read."""
-    for ranking in RANKINGS:
-        try:
-            read_phases(folder, ranking, effects)
-        except TooFewNeurons:
-            continue
-        except RunFolderError:
+def phases_are_whole(folder: Path, effects: pd.DataFrame, definitions: str) -> bool:
+    """Whether every ranking's phases, or why there are none, can be read, and are of these definitions."""
+    try:
+        if definitions == "released":
+            record, arrays = as_stored(fit_rankings(effects, {}, 0, definitions), definitions)
+            there = read_tensors(folder / ARRAYS)
+            return read_json(folder / FILE) == record and there.keys() == arrays.keys()
+        if read_json(folder / FILE)["definitions"] != definitions:
             return False
+        for ranking in RANKINGS:
+            with suppress(TooFewNeurons):
+                read_phases(folder, ranking, effects)
+    except RunFolderError:
+        return False
     return True

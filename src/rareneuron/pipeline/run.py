@@ -10,9 +10,16 @@ import pandas as pd
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.pipeline.rankings import Ranking, layer_curve, read_phases
+from rareneuron.pipeline.rankings import (
+    Definitions,
+    Found,
+    Ranking,
+    fit_ranking,
+    layer_curve,
+    read_phases,
+    released_ranking,
+)
 from rareneuron.pipeline.store import (
     MANIFEST,
     TRAJECTORY,
@@ -80,9 +87,26 @@ class Run:
         """
         return layer_curve(self.effects(step), ranking)
 
-    def phases(self, step: int | None = None, ranking: Ranking = "all") -> Phases:
-        """Plateau, power law and decay of a rank curve, or which of them is missing."""
-        return read_phases(self._folder(step), ranking, self.effects(step))
+    @property
+    def definitions(self) -> Definitions:
+        """Whose definitions of phases the study was asked for; runs of before there was a choice have the paper's."""
+        return self.manifest["config"].get("definitions", "paper")
+
+    def phases(
+        self, step: int | None = None, ranking: Ranking | None = None, definitions: Definitions | None = None
+    ) -> Found:
+        """Plateau, power law and decay of a rank curve, or which of them is missing.
+
+        `ranking` is `all` by default, of released definitions `boosting`. Other `definitions` than the run's own are
+        computed from its effects: `released` at once, `paper` with nulls and bootstrap in seconds.
+        """
+        definitions = definitions or self.definitions
+        effects = self.effects(step)
+        if definitions == "released":
+            return released_ranking(effects, ranking or "boosting")
+        if self.definitions == "released":
+            return fit_ranking(effects, self.context_sums(step), ranking or "all", self.manifest["config"]["seed"])
+        return read_phases(self._folder(step), ranking or "all", effects)
 
     def trajectory(self) -> pd.DataFrame:
         """One row a checkpoint: losses, effects, phases, and how much of the ranking stays (docs/run-folder.md)."""

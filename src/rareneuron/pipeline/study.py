@@ -65,7 +65,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
                 first = None
                 step_stage(store, config, checkpoint, adapter, tokens, progress)
                 del adapter
-            add_missing_phases(store, config.seed)
+            add_missing_phases(store, config)
         except BaseException:
             if missing and not store.finished_steps():
                 remove_new(missing)  # nothing finished, so nothing is lost and nothing half-written stays
@@ -201,7 +201,7 @@ def step_stage(
         )
     groups, role = groups_stage(config, effects)
     started = time.perf_counter()
-    phases = fit_rankings(effects.table, effects.context_sums, config.seed)
+    phases = fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions)
     seconds = time.perf_counter() - started
     rare = selection.rare
     record = {
@@ -223,7 +223,7 @@ def step_stage(
         write_tensors(folder / "context_sums.safetensors", effects.context_sums)
         write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
         write_json(folder / "groups.json", groups)
-        write_phases(folder, phases)
+        write_phases(folder, phases, config.definitions)
         write_json(folder / "step.json", record)
 
 
@@ -247,13 +247,14 @@ def groups_stage(config: StudyConfig, effects: LayerEffects) -> tuple[dict[str, 
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(groups).items()}, role
 
 
-def add_missing_phases(store: RunStore, seed: int) -> None:
+def add_missing_phases(store: RunStore, config: StudyConfig) -> None:
     """Phases of finished checkpoints that lack them, or whose files are damaged, from the effects that are there."""
     run = Run(store.root)
     for name, step in zip(store.finished_steps(), run.steps, strict=True):
         folder, effects = store.step(name), run.effects(step)
-        if not phases_are_whole(folder, effects):
-            write_phases(folder, fit_rankings(effects, run.context_sums(step), seed))
+        if not phases_are_whole(folder, effects, config.definitions):
+            phases = fit_rankings(effects, run.context_sums(step), config.seed, config.definitions)
+            write_phases(folder, phases, config.definitions)
 
 
 def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:

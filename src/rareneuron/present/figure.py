@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import replacing
 from rareneuron.present.style import LIGHT, Theme
 
@@ -38,8 +37,9 @@ class Figure:
     source: str  # of the paper, such as "Fig. 1b"
     title: str
     description: str  # how to read it, in plain words: the caption
-    frame: Callable[[Run], pd.DataFrame]
+    frame: Callable[..., pd.DataFrame]  # of a run; of one or more where it shows several
     draw: Callable[[pd.DataFrame, "matplotlib.figure.Figure", Theme], None]
+    several: bool = False
 
     def drawn(self, frame: pd.DataFrame, theme: Theme = LIGHT) -> "matplotlib.figure.Figure":
         """The frame as ink on paper."""

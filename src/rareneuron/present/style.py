@@ -8,6 +8,8 @@ is the one that stands out most: darkest on light paper, brightest on dark.
 from dataclasses import dataclass
 from typing import Any
 
+Colour = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
@@ -20,7 +22,7 @@ class Theme:
     first: float  # of the colour map, for the first step
     last: float  # for the last one
 
-    def ordered(self, n: int) -> list[tuple[float, float, float, float]]:
+    def ordered(self, n: int) -> list[Colour]:
         """`n` colours from first to last; a single one is the last."""
         from matplotlib import colormaps
 

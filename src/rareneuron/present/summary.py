@@ -1,11 +1,15 @@
-"""What a run found, in five lines, and its groups as a table: what the command line prints."""
+"""What a run found, in six lines, its groups as a table, and step 0 as a null: what the command line prints."""
 
 import math
 from typing import Any
 
 import pandas as pd
 
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.released import ReleasedPhases
+from rareneuron.pipeline.rankings import SIGNS, Definitions, Ranking
 from rareneuron.pipeline.run import Run
+from rareneuron.present.figures.verdict import found_or_reason, verdict
 
 GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]
 
@@ -28,6 +32,7 @@ def study_summary(run: Run) -> dict[str, Any]:
             f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
             f"{int((table['delta_loss'] < 0).sum()):,} suppress them"
         ),
+        phases_line(run),
         "Audit: none, the patching engine is itself the standard"
         if audit is None
         else f"Audit: {audit['n_pairs']:,} pairs recomputed in float64, rms error {audit['rms_error']:.1e} nats, "
@@ -43,9 +48,39 @@ def study_summary(run: Run) -> dict[str, Any]:
         "top_neuron": top["neuron"],
         "top_abs_delta_loss": float(top["abs_delta_loss"]),
         "median_abs_delta_loss": float(median),
+        "definitions": run.definitions,
         "audit": audit,
         "lines": lines,
     }
+
+
+def phases_line(run: Run) -> str:
+    """Phases at the last checkpoint, and whose definitions made them."""
+    if run.definitions == "paper":
+        return f"Phases (definitions: paper): {in_short(found_or_reason(run, None, 'all', 'paper'))}"
+    told = [f"{name} {in_short(found_or_reason(run, None, name, 'released'))}" for name in SIGNS]
+    return f"Phases (definitions: released, which test nothing): {'; '.join(told)}"
+
+
+def in_short(found: Phases | ReleasedPhases | str) -> str:
+    """κ, and the outcome where there can be one; or the reason."""
+    if isinstance(found, str):
+        return f"unknown. {found}"
+    return f"κ = {found.kappa:.3f}" + (f", {verdict(found)}" if isinstance(found, Phases) else "")
+
+
+def step_zero(run: Run, step: int | None, ranking: Ranking, definitions: Definitions) -> str | None:
+    """The untrained checkpoint as a null of a trained one, in a sentence; None where the series has none."""
+    trained = run.steps[-1] if step is None else step
+    if 0 not in run.steps or trained in (0, None):
+        return None
+    null, found = (found_or_reason(run, at, ranking, definitions) for at in (0, trained))
+    if isinstance(null, str) or isinstance(found, str):
+        return None
+    return (
+        f"Step 0, before any training, is the null ({ranking}): it gives {in_short(null)}; step {trained:,} gives "
+        f"{in_short(found)}."
+    )
 
 
 def largest_effect(top: pd.Series, median: float) -> str:
@@ -57,6 +92,13 @@ def largest_effect(top: pd.Series, median: float) -> str:
     known = f"± {error:.2g}" if math.isfinite(error) else "(a single context gives no standard error)"
     mean = f"{top['delta_loss']:+.3g} {known}"
     return f"Largest effect: neuron {top['neuron']}, mean |Δ| {size:.3g} nats, {times}; mean Δ {mean}"
+
+
+def nulls_of_step_zero(run: Run) -> list[str]:
+    """That sentence for the last checkpoint, once for each ranking that the run's definitions go by."""
+    rankings: tuple[Ranking, ...] = ("all",) if run.definitions == "paper" else SIGNS
+    told = [step_zero(run, None, ranking, run.definitions) for ranking in rankings]
+    return [sentence for sentence in told if sentence is not None]
 
 
 def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:

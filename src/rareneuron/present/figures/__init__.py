@@ -1,12 +1,21 @@
 """The figures by name, one file each. To add one: a file with a `FIGURE`, and its line here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure, save_figure
-from rareneuron.present.figures import deviation, effect_distribution, local_slope, phases, power_law, rank_curve
+from rareneuron.present.figures import (
+    deviation,
+    effect_distribution,
+    local_slope,
+    phases,
+    power_law,
+    rank_curve,
+    slope_distributions,
+)
 from rareneuron.present.style import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -16,16 +25,22 @@ __all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 
 FIGURES: dict[str, Figure] = {
     module.FIGURE.name: module.FIGURE
-    for module in (effect_distribution, rank_curve, phases, local_slope, power_law, deviation)
+    for module in (effect_distribution, rank_curve, phases, local_slope, slope_distributions, power_law, deviation)
 }
 
 
-def figure(run: Run, name: str, theme: Theme = LIGHT) -> "matplotlib.figure.Figure":
-    """Draw one figure of a run; `save_figure` writes it."""
+def figure(run: Run, name: str, theme: Theme = LIGHT, *, beside: Sequence[Run] = ()) -> "matplotlib.figure.Figure":
+    """Draw one figure of a run, and of others `beside` it where the figure shows several; `save_figure` writes it."""
     if name not in FIGURES:
         raise InvalidConfig(f"There is no figure {name!r}. Those that exist: {', '.join(FIGURES)}.")
     chosen = FIGURES[name]
-    return chosen.drawn(chosen.frame(run), theme)
+    if beside and not chosen.several:
+        several = ", ".join(other.name for other in FIGURES.values() if other.several)
+        raise InvalidConfig(
+            f"The figure {name!r} shows one run, and {1 + len(beside)} were given. Give one of them; of several runs "
+            f"there is {several}."
+        )
+    return chosen.drawn(chosen.frame(run, *beside), theme)
 
 
 def write_figures(run: Run) -> list[Path]:

@@ -1,6 +1,6 @@
-"""The last step's rank curve with plateau, power law and decay, and what a lognormal layer would show (Fig. 1b).
+"""The last step's rank curve with plateau, power law and decay, and what layers without any would show (Fig. 1b).
 
-The subtitle says what the nulls of docs/phases.md decided. Where phases can't be told, the curve and the lognormal are
+The subtitle says what the nulls of docs/phases.md decided. Where phases can't be told, the curve and the nulls are
 drawn all the same, and the reason is written beside them.
 """
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.maths.phases import INTERVAL
+from rareneuron.maths.nulls import FAMILIES
+from rareneuron.maths.phases import Phases
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import log_axes, thinned
@@ -18,9 +19,11 @@ from rareneuron.present.figures.verdict import (
     NULL_SHADE,
     SMALL,
     checkpoint_name,
+    draw_nulls,
     headed,
-    lognormal_samples,
     note,
+    null_bands,
+    null_samples,
     phases_or_reason,
     verdict,
     words_only,
@@ -38,19 +41,19 @@ HAIR = 1.001  # an interval of no width is still seen
 def frame(run: Run) -> pd.DataFrame:
     """One row per rank with an effect; outcome, line and boundaries, found once, stand on every row.
 
-    null_low, null_median and null_high are sorted samples of the lognormal fitted to the curve. Without phases `line`
-    is missing and `reason` says why.
+    `lognormal low`, `median`, `high` and so on are of sorted samples of that null, fitted to the curve. Without phases
+    `line` is missing and `reason` says why.
     """
     curve = run.rank_curve()
     n = curve.n_positive
     if n == 0:
         return pd.DataFrame()
     value, rank = curve.value[:n].astype(np.float64), curve.rank[:n]
-    null = np.exp(np.quantile(lognormal_samples(np.log(value)), (INTERVAL[0], 0.5, INTERVAL[1]), axis=0))
-    columns = {"rank": rank, "abs_delta_loss": value, "null_low": null[0], "null_median": null[1], "null_high": null[2]}
+    nulls = null_bands({family: np.exp(null_samples(np.log(value), family)) for family in FAMILIES})
+    columns = {"rank": rank, "abs_delta_loss": value} | nulls
     table = pd.DataFrame(columns).assign(checkpoint=checkpoint_name(run.steps[-1]))
     found = phases_or_reason(run)
-    if isinstance(found, str):
+    if not isinstance(found, Phases):
         return table.assign(line=np.nan, reason=found)
     intervals = {name: found.intervals.get(name, (np.nan, np.nan)) for name in BOUNDED}
     return table.assign(
@@ -67,7 +70,7 @@ def frame(run: Run) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """The null lowest, the curve above it, the line on top: solid where it was fitted."""
+    """The nulls lowest, the curve above them, the line on top: solid where it was fitted."""
     axes = sheet.add_subplot()
     if frame.empty:
         words_only(axes, FIGURE.title, NO_EFFECT)
@@ -75,18 +78,9 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     line, facts = thinned(frame), frame.iloc[0]
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
-    values = line[["abs_delta_loss", "line", "null_low", "null_high"]].to_numpy()
+    values = line[["abs_delta_loss", "line", "lognormal low", "lognormal high"]].to_numpy()
     log_axes(axes, values[np.isfinite(values)])
-    axes.fill_between(
-        line["rank"],
-        line["null_low"],
-        line["null_high"],
-        color=theme.ink,
-        alpha=NULL_SHADE,
-        linewidth=0,
-        label="lognormal, 95 % of samples",
-    )
-    axes.plot(line["rank"], line["null_median"], color=theme.ink, alpha=0.7, linewidth=0.9, linestyle=(0, (1, 2)))
+    draw_nulls(axes, line, theme)
     axes.plot(line["rank"], line["abs_delta_loss"], color=theme.ordered(1)[0], linewidth=2.2, label="neurons")
     if facts["reason"]:
         headed(axes, FIGURE.title, f"{facts['checkpoint']}: can't be told")
@@ -140,11 +134,12 @@ FIGURE = Figure(
     title="Plateau, power law and decay",
     description=(
         "Neurons of the last checkpoint by mean |Δ|, the power law fitted to the middle (solid over its range, dashed "
-        "beyond), and in grey what as many neurons with lognormal effects of the same mean and spread would show: the "
-        "median and 95 % of samples at each rank. Vertical lines are the boundaries that were found, with 95 % "
-        "intervals over contexts. The eye sees three phases in most sorted samples; the line under the title says what "
-        "the tests against half-normal, exponential, lognormal and straight curves decided. They compare shapes, "
-        "whatever mean and spread, so a curve may leave the grey band and still be as straight as a lognormal's."
+        "beyond), and in grey what as many neurons of three distributions without phases would show, fitted by the "
+        "mean of log |Δ|, the lognormal by its spread too: medians, and 95 % of samples at each rank. Vertical lines "
+        "are the boundaries that were found, with 95 % intervals over contexts. The eye sees three phases in most "
+        "sorted samples; the line under the title says what the tests against half-normal, exponential, lognormal and "
+        "straight curves decided. They compare shapes, whatever mean and spread, so a curve may leave a grey band and "
+        "still be as straight as that null's."
     ),
     frame=frame,
     draw=draw,

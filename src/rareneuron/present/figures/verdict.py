@@ -1,19 +1,22 @@
-"""What the figures of phases share: the verdict in words, the reason where there's none, the lognormal behind a curve.
+"""What the figures of phases share: the verdict in words, the reason where there's none, the nulls behind a curve.
 
 The eye sees three phases in almost any sorted sample, so no curve is drawn without a null or without the verdict.
 """
 
+from collections.abc import Mapping
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
-from rareneuron.maths.phases import LEVEL, Phases
-from rareneuron.pipeline.rankings import Ranking
+from rareneuron.maths.phases import INTERVAL, LEVEL, Phases
+from rareneuron.pipeline.rankings import Definitions, Found, Ranking
 from rareneuron.pipeline.run import Run
+from rareneuron.present.style import Theme
 from rareneuron.present.wording import significant, step_name
 
 if TYPE_CHECKING:
@@ -24,8 +27,13 @@ NO_PHASES = (
     "The run folder holds no phases of this checkpoint that can be read. Run the same study again: phases are added, "
     "and effects kept."
 )
-N_DRAWS = 400  # of the lognormal: its 2.5 % quantile rests on ten of them
+UNTESTED = (
+    "This run's phases follow the released scripts, whose boundaries are constants that nothing tests, so there is no "
+    "verdict to draw. Run the study with --definitions paper in another folder."
+)
+N_DRAWS = 400  # of each null: its 2.5 % quantile rests on ten of them
 NULL_SHADE = 0.16  # of ink on paper
+NULL_STYLES = {"half-normal": (0.08, (0, (6, 2))), "exponential": (0.13, (0, (3, 2))), "lognormal": (0.2, (0, (1, 2)))}
 SMALL = 8.5  # points
 PER_LINE = 58  # characters of a note across the axes
 AS_WELL = {  # what looks the same by chance too often
@@ -38,9 +46,16 @@ AS_WELL = {  # what looks the same by chance too often
 
 
 def phases_or_reason(run: Run, step: int | None = None, ranking: Ranking = "all") -> Phases | str:
-    """What was found, or why nothing could be: too few neurons, or a run folder without phases."""
+    """What was found, or why nothing could be: too few neurons, a run folder without phases, released definitions."""
+    found = UNTESTED if run.definitions == "released" else found_or_reason(run, step, ranking, "paper")
+    assert isinstance(found, Phases | str)
+    return found
+
+
+def found_or_reason(run: Run, step: int | None, ranking: Ranking | None, definitions: Definitions) -> Found | str:
+    """The same, by either definitions."""
     try:
-        return run.phases(step, ranking)
+        return run.phases(step, ranking, definitions)
     except TooFewNeurons as error:
         return str(error)
     except RunFolderError:  # its words name the folder, which a report that travels shouldn't
@@ -59,10 +74,38 @@ def verdict(found: Phases) -> str:
     return f"{found.outcome} ({why})"
 
 
-def lognormal_samples(y: Float[np.ndarray, " rank"]) -> Float[np.ndarray, "draw rank"]:
-    """Sorted log effects of as many neurons, from the lognormal with the mean and spread of `y`; the seed is fixed."""
-    uniform = uniform_order_statistics(N_DRAWS, len(y), np.random.default_rng(0))
-    return np.asarray(y.mean() + y.std() * FAMILIES["lognormal"].log_quantile(uniform))
+def null_samples(y: Float[np.ndarray, " rank"], family: str) -> Float[np.ndarray, "draw rank"]:
+    """Sorted log effects of as many neurons, fitted to `y` by its mean, the lognormal by its spread too.
+
+    Half-normal and exponential have a scale alone to fit. The seed is fixed.
+    """
+    sample = FAMILIES[family].log_quantile(uniform_order_statistics(N_DRAWS, len(y), np.random.default_rng(0)))
+    return np.asarray(y.mean() + (y.std() if family == "lognormal" else 1) * (sample - sample.mean()))
+
+
+def null_bands(samples: Mapping[str, Float[np.ndarray, "draw point"]]) -> dict[str, Float[np.ndarray, " point"]]:
+    """Columns `FAMILY low`, `FAMILY median` and `FAMILY high` of every null."""
+    out: dict[str, np.ndarray] = {}
+    for family, drawn in samples.items():
+        low, median, high = np.quantile(drawn, (INTERVAL[0], 0.5, INTERVAL[1]), axis=0)
+        out |= {f"{family} low": low, f"{family} median": median, f"{family} high": high}
+    return out
+
+
+def draw_nulls(axes: "matplotlib.axes.Axes", line: pd.DataFrame, theme: Theme) -> None:
+    """Every null's 95 % band in its grey, and its median in its dashes, so that three can be told apart."""
+    for family, (shade, dashes) in NULL_STYLES.items():
+        low, high = line[f"{family} low"], line[f"{family} high"]
+        axes.fill_between(line["rank"], low, high, color=theme.ink, alpha=shade, linewidth=0)
+        axes.plot(
+            line["rank"],
+            line[f"{family} median"],
+            color=theme.ink,
+            alpha=0.7,
+            linewidth=0.9,
+            linestyle=dashes,
+            label=family,
+        )
 
 
 def checkpoint_name(step: int | None) -> str:

@@ -14,6 +14,13 @@ ENGINES = {
         "architecture. There is no direct effect, as there is no single norm to freeze."
     ),
 }
+DEFINITIONS = {
+    "paper": "Definitions: “paper”, every quantity as the paper's text defines it.",
+    "released": (
+        "Definitions: “released” for phases, as the authors' released scripts compute them; every other quantity as "
+        "the paper's text defines it."
+    ),
+}
 REFERENCES = {"analysed": "over the analysed rare tokens, as in the paper", "all": "over all positions of the contexts"}
 
 
@@ -81,6 +88,6 @@ def method_section(found: Findings) -> Section:
         blocks=(
             Definitions(items=tuple(items)),
             Paragraph(text=ENGINES[found.config["engine"]]),
-            Paragraph(text="Definitions: “paper”, every quantity as the paper's text defines it."),
+            Paragraph(text=DEFINITIONS[found.run.definitions]),
         ),
     )

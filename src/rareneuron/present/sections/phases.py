@@ -2,38 +2,57 @@
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import LEVEL, Phases
-from rareneuron.pipeline.rankings import RANKINGS
+from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
+from rareneuron.pipeline.rankings import RANKINGS, SIGNS, Found
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.figures.verdict import checkpoint_name, phases_or_reason, verdict
+from rareneuron.present.figures.verdict import checkpoint_name, found_or_reason, verdict
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.curve import illustration
+from rareneuron.present.summary import nulls_of_step_zero
 from rareneuron.present.wording import NOTHING, at_step, significant
 
 SHOWN = ("phases", "deviation", "local-slope")
 NAMES = {"all": "all neurons", "boosting": "boosting", "suppressing": "suppressing", "common": "common targets"}
+RELEASED = (
+    "Definitions: “released”, what the authors' released scripts compute, so that their numbers can be set beside "
+    "others. Neurons that boost and that suppress are ranked apart, by |mean Δ|. The phases' boundaries are constants "
+    "(log rank 3.5 and 5.5), so every curve has three phases; nothing here was tested. Which tokens are analysed "
+    "stays this package's choice. The figure shows the slope of Eq. 7, which isn't the scripts'."
+)
 
 
 def phases_section(found: Findings) -> Section:
     """Words, table, figures; where nothing could be told, why."""
-    results = {ranking: phases_or_reason(found.run, found.steps[-1], ranking) for ranking in RANKINGS}
-    blocks: list[Block] = []
-    if isinstance(results["all"], Phases):
-        blocks.append(Paragraph(text=meaning(results["all"], results["common"], checkpoint_name(found.steps[-1]))))
+    definitions = found.run.definitions
+    rankings = RANKINGS if definitions == "paper" else SIGNS
+    results = {ranking: found_or_reason(found.run, found.steps[-1], ranking, definitions) for ranking in rankings}
     told = {NAMES[ranking]: result for ranking, result in results.items() if isinstance(result, Phases)}
+    untested = {NAMES[ranking]: result for ranking, result in results.items() if isinstance(result, ReleasedPhases)}
+    blocks: list[Block] = []
+    if definitions == "released":
+        blocks.append(Paragraph(text=RELEASED))
+    elif "all neurons" in told:
+        blocks.append(Paragraph(text=meaning(told["all neurons"], results["common"], checkpoint_name(found.steps[-1]))))
     if told:
         blocks.append(table(told))
+    if untested:
+        blocks.append(released_table(untested))
+    blocks += [Paragraph(text=null) for null in nulls_of_step_zero(found.run)]
     reasons: dict[str, list[str]] = {}
     for ranking, result in results.items():
         if isinstance(result, str):
             reasons.setdefault(result, []).append(NAMES[ranking])
     blocks += [Notice(text=f"Phases unknown: {', '.join(names)}. {reason}") for reason, names in reasons.items()]
-    shown = [name for name in SHOWN if name != "deviation" or "all neurons" in told]
+    if definitions == "released":
+        shown = ["local-slope"]
+    else:
+        shown = [name for name in SHOWN if name != "deviation" or "all neurons" in told]
     blocks += [illustration(FIGURES[name], found) for name in shown]
     return Section(name="phases", title=f"Phases {at_step(found.steps[-1])}", blocks=tuple(blocks))
 
 
-def meaning(found: Phases, common: Phases | str, when: str) -> str:
+def meaning(found: Phases, common: Found | str, when: str) -> str:
     """The outcome over all neurons, and beside it that at common targets."""
     end, start = found.plateau_end or 0, found.decay_start or 0
     above = f"The first {end:,} neurons, {percent(found.plateau_share)} of the layer, lie above the power law"
@@ -44,7 +63,7 @@ def meaning(found: Phases, common: Phases | str, when: str) -> str:
         "no power law": "There is nothing that a plateau or a decay could be measured against",
     }
     words = f"{when}: {verdict(found)}. {follows[found.outcome]}."
-    if isinstance(common, str):
+    if not isinstance(common, Phases):
         return words
     beside = ""
     if found.plateau_end is not None:
@@ -69,13 +88,35 @@ def table(told: dict[str, Phases]) -> Table:
     ]
     return Table(
         caption=(
-            "κ and R² belong to the line fitted to the middle. Each p is the share of samples without the phase that "
-            f"look at least as convincing, through the same search: a power law needs {LEVEL:g} or less against all "
-            "three distributions, a plateau and a decay against their own null too. Intervals are 95 % over "
-            "contexts; shares are of the neurons in the ranking."
+            "Definitions: “paper”. κ and R² belong to the line fitted to the middle. Each p is the share of samples "
+            "without the phase that look at least as convincing, through the same search: a power law needs "
+            f"{LEVEL:g} or less against all three distributions, a plateau and a decay against their own null too. "
+            "Intervals are 95 % over contexts; shares are of the neurons in the ranking."
         ),
         columns=(Column(head="", numeric=False), *(Column(head=name) for name in told)),
         rows=tuple((name, *row) for name, row in cells),
+    )
+
+
+def released_table(untested: dict[str, ReleasedPhases]) -> Table:
+    """One column a sign: both lines, and the constants."""
+    cells = {
+        f"κ, log rank {FIT[0]} … {FIT[1]}": [f"{found.kappa:.3f}" for found in untested.values()],
+        "β": [f"{found.beta:.3f}" for found in untested.values()],
+        f"κ, log rank {LATE_FIT[0]} … {LATE_FIT[1]}": [f"{found.kappa_late:.3f}" for found in untested.values()],
+        "β, of that": [f"{found.beta_late:.3f}" for found in untested.values()],
+        "plateau, to rank (a constant)": [f"{found.plateau_end:,}" for found in untested.values()],
+        "decay, from rank (a constant)": [f"{found.decay_start:,}" for found in untested.values()],
+        "slope truncated from rank": [f"{found.truncated_from:,}" for found in untested.values()],
+        "neurons": [f"{found.n_neurons:,}" for found in untested.values()],
+    }
+    return Table(
+        caption=(
+            "Definitions: “released”. Lines by least squares over fixed ranges. From n/6 on, n the neurons of a sign, "
+            "the fit behind the slope is cut off, which makes a kink in any curve."
+        ),
+        columns=(Column(head="", numeric=False), *(Column(head=name) for name in untested)),
+        rows=tuple((name, *row) for name, row in cells.items()),
     )
 
 

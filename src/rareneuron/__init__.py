@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from rareneuron.data.rarity import RareTypes, rare_types
     from rareneuron.errors import RareNeuronError
     from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.geometry import Geometry, effective_dimension, geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
     from rareneuron.maths.phases import ContextSums, Phases, fit_phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
+    from rareneuron.maths.released import ReleasedPhases, released_phases
+    from rareneuron.maths.spectrum import Spectrum, alpha_hill, spectrum
     from rareneuron.models.adapter import Adapter, load_model
     from rareneuron.pipeline.config import StudyConfig
     from rareneuron.pipeline.run import Run, open_run
@@ -26,6 +29,9 @@ _HOMES = {
     "RareNeuronError": "errors",
     "AblationEffects": "maths.ablation",
     "delta_loss": "maths.ablation",
+    "Geometry": "maths.geometry",
+    "effective_dimension": "maths.geometry",
+    "geometry": "maths.geometry",
     "NeuronGroups": "maths.groups",
     "neuron_groups": "maths.groups",
     "ContextSums": "maths.phases",
@@ -34,6 +40,11 @@ _HOMES = {
     "RankCurve": "maths.rank_curve",
     "rank_curve": "maths.rank_curve",
     "Readout": "maths.readout",
+    "ReleasedPhases": "maths.released",
+    "released_phases": "maths.released",
+    "Spectrum": "maths.spectrum",
+    "alpha_hill": "maths.spectrum",
+    "spectrum": "maths.spectrum",
     "Adapter": "models.adapter",
     "load_model": "models.adapter",
     "StudyConfig": "pipeline.config",
@@ -46,22 +57,30 @@ __all__ = [
     "AblationEffects",
     "Adapter",
     "ContextSums",
+    "Geometry",
     "NeuronGroups",
     "Phases",
     "RankCurve",
     "RareNeuronError",
     "RareTypes",
     "Readout",
+    "ReleasedPhases",
     "Run",
+    "Spectrum",
     "StudyConfig",
+    "alpha_hill",
     "delta_loss",
+    "effective_dimension",
     "fit_phases",
+    "geometry",
     "load_model",
     "neuron_groups",
     "open_run",
     "rank_curve",
     "rare_types",
+    "released_phases",
     "run_study",
+    "spectrum",
 ]  # fmt: skip
 
 __version__ = version("rareneuron")

@@ -60,7 +60,7 @@ def test_matched_groups_match_where_uniform_ones_do_not():
 
 
 def rejected(draw_groups, correlation, n_layers=400):
-    """How often the mean of pure noise over a group of the covariate's largest differs from its matched draws at 5 %."""
+    """How often the mean of pure noise over a group of the largest differs from its matched draws at 5 %."""
     hits = 0
     for seed in range(n_layers):
         rng = np.random.default_rng(seed)
@@ -85,6 +85,7 @@ def nearest_neighbours(members, pool, covariate, n_draws, rng):
     return draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0, 0.7, 0.97])
 def test_matched_draws_vary_as_much_as_groups_do(correlation):
     rate = rejected(matched_groups, correlation)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import spearmanr
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
+from rareneuron.maths.significance import trend
 from rareneuron.pipeline.rankings import SIGNS
 from rareneuron.pipeline.run import Run
 
@@ -146,7 +147,7 @@ def rank_correlation(value: Float[np.ndarray, " neuron"], other: Ranked | None) 
 def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Kendall's τ of every number against the order of steps, n values present: column, tau, p (two-sided), n.
 
-    p is exact up to 33 steps where no two values are equal, else a normal approximation. Checkpoints of one training
+    p is exact up to 33 steps, else a normal approximation. Checkpoints of one training
     follow from one another, so p says that a column moves steadily here, not that another training would do the same;
     columns are not corrected for one another.
     """
@@ -154,8 +155,6 @@ def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
     for column in trajectory.select_dtypes("number").columns.drop("step"):
         values = trajectory[column].to_numpy(np.float64)
         there = np.flatnonzero(np.isfinite(values))
-        tau = p = np.nan
-        if len(there) >= FEWEST_STEPS and np.ptp(values[there]) > 0:
-            tau, p = kendalltau(there, values[there])
-        rows.append({"column": column, "tau": float(tau), "p": float(p), "n": len(there)})
+        tau, p = trend(values[there]) if len(there) >= FEWEST_STEPS else (np.nan, np.nan)
+        rows.append({"column": column, "tau": tau, "p": p, "n": len(there)})
     return pd.DataFrame(rows)

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,17 +139,21 @@ def hooked_seconds(shape: Shape) -> float:
             logits = model(ids, use_cache=False).logits
             torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
 
-    return seconds(call) / (len(ids) * RARE_PER_CONTEXT)
+    return seconds(call)[0] / (len(ids) * RARE_PER_CONTEXT)
 
 
-def seconds(call, repeats: int = 2) -> float:
-    """The fastest of a few calls, after one that warms up."""
-    call()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
+def seconds(*calls: Callable[[], object], rounds: int = 4) -> list[float]:
+    """The fastest of a few calls of each, by turns, so that a slow minute of the machine strikes all alike.
+
+    The first round warms up.
+    """
+    best = [float("inf")] * len(calls)
+    for n in range(rounds):
+        for k, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if n:
+                best[k] = min(best[k], time.perf_counter() - start)
     return best
 
 
@@ -162,11 +167,14 @@ def measure(name: str, size: str, case: Case, shape: Shape | None, memory_gib: f
     found = engine.effects(case.resid, case.shift, case.target)
     first = time.perf_counter() - start
     peak = memory("VmHWM") - before - 4 * 3 * found.delta_loss.numel()
-    fast = seconds(lambda: engine.effects(case.resid, case.shift, case.target)) / case.shift.numel()
-    alone = seconds(lambda: engine.effects(case.resid, case.shift, case.target, direct=False)) / case.shift.numel()
     neurons = torch.randperm(n_neurons, generator=torch.Generator().manual_seed(1))[: 2 * CHUNK]
     few = slice(0, min(4, n_tokens))
-    slow = seconds(lambda: recomputed(case, few, neurons)) / (few.stop * len(neurons))
+    fast, alone, slow = seconds(
+        lambda: engine.effects(case.resid, case.shift, case.target),
+        lambda: engine.effects(case.resid, case.shift, case.target, direct=False),
+        lambda: recomputed(case, few, neurons),
+    )
+    fast, alone, slow = fast / case.shift.numel(), alone / case.shift.numel(), slow / (few.stop * len(neurons))
     audit = slice(0, min(32, n_tokens))
     reference = AblationEngine(case.readout, case.W_out[neurons], precision="reference", memory=2**62)
     truth = reference.effects(case.resid[audit], case.shift[audit][:, neurons], case.target[audit]).delta_loss

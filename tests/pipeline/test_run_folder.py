@@ -241,6 +241,9 @@ READERS = {
     "steps/10/phases.safetensors": lambda run: phases_or_reasons(run),
     "trajectory.parquet": lambda run: run.trajectory(),
     "steps/10/groups.json": lambda run: asdict(run.groups(10)),
+    "steps/10/groups.safetensors": lambda run: asdict(run.groups(10)),
+    "steps/10/geometry.json": lambda run: run.geometry(10),
+    "steps/10/spectrum.json": lambda run: run.spectrum(10),
     "steps/10/step.json": lambda run: run.step_record(10)["audit"],
 }
 

@@ -53,7 +53,8 @@ def test_run_folder_is_the_contract(finished):
         folder = finished.path / "steps" / str(step)
         assert {p.name for p in folder.iterdir()} == {
             "effects.parquet", "rank_curve.parquet", "context_sums.safetensors", "token_loss.safetensors",
-            "groups.json", "phases.json", "phases.safetensors", "step.json",
+            "groups.json", "groups.safetensors", "geometry.json", "spectrum.json", "phases.json",
+            "phases.safetensors", "step.json",
         }  # fmt: skip
     assert not list(finished.path.rglob("*.partial"))
     assert finished.steps == [0, 2, 10]
@@ -127,7 +128,8 @@ def test_groups_and_roles_agree(finished):
     assert set(table.loc[table["role"] == "boosting", "index"]) == set(groups.boosting)
     assert set(table.loc[table["role"] == "suppressing", "index"]) == set(groups.suppressing)
     assert (table["delta_loss"].to_numpy()[groups.boosting] > 0).all()
-    assert groups.random.shape == groups.matched_random.shape == (200, 6)
+    assert groups.random.shape == (1000, 6)
+    assert groups.matched_random.shape == (2000, 6)
 
 
 def test_tokens_are_rare_words_and_common_ones_from_the_same_contexts(finished):
@@ -205,7 +207,7 @@ def test_same_seed_same_study_and_another_seed_another(config, tmp_path):
 
 def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch):
     held = run_study(config(steps=(10,)))
-    monkeypatch.setattr(effects_module, "HELD", 0)
+    monkeypatch.setattr(study_module, "HELD", 0)
     streamed = run_study(config(steps=(10,), out=str(tmp_path / "streamed")))
     pd.testing.assert_frame_equal(streamed.effects(), held.effects(), check_exact=True)
 

@@ -9,13 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rareneuron.errors import TooFewNeurons
+from rareneuron.maths import Definitions
+from rareneuron.maths.geometry import geometry
+from rareneuron.maths.groups import neuron_groups
+from rareneuron.maths.spectrum import spectrum
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.groups import ComparedGroups, write_groups
 from rareneuron.pipeline.run import Run, open_run
 from rareneuron.pipeline.store import RunStore, replacing, write_json, write_table, write_tensors
 from rareneuron.present.blocks import Paragraph
 
 WORDS = (" obscure", " vellum", "Topology", " unmasked", " divergence", " quay")
 N_CONTEXTS = 6
+GROUP_SIZE = 5
 
 
 def effects_table(n_neurons: int, rng: np.random.Generator, *, direct: bool, common: bool) -> pd.DataFrame:
@@ -36,19 +43,32 @@ def effects_table(n_neurons: int, rng: np.random.Generator, *, direct: bool, com
     return table.assign(mean_act=0.0, mean_abs_act=0.1, W_out_norm=1.0, role="other")
 
 
-def groups_record(table: pd.DataFrame, size: int, rng: np.random.Generator) -> dict[str, Any]:
-    by_rank = table.sort_values("rank")
-    boosting = by_rank.index[by_rank["delta_loss"] > 0][:size].tolist()
-    suppressing = by_rank.index[by_rank["delta_loss"] < 0][:size].tolist()
-    pool = np.setdiff1d(table.index, boosting + suppressing)
-    draws = [rng.choice(pool, size, replace=False).tolist() for _ in range(4)]
-    return {
-        "boosting": boosting,
-        "suppressing": suppressing,
-        "random": draws,
-        "matched_random": draws,
-        "matched_on": "mean_abs_act",
-    }
+def compared_groups(table: pd.DataFrame, size: int, definitions: Definitions) -> ComparedGroups:
+    """Groups of this layer, with geometry and spectrum of activations and weights in which they have a common part."""
+    rng = np.random.default_rng(7)  # its own, so that effects are what they were
+    groups = neuron_groups(
+        table["delta_loss"].to_numpy(),
+        table["abs_delta_loss"].to_numpy(),
+        size=size,
+        n_draws=99,
+        covariate=rng.random(len(table)),
+        matched_on="mean_abs_act",
+        rng=rng,
+    )
+    acts, weights = rng.standard_normal((40, len(table))), rng.standard_normal((2, len(table), 16))
+    acts[:, groups.boosting] += rng.standard_normal((40, 1))
+    weights[1, groups.boosting] += 2 * rng.standard_normal((size, 1)) * rng.standard_normal(16)
+    return ComparedGroups(
+        groups=groups,
+        balance={},
+        geometry=geometry(acts, groups, rng, definitions=definitions),
+        spectrum=spectrum(dict(zip(("W_in", "W_out"), weights, strict=True)), groups, definitions=definitions, rng=rng),
+    )
+
+
+def no_groups(reason: str) -> ComparedGroups:
+    error = TooFewNeurons(reason)
+    return ComparedGroups(groups=error, balance={}, geometry=error, spectrum=error)
 
 
 def step_record(step: int | None, engine: str, common: bool) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         warnings: list[str] | None = None,
         finished: bool = True,
         model: str | None = None,
-        definitions: str = "paper",
+        definitions: Definitions = "paper",
     ) -> Run:
         rng = np.random.default_rng(0)
         store = RunStore(tmp_path / f"run{next(numbers)}")
@@ -123,16 +143,18 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 folder.mkdir()
                 write_table(folder / "effects.parquet", table)
                 write_tensors(folder / "token_loss.safetensors", {"loss": 5.0 + np.arange(len(tokens))})
-                write_json(
-                    folder / "groups.json",
-                    groups_record(table, 5, rng) if unavailable is None else {"unavailable": unavailable},
+                write_groups(
+                    folder,
+                    compared_groups(table, GROUP_SIZE, definitions) if unavailable is None else no_groups(unavailable),
                 )
                 write_json(folder / "step.json", records[name])
         write_table(store.root / "tokens.parquet", tokens)
         n_rare = int(tokens["rare"].sum())
         manifest = {
             "format": 1,
-            "config": StudyConfig(model=model, engine=engine, n_tokens=n_rare, definitions=definitions).identity(),
+            "config": StudyConfig(
+                model=model, engine=engine, n_tokens=n_rare, group_size=GROUP_SIZE, definitions=definitions
+            ).identity(),
             "environment": {"rareneuron": "0.1.0", "commit": None, "python": "3.11.7", "threads": 2},
             "data": {
                 "corpus": "small corpus",
@@ -177,7 +199,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def without_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else; tests of words leave it out."""
-    for section in ("curve", "phases"):
+    for section in ("curve", "phases", "spectrum", "claims"):
         monkeypatch.setattr(
             f"rareneuron.present.sections.{section}.illustration", lambda *_: Paragraph(text="(a figure)")
         )

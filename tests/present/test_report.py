@@ -1,17 +1,32 @@
 """The report: facts as recorded, whatever kind of run, and nothing that a token's text can do to the page."""
 
+import base64
+import hashlib
+import json
 import re
+import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rareneuron.cli.study import study
 from rareneuron.errors import RunFolderError
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.explorer import read_explorer
 from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import read_json, read_table, write_json, write_table
+from rareneuron.pipeline.store import read_json, read_table, read_tensors, write_json, write_table
+from rareneuron.present.blocks import Definitions
+from rareneuron.present.findings import findings
 from rareneuron.present.report import render_report, write_report
+from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
+from rareneuron.present.wording import without_hidden
+from tests.present.explorer_run import HOSTILE as HOSTILE_TEXTS
+from tests.present.explorer_run import add_details
 
 MakeRun = Callable[..., Run]
 
@@ -32,7 +47,7 @@ HOSTILE = (
 class Page(HTMLParser):
     """The elements and the text of a page; every element that is opened must be closed in order."""
 
-    VOID = ("meta", "br", "link")
+    VOID = ("meta", "br", "link", "input")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -54,7 +69,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] not in ("style", "text"):
+        if self._open and self._open[-1] not in ("style", "text", "script"):
             self.text += data + " "
 
 
@@ -100,7 +115,9 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     html = render_report(make_run())
     page = Page(html)
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "link", "img", "iframe", "object", "embed"}
+    assert not tags & {"link", "img", "iframe", "object", "embed"}
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "page-data"}, {}], "one script, with nothing to fetch"
     assert "svg" in tags
     for tag, attributes in page.elements:
         for name, value in attributes.items():
@@ -110,6 +127,139 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     outside = [u for u in re.findall(r"url\(([^)]*)\)", html) if not u.startswith("#")]
     assert outside == []
     assert "@import" not in html
+
+
+def test_the_policy_lets_our_script_run_and_nothing_else(make_run: MakeRun, without_ink: None) -> None:
+    html = render_report(make_run())
+    policy = next(a["content"] for tag, a in Page(html).elements if a.get("http-equiv") == "Content-Security-Policy")
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def page_data_of(html: str) -> Any:
+    """What the page's script reads."""
+    found = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', html, re.DOTALL)
+    assert len(found) == 1
+    assert not set("<>&") & set(found[0])
+    assert found[0].isascii()
+    return json.loads(found[0])
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_scripts_data_are_the_runs(make_run: MakeRun) -> None:
+    run = add_details(make_run(steps=(0, 8, 512)), most=20)
+    data, effects = page_data_of(render_report(run)), run.effects().sort_values("index")
+    assert [step["name"] for step in data["steps"]] == ["0", "8", "512"]
+    for column, name in (("delta", "delta_loss"), ("size", "abs_delta_loss"), ("w_out", "W_out_norm"), ("kl", "kl")):
+        np.testing.assert_allclose(data["neurons"][column], effects[name], rtol=1e-3)
+    half = 1.959964 * effects["delta_loss_se"]
+    np.testing.assert_allclose(data["neurons"]["low"], effects["delta_loss"] - half, rtol=2e-3, atol=1e-7)
+    by_rank = effects.sort_values("rank")
+    assert data["steps"][-1]["curve"][0] == by_rank["rank"].tolist()
+    assert data["steps"][-1]["curve"][3] == by_rank["index"].tolist()
+    details, tokens = data["details"], run.tokens()
+    assert details["shown"] == by_rank["index"].head(20).tolist()
+    for row, neuron in enumerate(details["shown"]):
+        assert details["path"]["rank"][row] == [int(run.effects(s)["rank"][neuron]) for s in (0, 8, 512)]
+    stored = read_explorer(run.path / "steps" / "512")
+    windows = read_tensors(run.path / "contexts.safetensors")["windows"]
+    assert stored is not None
+    for row in range(20):
+        for k, context in enumerate(details["contexts"][row]):
+            token = tokens.iloc[int(stored.top_token[row, k])]
+            target = windows[token["context"], token["position"] + 1]
+            number = details["texts"][context["text"]][context["at"]]
+            assert details["vocabulary"][number] == without_hidden(HOSTILE_TEXTS[target])
+            assert context["places"] == [context["at"]]
+            assert context["delta"] == [pytest.approx(float(stored.near_delta[row, k, 0]), rel=1e-3)]
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_a_long_series_is_thinned_and_says_so(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rareneuron.present.explorer.MOST_STEPS", 3)
+    monkeypatch.setattr("rareneuron.present.report.MOST_STEPS", 3)
+    html = render_report(make_run(steps=(0, 1, 2, 4, 8)))
+    assert [step["name"] for step in page_data_of(html)["steps"]] == ["0", "2", "8"]
+    assert "Of 5 checkpoints it stops at 3" in words(html)
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_verdicts_stand_at_the_top_in_words(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    assert 'id="verdicts"' not in render_report(run)
+    numbers = dict.fromkeys(("value", "null_mean", "effect", "effect_low", "effect_high", "effect_size", "p"), 0.5)
+    others = dict.fromkeys(("name", "source", "statistic", "group", "null"), "x") | numbers
+    told = (
+        ("Groups act <together>", "not supported", None, "They don't."),
+        ("The plateau grows", "supported", 0.004, "From 3 to 40 neurons."),
+    )
+    made = [
+        SimpleNamespace(**others, title=title, verdict=verdict, p_holm=p, sentence=sentence)
+        for title, verdict, p, sentence in told
+    ]
+    (run.path / "claims.json").write_text("{}")
+    monkeypatch.setattr(Run, "claims", lambda _: SimpleNamespace(claims=tuple(made)), raising=False)
+    html = render_report(run)
+    text = words(html)
+    assert "1 supported, 1 not supported." in text
+    assert text.index("The plateau grows supported p = 0.0040") < text.index("Groups act <together> not supported")
+    assert text.count("From 3 to 40 neurons.") == 1  # here or in the claims' own section
+    assert html.index('id="verdicts"') < html.index('id="summary"')
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "model": "org/some model",
+            "counts": "a b.npy",
+            "words": False,
+            "n_tokens": 77,
+            "layer": -2,
+            "percentile": 12.5,
+        },
+        {"model": "org/m@step3", "rarity": "occurrences", "definitions": "released", "engine": "patching"},
+        {"model": "org/m", "revision": "step3", "data": "t.jsonl", "dtype": "float64", "seed": 3},
+    ],
+)
+def test_the_command_asks_for_the_same_study(changes: dict[str, Any]) -> None:
+    settings = StudyConfig(**changes)
+    planned = ["0", "512"] if settings.revision is None and "@" not in (settings.model or "") else ["3"]
+    told = shlex.split(command(settings.identity(), planned))
+    assert told[:2] == ["rareneuron", "study"]
+    given = study.make_context("study", told[2:]).params
+    asked = {k: v for k, v in given.items() if v is not None and k not in ("config", "dry_run", "as_json")}
+    if "words" in asked:
+        asked["words"] = asked["words"] == "on"
+    assert StudyConfig(**asked).identity() == settings.identity()
+    assert asked.get("steps") == (None if planned == ["3"] else (0, 512))
+
+
+def test_a_checkpoint_of_unknown_step_is_not_asked_for_by_step() -> None:
+    settings = StudyConfig(model="folder").identity()
+    assert command(settings, ["final"]) == "rareneuron study folder --n-tokens 25088"
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_how_to_cite_agrees_with_the_citation_file(make_run: MakeRun) -> None:
+    section = reproduce_section(findings(make_run()))
+    items = dict(next(block.items for block in section.blocks if isinstance(block, Definitions)))
+    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'title: "{TOOL_TITLE}"' in citation
+    assert f"- name: {TOOL_AUTHORS}" in citation
+    assert f"title = {{{TOOL_TITLE}}}" in items["cite the tool"]
+    assert "version = {0.1.0}" in items["cite the tool"]
+    assert re.search(r'title: "(Emergent.*)"', citation)[1] in items["cite the paper"]
+    for entry in (items["cite the tool"], items["cite the paper"]):
+        assert entry.count("{") == entry.count("}")
+    assert items["command"].startswith("rareneuron study")
+    assert "python 3.11.7" in items["environment"]
 
 
 def test_ids_are_unique_and_anchors_lead_somewhere(make_run: MakeRun) -> None:

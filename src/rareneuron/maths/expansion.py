@@ -21,13 +21,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 VOCAB_AT_ONCE = 2**10  # summed in one go, so that the rounding of a sum has a bound whatever the vocabulary
+ROUGHLY_AT_ONCE = 2**12  # the same in bfloat16, whose own rounding is far larger than that of the additions
 PAIRS_AT_ONCE = 2**16  # token · neuron
 FINE = 2**8  # the same for sums that no bound speaks of: many equal terms round to the same side
 ADDITIONS = VOCAB_AT_ONCE + 2**8  # of a sum: within a piece, and of up to 256 pieces
 # Relative error, at most, of a sum of products of two rounded factors that don't change sign: each factor's and the
 # result's rounding, and one float32 addition for each term.
 ROUNDING = {
-    torch.bfloat16: 3.1 * 2**-8 + ADDITIONS * 2**-24,
+    torch.bfloat16: 3.1 * 2**-8 + (ROUGHLY_AT_ONCE + 2**8) * 2**-24,
     torch.float32: ADDITIONS * 2**-24,
 }
 

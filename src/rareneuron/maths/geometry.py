@@ -9,7 +9,7 @@ Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.m
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from rareneuron.errors import InvalidConfig, OutOfRange, RareNeuronError, TooFewNeurons
+from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
 from rareneuron.maths.significance import AgainstNull, against_null
 
-Definitions = Literal["paper", "released"]
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each

@@ -105,6 +105,7 @@ def neuron_groups(
     *,
     size: int = 50,
     n_draws: int = 1000,
+    most: int | None = None,
     covariate: Float[np.ndarray, " neuron"] | None = None,
     matched_on: str | None = None,
     rng: np.random.Generator,
@@ -112,10 +113,13 @@ def neuron_groups(
     """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform random groups.
 
     Given a `covariate`, also with `n_draws` groups matched to either. Matched ones may hold neurons of the group that
-    they look like, never of the other.
+    they look like, never of the other. Of a wide layer, `most` neurons outside the groups, chosen at random, are enough
+    to draw from.
     """
     boosting, suppressing = top_neurons(delta_loss, abs_delta_loss, size)
     pool = np.setdiff1d(np.arange(len(delta_loss)), np.concatenate([boosting, suppressing]))
+    if most is not None and len(pool) > most:
+        pool = np.sort(rng.choice(pool, most, replace=False))
     uniform = random_groups(pool, size, n_draws, rng)
     matched = None
     if covariate is not None:

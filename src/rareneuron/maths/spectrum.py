@@ -8,7 +8,7 @@ give 6.2 or 24. So each value stands beside random groups and beside rows of the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from scipy.special import entr
 from torch import Tensor
 
 from rareneuron.errors import InvalidConfig
+from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.significance import AgainstNull, against_null
-
-Definitions = Literal["paper", "released"]
 
 RULES = ("fix-finger", "fraction", "half")  # for k of Eq. 6
 FEWEST_GAUSSIAN = 200  # draws of the Marchenko–Pastur null

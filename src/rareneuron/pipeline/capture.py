@@ -5,7 +5,8 @@ through, so memory is that of one batch whatever the corpus. Targets come from t
 next token happened there, where a target's rarity decides which tokens are analysed, and never again.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from rareneuron.data.selection import Selection
 from rareneuron.models.adapter import Adapter
 
 BATCH_BYTES = 256 * 2**20  # activations of one forward pass
+HELD = 0.25  # share of the memory that captured tokens may take; the engine has the rest
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +91,28 @@ def _join(batches: list[TokenBatch]) -> TokenBatch:
         all_act_sum=torch.stack([b.all_act_sum for b in batches]).sum(0),
         n_positions=sum(b.n_positions for b in batches),
     )
+
+
+class TokenSource:
+    """The token batches of a checkpoint, again and again: held where they fit in memory, captured anew where not."""
+
+    def __init__(self, adapter: Adapter, selection: Selection, layer: int, memory: int) -> None:
+        self.adapter, self.selection, self.layer = adapter, selection, layer
+        self.fits = len(selection.context) * (adapter.d_mlp + adapter.d_model) * 4 <= memory
+        self._held: list[TokenBatch] = []
+        self.seconds = 0.0
+
+    def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
+        """Capture, timed."""
+        start = time.perf_counter()
+        for batch in capture(self.adapter, self.selection, self.layer):
+            self.seconds += time.perf_counter() - start
+            if self.fits:
+                self._held.append(batch)
+            yield batch
+            progress(batch.n_positions)
+            start = time.perf_counter()
+
+    def again(self) -> Iterable[TokenBatch]:
+        """The same batches again."""
+        return self._held if self.fits else capture(self.adapter, self.selection, self.layer)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
+from rareneuron.maths import Definitions
 
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
@@ -18,7 +19,7 @@ CHOICES = {
     "reference": ("analysed", "all"),
     "engine": ("closed-form", "patching"),
     "dtype": ("float32", "float64"),
-    "definitions": ("paper", "released"),
+    "definitions": get_args(Definitions),
 }
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
 
@@ -45,9 +46,9 @@ class StudyConfig:
     layer: int = -1
     reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
     engine: str = "closed-form"
-    definitions: str = "paper"  # of phases: the paper's text, or what the authors' released scripts compute
+    definitions: Definitions = "paper"  # the paper's text, or what its authors' released scripts compute
     group_size: int = 50
-    n_random: int = 200
+    n_random: int = 1000  # and as many matched to either group; p can't be below 2/(n_random + 1)
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
-from rareneuron.errors import TooFewNeurons
+from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.significance import trend
@@ -23,6 +23,9 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "ma
 TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
 RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
 FEWEST_STEPS = 3  # of a trend: two steps always have one
+LEVEL = 0.05  # of the p that says since when a group differs from random ones
+WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
+BETWEEN = ("correlation", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def trajectory(run: Run) -> pd.DataFrame:
                 "n_eff": participation_ratio(here.value),
                 "definitions": run.definitions,
                 **(of_released(run, step) if run.definitions == "released" else of_phases(here.phases)),
+                **of_groups(run, step),
                 **overlaps(here, after, "last"),
                 **overlaps(here, before, "previous"),
                 "rank_correlation_last": rank_correlation(here.value, after),
@@ -116,6 +120,64 @@ def of_released(run: Run, step: int | None) -> dict[str, float | None]:
     return out
 
 
+def of_groups(run: Run, step: int | None) -> dict[str, float]:
+    """Geometry and spectrum of both groups: value, mean of random groups, and the larger p of both kinds of them.
+
+    Nothing where there are no groups, or a part of an older run is missing.
+    """
+    out: dict[str, float] = {}
+    for table, names in ((run.geometry, geometry_columns()), (run.spectrum, None)):
+        with suppress(TooFewNeurons, RunFolderError):
+            rows = table(step)
+            rows = rows[rows["null"].isin(["uniform", "matched"])]
+            if names is None:
+                rows = rows[(rows["statistic"] == "alpha_hill") & (rows["group"] != "random")]
+                column = "alpha_hill_" + rows["matrix"] + "_" + rows["group"]
+            else:
+                column = rows["statistic"] + "_" + rows["group"].str.replace("-", "_")
+                rows, column = rows[column.isin(names)], column[column.isin(names)]
+            for name, of_name in rows.groupby(column):
+                out[f"{name}"] = float(of_name["value"].iloc[0])
+                out[f"{name}_null"] = float(of_name.loc[of_name["null"] == "uniform", "null_mean"].iloc[0])
+                out[f"{name}_p"] = float(of_name["p"].max())
+    return out
+
+
+def geometry_columns() -> list[str]:
+    """Those of the geometry's values that the table has."""
+    roles = ("boosting", "suppressing")
+    pairs = ("boosting_random", "suppressing_random", "boosting_suppressing")
+    return [f"{name}_{role}" for name in WITHIN for role in roles] + [
+        f"{name}_{pair}" for name in BETWEEN for pair in pairs
+    ]
+
+
+def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Since which step each value differs from random groups, at 5 %, there and at every later step that has it.
+
+    column, since (missing where it doesn't at the last), value, null, p (at the last), n (steps that have it). Steps
+    are not corrected for one another.
+    """
+    rows = []
+    for column in [str(name).removesuffix("_p") for name in trajectory if str(name).endswith("_p")]:
+        there = trajectory[trajectory[f"{column}_p"].notna()]
+        differs = there[f"{column}_p"].to_numpy() <= LEVEL
+        first = len(differs) - int(np.cumprod(differs[::-1]).sum())
+        last = there.iloc[-1] if len(there) else None
+        rows.append(
+            {
+                "column": column,
+                "since": there["step"].iloc[first] if first < len(differs) else pd.NA,
+                **{
+                    name: np.nan if last is None else last[f"{column}{suffix}"]
+                    for name, suffix in (("value", ""), ("null", "_null"), ("p", "_p"))
+                },
+                "n": len(there),
+            }
+        )
+    return pd.DataFrame(rows, columns=["column", "since", "value", "null", "p", "n"]).astype({"since": "Int64"})
+
+
 def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
     """(Σ|Δ|)²/Σ|Δ|²: how many neurons the effect is spread over, were it spread evenly; 1 … N, NaN without effects."""
     squares = float((value**2).sum())
@@ -153,6 +215,8 @@ def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for column in trajectory.select_dtypes("number").columns.drop("step"):
+        if column.endswith("_p"):  # of a test at each step: its trend says nothing
+            continue
         values = trajectory[column].to_numpy(np.float64)
         there = np.flatnonzero(np.isfinite(values))
         tau, p = trend(values[there]) if len(there) >= FEWEST_STEPS else (np.nan, np.nan)

@@ -20,8 +20,8 @@ from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_
 from rareneuron.models.hub import split_revision
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
+from rareneuron.pipeline.capture import HELD
 from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.effects import HELD
 from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
 from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, explained, read_json
 from rareneuron.pipeline.tokens import study_corpus

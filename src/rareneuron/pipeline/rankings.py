@@ -22,7 +22,6 @@ from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 
 Ranking = Literal["all", "boosting", "suppressing", "common"]
-Definitions = Literal["paper", "released"]
 Found = Phases | ReleasedPhases
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 SIGNS: tuple[Ranking, ...] = ("boosting", "suppressing")  # the rankings of the released scripts

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.errors import RunFolderError
+from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
+from rareneuron.pipeline.groups import read_geometry, read_groups, read_spectrum
 from rareneuron.pipeline.rankings import (
-    Definitions,
     Found,
     Ranking,
     fit_ranking,
@@ -114,17 +115,15 @@ class Run:
 
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Boosting, suppressing and random groups."""
-        stored = read_json(self._folder(step) / "groups.json")
-        if "unavailable" in stored:
-            raise TooFewNeurons(stored["unavailable"])
-        matched = stored["matched_random"]
-        return NeuronGroups(
-            boosting=np.array(stored["boosting"], np.int64),
-            suppressing=np.array(stored["suppressing"], np.int64),
-            random=np.array(stored["random"], np.int64),
-            matched_random=None if matched is None else np.array(matched, np.int64),
-            matched_on=stored["matched_on"],
-        )
+        return read_groups(self._folder(step))
+
+    def geometry(self, step: int | None = None) -> pd.DataFrame:
+        """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
+        return read_geometry(self._folder(step))
+
+    def spectrum(self, step: int | None = None) -> pd.DataFrame:
+        """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
+        return read_spectrum(self._folder(step))
 
     def step_record(self, step: int | None = None) -> dict[str, Any]:
         """Model, weights, timings and audit of one checkpoint."""

@@ -1,8 +1,8 @@
 """A study: the same tokens at every checkpoint, every neuron's effect, groups and phases, into a run folder.
 
-Stages: `tokens` (texts → contexts → analysed tokens, once), per checkpoint `effects`, `groups` and `phases`, and at
-the end the trajectory over checkpoints. A finished checkpoint is never computed again, so the same call continues a
-study that was interrupted.
+Stages: `tokens` (texts → contexts → analysed tokens, once), per checkpoint `effects`, `groups` (with their geometry
+and weight spectrum) and `phases`, and at the end the trajectory over checkpoints. A finished checkpoint is never
+computed again, so the same call continues a study that was interrupted.
 """
 
 import shutil
@@ -19,14 +19,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from rareneuron.data.selection import Selection
-from rareneuron.errors import RunFolderError, TooFewNeurons
-from rareneuron.maths.groups import neuron_groups
+from rareneuron.errors import RunFolderError
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
+from rareneuron.pipeline.capture import HELD, TokenSource
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.dynamics import trajectory
-from rareneuron.pipeline.effects import LayerEffects, layer_effects
+from rareneuron.pipeline.effects import layer_effects
+from rareneuron.pipeline.explorer import Observer, explorer_stage
+from rareneuron.pipeline.groups import compare_groups, write_groups
 from rareneuron.pipeline.plan import Plan, plan_study, resolved, step_name
 from rareneuron.pipeline.provenance import environment, sha256_of_file, weight_stamps
 from rareneuron.pipeline.rankings import fit_rankings, phases_are_whole, write_phases
@@ -63,7 +65,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
                 is_first = first is not None and checkpoint == plan.checkpoints[-1]
                 adapter = first if is_first and first is not None else load_checkpoint(config, checkpoint)
                 first = None
-                step_stage(store, config, checkpoint, adapter, tokens, progress)
+                step_stage(store, config, checkpoint, adapter, tokens, progress, checkpoint == plan.checkpoints[-1])
                 del adapter
             add_missing_phases(store, config)
         except BaseException:
@@ -180,29 +182,40 @@ def step_stage(
     adapter: Adapter,
     tokens: TokenStage,
     progress: bool,
+    is_last: bool,
 ) -> None:
-    """Effects, groups and phases of one checkpoint, written as one folder that exists only when complete."""
+    """Effects, groups and phases of one checkpoint, written as one folder that exists only when complete.
+
+    The last planned one also gets what the report's neuron explorer shows.
+    """
     name = step_name(checkpoint)
     selection = tokens.selection
     with (
         bar(f"step {name} capture", selection.windows.size, "tok", progress) as capture_progress,
         bar(f"step {name} effects", len(selection.context), "tok", progress) as effects_progress,
     ):
+        memory = int(config.memory * 2**30)
+        held = int(HELD * memory)
+        source = TokenSource(adapter, selection, config.layer, held)
+        seen = Observer(selection, adapter.d_mlp) if is_last else None
         effects = layer_effects(
-            adapter,
-            selection,
+            source,
             engine=config.engine,
-            layer=config.layer,
             reference=config.reference,
-            memory=int(config.memory * 2**30),
+            memory=memory - held,
             seed=config.seed,
             capture_progress=capture_progress,
             effects_progress=effects_progress,
+            observe=seen,
         )
-    groups, role = groups_stage(config, effects)
     started = time.perf_counter()
+    compared = compare_groups(config, source, effects.table)
+    compared_at = time.perf_counter()
     phases = fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions)
-    seconds = time.perf_counter() - started
+    further = {"groups": compared_at - started, "phases": time.perf_counter() - compared_at}
+    role = np.full(len(effects.table), "other", dtype=object)
+    for name_of_role, neurons in compared.role.items():
+        role[neurons] = name_of_role
     rare = selection.rare
     record = {
         "step": None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
@@ -212,7 +225,7 @@ def step_stage(
         "loss_rare": float(effects.token_loss[rare].mean()),
         "loss_common": float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
         "audit": None if effects.audit is None else asdict(effects.audit),
-        "timings": effects.timings | {"phases": seconds},
+        "timings": effects.timings | further,
         "rates": effects.rates,
     }
     with replacing(store.step(name)) as folder:
@@ -222,29 +235,11 @@ def step_stage(
         write_table(folder / "rank_curve.parquet", curve_table(curve, effects.table["neuron"].to_numpy()))
         write_tensors(folder / "context_sums.safetensors", effects.context_sums)
         write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
-        write_json(folder / "groups.json", groups)
+        write_groups(folder, compared)
+        if seen is not None:
+            explorer_stage(folder, source, seen, effects.table, config.engine)
         write_phases(folder, phases, config.definitions)
         write_json(folder / "step.json", record)
-
-
-def groups_stage(config: StudyConfig, effects: LayerEffects) -> tuple[dict[str, Any], np.ndarray]:
-    """Groups as stored, and each neuron's role. Too few neurons of a sign is recorded, with the reason, not skipped."""
-    table = effects.table
-    role = np.full(len(table), "other", dtype=object)
-    try:
-        groups = neuron_groups(
-            table["delta_loss"].to_numpy(),
-            table["abs_delta_loss"].to_numpy(),
-            size=config.group_size,
-            n_draws=config.n_random,
-            covariate=table["mean_abs_act"].to_numpy(),
-            matched_on="mean_abs_act",
-            rng=np.random.default_rng([config.seed, 2]),
-        )
-    except TooFewNeurons as error:
-        return {"unavailable": str(error)}, role
-    role[groups.boosting], role[groups.suppressing] = "boosting", "suppressing"
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(groups).items()}, role
 
 
 def add_missing_phases(store: RunStore, config: StudyConfig) -> None:

@@ -1,18 +1,28 @@
 """The report: one HTML file that needs nothing else, with a run's numbers and where they come from.
 
-It states facts and no verdicts. No script, no request, no font from elsewhere: styles and figures are inside, so it
-can be mailed, printed and read years later. Every string goes through `without_hidden` and then jinja2's
-escaping; only figures, which this package draws, go in as they are. The same run gives the same bytes.
+No request, no font from elsewhere: styles, figures, data and one script are inside, so it can be mailed, printed and
+read years later. The page's policy lets no other script run and nothing be loaded. Every string goes through
+`without_hidden` and then jinja2's escaping, or into JSON that holds no markup; only figures, which this package draws,
+go in as they are. Without scripts the slider and the explorer are missing, and the rest stands. The same run gives
+the same bytes.
 """
 
+import hashlib
+from base64 import b64encode
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import replacing
-from rareneuron.present.findings import findings
+from rareneuron.present.explorer import MOST_STEPS, embedded_json, page_data
+from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
+from rareneuron.present.findings import Findings, findings
 from rareneuron.present.sections import SECTIONS
-from rareneuron.present.wording import without_hidden
+from rareneuron.present.wording import significant, without_hidden
 
 NAME = "report.html"
 
@@ -39,14 +49,76 @@ def render_report(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
+    sections = [build(found) for build in SECTIONS]
     return environment.get_template("report.html.j2").render(
         model=found.model,
         layer=found.layer_name,
         corpus=found.data["corpus"],
         version=found.manifest["environment"]["rareneuron"],
         warnings=found.manifest.get("warnings", []),
-        sections=[build(found) for build in SECTIONS],
+        verdicts=verdicts,
+        verdict_counts=counted(verdicts),
+        sections=sections,
+        told_below="claims" in {section.name for section in sections},
+        style=asset("report.css"),
+        script=script,
+        script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+        data=embedded_json(data),
+        n_neurons=f"{len(found.last):,}",
+        details_note=details_note(data),
+        slider_note=slider_note(found),
+        example=f"{found.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
     )
+
+
+def asset(name: str) -> Markup:
+    """A file of this package that goes into the page as it is."""
+    text = (files("rareneuron.present") / "templates" / name).read_text(encoding="utf-8")
+    assert "</" not in text, f"{name} would end its element"
+    return Markup(text)
+
+
+def verdicts_of(run: Run) -> list[dict[str, str]]:
+    """The claims in a line each, those that hold first; none where the run has none."""
+    claims = claims_or_reason(run)
+    if isinstance(claims, str):
+        return []
+    ordered = sorted(claims, key=lambda claim: list(VERDICTS).index(claim.verdict))
+    return [
+        {
+            "title": claim.title,
+            "verdict": claim.verdict,
+            "sentence": claim.sentence,
+            "p": "" if claim.p_holm is None else f"p = {significant(claim.p_holm, 2)}",
+        }
+        for claim in ordered
+    ]
+
+
+def counted(verdicts: list[dict[str, str]]) -> str:
+    """How many claims have which verdict, in words."""
+    counts = Counter(row["verdict"] for row in verdicts)
+    told = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
+    return (
+        f"{len(verdicts)} claims about this model, each tested against a null; p is corrected for their number (Holm). "
+        f"{', '.join(told).capitalize()}. “Not supported” means that these data don't show it, not that it is false."
+    )
+
+
+def details_note(data: dict[str, Any]) -> str:
+    """Which neurons have details, where not all do."""
+    details = data["details"]
+    if details is None or len(details["shown"]) == len(data["neurons"]["rank"]):
+        return ""
+    return f" Contexts and tokens are kept for the {len(details['shown']):,} with the largest mean |Δ|."
+
+
+def slider_note(found: Findings) -> str:
+    """Where the slider leaves checkpoints out."""
+    if len(found.steps) <= MOST_STEPS:
+        return ""
+    return f" Of {len(found.steps)} checkpoints it stops at {MOST_STEPS}, evenly chosen."
 
 
 def nothing_hidden(value: Any) -> Any:

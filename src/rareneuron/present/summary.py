@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from rareneuron.maths import Definitions
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.pipeline.rankings import SIGNS, Definitions, Ranking
+from rareneuron.pipeline.rankings import SIGNS, Ranking
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figures.verdict import found_or_reason, verdict
 
@@ -107,3 +108,13 @@ def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:
     table = run.effects(step)
     members = [table.iloc[index] for index in (groups.boosting, groups.suppressing)]
     return pd.concat(members).reindex(columns=GROUP_COLUMNS).reset_index(drop=True)
+
+
+def beside_nulls(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One row a statistic and group, with the mean of each kind of null and its p in columns."""
+    kinds = [kind for kind in ("uniform", "matched", "marchenko-pastur") if kind in set(rows["null"])]
+    out = rows.drop_duplicates(keys)[[*keys, "value"]]
+    for kind in kinds:
+        of_kind = rows[rows["null"] == kind][[*keys, "null_mean", "p"]]
+        out = out.merge(of_kind.rename(columns={"null_mean": kind, "p": f"p {kind}"}), on=keys, how="left")
+    return out

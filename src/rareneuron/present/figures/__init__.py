@@ -8,6 +8,8 @@ from rareneuron.errors import InvalidConfig
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure, save_figure
 from rareneuron.present.figures import (
+    alpha_hill,
+    claims,
     deviation,
     effect_distribution,
     local_slope,
@@ -15,6 +17,7 @@ from rareneuron.present.figures import (
     power_law,
     rank_curve,
     slope_distributions,
+    spectrum,
 )
 from rareneuron.present.style import LIGHT, Theme
 
@@ -25,7 +28,10 @@ __all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 
 FIGURES: dict[str, Figure] = {
     module.FIGURE.name: module.FIGURE
-    for module in (effect_distribution, rank_curve, phases, local_slope, slope_distributions, power_law, deviation)
+    for module in (
+        *(effect_distribution, rank_curve, phases, local_slope, slope_distributions, power_law, deviation),
+        *(alpha_hill, spectrum, claims),
+    )
 }
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.maths import Definitions
 from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
 from rareneuron.maths.phases import INTERVAL, LEVEL, Phases
-from rareneuron.pipeline.rankings import Definitions, Found, Ranking
+from rareneuron.pipeline.rankings import Found, Ranking
 from rareneuron.pipeline.run import Run
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import significant, step_name

@@ -5,20 +5,26 @@ from collections.abc import Callable
 from rareneuron.present.blocks import Section
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import checkpoints_section
+from rareneuron.present.sections.claims import claims_section
 from rareneuron.present.sections.curve import curve_section
+from rareneuron.present.sections.geometry import geometry_section
 from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.phases import phases_section
 from rareneuron.present.sections.provenance import provenance_section
+from rareneuron.present.sections.spectrum import spectrum_section
 from rareneuron.present.sections.summary import summary_section
 from rareneuron.present.sections.targets import targets_section
 
 SECTIONS: tuple[Callable[[Findings], Section], ...] = (
     summary_section,
+    claims_section,
     curve_section,
     phases_section,
     checkpoints_section,
     neurons_section,
+    geometry_section,
+    spectrum_section,
     targets_section,
     method_section,
     provenance_section,

@@ -6,6 +6,7 @@ from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
+from rareneuron.present.tables import COVARIATES, part_record
 from rareneuron.present.wording import at_step, scale_of, significant, unit_of, with_error
 
 SHOWN = 15
@@ -15,7 +16,6 @@ EFFECTS = (  # head, column, whether its sign means something
     ("common: mean Δ", "common_delta_loss", True),
     ("common: mean |Δ|", "common_abs_delta_loss", False),
 )
-COVARIATES = {"mean_abs_act": "mean |activation|", "W_out_norm": "the norm of their row of W_out"}
 
 
 def neurons_section(found: Findings) -> Section:
@@ -53,20 +53,38 @@ def groups(found: Findings) -> list[Block]:
             blocks.append(Notice(text=f"There are no groups {at_step(step)}. {error}"))
             continue
         if step == found.steps[-1]:
-            blocks.append(Paragraph(text=groups_text(chosen)))
+            blocks.append(
+                Paragraph(text=groups_text(chosen, part_record(found.run, "groups", step).get("matching", {})))
+            )
     return blocks
 
 
-def groups_text(groups: NeuronGroups) -> str:
-    """The groups that other analyses use, of which the tables show the beginning."""
-    n = 0 if groups.matched_random is None else len(groups.matched_random)
+def groups_text(groups: NeuronGroups, matching: dict[str, dict[str, float]]) -> str:
+    """The groups that other analyses use, of which the tables show the beginning, and how well matched ones match."""
+    per_group = {role: len(drawn) for role, drawn in groups.matched.items()}
     matched = (
-        f" and {n:,} matched to the two on {COVARIATES.get(groups.matched_on or '', groups.matched_on)}" if n else ""
+        f" and, for each of the two, {max(per_group.values()):,} groups of neurons alike in "
+        f"{COVARIATES.get(groups.matched_on or '', groups.matched_on)}, which may hold neurons of the group itself"
+        if per_group
+        else ""
     )
-    return (
+    sentences = [
         f"The groups are the {groups.size} boosting and the {groups.size} suppressing neurons with the largest mean "
         f"|Δ|; beside them stand {len(groups.random):,} random groups of the same size from the rest of the "
-        f"layer{matched}. The tables show where the first two begin."
+        f"layer{matched}.",
+        *(match_text(role, found) for role, found in matching.items()),
+        "The tables show where the first two begin.",
+    ]
+    return " ".join(sentences)
+
+
+def match_text(role: str, found: dict[str, float]) -> str:
+    """How alike a group and its matched groups are, and how much they share."""
+    group, matched, uniform = (significant(found[name]) for name in ("group", "matched", "uniform"))
+    return (
+        f"The {role} group has a mean of {group}, its matched groups of {matched}, random ones of {uniform}; "
+        f"{100 * found['shared']:.0f} % of a matched group are members, and all of them together hold "
+        f"{found['distinct']:,.0f} neurons."
     )
 
 

@@ -1,0 +1,179 @@
+"""What a run found, as text or JSON."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rareneuron.cli.base import cli, emit, json_option, run_argument, step_option, table_records, table_text
+from rareneuron.pipeline.config import CHOICES
+
+if TYPE_CHECKING:
+    from rareneuron.maths import Definitions
+    from rareneuron.maths.phases import Phases
+    from rareneuron.maths.released import ReleasedPhases
+    from rareneuron.pipeline.rankings import Ranking
+
+
+@cli.command()
+@run_argument
+@step_option
+@json_option
+def groups(run: Path, step: int | None, as_json: bool) -> None:
+    """The boosting and suppressing neurons of a run."""
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import groups_table
+
+    table = groups_table(open_run(run), step)
+    emit(table_records(table), as_json, lambda: table_text(table))
+
+
+@cli.command()
+@run_argument
+@step_option
+@json_option
+def geometry(run: Path, step: int | None, as_json: bool) -> None:
+    """How neurons of a group act together (Tables 1-3), against uniform and matched random groups.
+
+    One row a statistic and group: its value, the mean of the random groups and p, two-sided, against either kind.
+    """
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import beside_nulls
+
+    rows = open_run(run).geometry(step)
+    emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["statistic", "group"])))
+
+
+@cli.command()
+@run_argument
+@step_option
+@json_option
+def spectrum(run: Path, step: int | None, as_json: bool) -> None:
+    """How heavy the tails of the groups' weight spectra are (Table 4), against random groups and random matrices.
+
+    One row a matrix, statistic and group; p, two-sided, against uniform and matched groups and Marchenko-Pastur.
+    """
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import beside_nulls
+
+    rows = open_run(run).spectrum(step)
+    emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["matrix", "statistic", "group"])))
+
+
+@cli.command()
+@run_argument
+@step_option
+@click.option(
+    "--ranking",
+    type=click.Choice(["all", "boosting", "suppressing", "common"]),
+    help="all: mean |Δ| at rare targets; boosting, suppressing: neurons of one sign; common: at common targets.  "
+    "[default: all; of released definitions boosting]",
+)
+@click.option(
+    "--definitions",
+    type=click.Choice(CHOICES["definitions"]),
+    help="Whose; other ones than the run's are computed from its effects.  [default: the run's own]",
+)
+@json_option
+def phases(
+    run: Path, step: int | None, ranking: "Ranking | None", definitions: "Definitions | None", as_json: bool
+) -> None:
+    """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing."""
+    from rareneuron.maths.phases import Phases
+    from rareneuron.pipeline.rankings import as_record
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import step_zero
+
+    opened = open_run(run)
+    definitions = definitions or opened.definitions
+    ranking = ranking or ("all" if definitions == "paper" else "boosting")
+    found = opened.phases(step, ranking, definitions)
+    where = {"step": opened.steps[-1] if step is None else step, "ranking": ranking, "definitions": definitions}
+    name = "unknown" if where["step"] is None else where["step"]
+    title = f"Step {name}, ranking {ranking}, definitions {definitions}"
+    if isinstance(found, Phases):
+        record = as_record(found) | {"plateau_share": found.plateau_share, "decay_share": found.decay_share}
+        text = phases_text(found, title)
+    else:
+        record, text = as_record(found), released_text(found, title)
+    null = None if as_json else step_zero(opened, step, ranking, definitions)
+    emit(where | record, as_json, lambda: "\n".join([text, *([] if null is None else [null])]))
+
+
+def phases_text(found: "Phases", title: str) -> str:
+    """The verdict first, then what it rests on."""
+
+    def interval(name: str, form: str) -> str:
+        if name not in found.intervals:
+            return ""
+        low, high = found.intervals[name]
+        return f" (95 % {low:{form}} … {high:{form}})"
+
+    null = {name: f"p = {p:.2g}" for name, p in found.null_p.items()}
+    plateau = decay = "none"
+    if found.plateau_end is not None and found.plateau_share is not None:
+        plateau = f"ranks 1 … {found.plateau_end}{interval('plateau_end', '.0f')}, {found.plateau_share:.1%} of them"
+    if found.decay_start is not None and found.decay_share is not None:
+        decay = f"from rank {found.decay_start}{interval('decay_start', '.0f')}, {found.decay_share:.1%} of them"
+    families = ", ".join(f"{name} {null[name]}" for name in ("half-normal", "exponential", "lognormal"))
+    return "\n".join(
+        [
+            f"{title}: {found.outcome}",
+            f"Line       κ = {found.kappa:.3f}{interval('kappa', '.3f')}",
+            f"           β = {found.beta:.3f}{interval('beta', '.3f')}",
+            f"           ranks {found.fit_first} … {found.fit_last}, R² = {found.r_squared:.4f}",
+            f"Power law  against {families}",
+            f"Plateau    {plateau}; against a straight curve {null['no plateau']}",
+            f"Decay      {decay}; against a power law {null['no decay']}",
+            f"Breaks     of κ at ranks {', '.join(map(str, found.breaks)) or 'none'}",
+            f"Neurons    {found.n_neurons:,}, {found.n_zero:,} of them without effect",
+        ]
+    )
+
+
+def released_text(found: "ReleasedPhases", title: str) -> str:
+    """Numbers without a verdict, and why there is none."""
+    from rareneuron.maths.released import FIT, LATE_FIT
+
+    fits = [f"over log rank {first} … {last}" for first, last in (FIT, LATE_FIT)]
+    return "\n".join(
+        [
+            f"{title}: no outcome, these boundaries are constants and nothing is tested",
+            f"Line       κ = {found.kappa:.3f}, β = {found.beta:.3f} {fits[0]}",
+            f"           κ = {found.kappa_late:.3f}, β = {found.beta_late:.3f} {fits[1]}",
+            f"Plateau    ranks 1 … {found.plateau_end}, whatever the curve",
+            f"Decay      from rank {found.decay_start}, whatever the curve",
+            f"Slope      truncated from rank {found.truncated_from}: kinks at log(n/6) whatever the curve",
+            f"Neurons    {found.n_neurons:,}",
+        ]
+    )
+
+
+TRAJECTORY_COLUMNS = [
+    *("step", "loss_rare", "loss_common", "abs_delta_loss_q50", "abs_delta_loss_max", "n_eff", "definitions"),
+    *("kappa", "outcome", "plateau_share", "kappa_boosting", "kappa_suppressing"),
+    *("top_overlap_last", "rank_correlation_last"),
+]
+
+
+@cli.command()
+@run_argument
+@click.option("--trends", "of_trends", is_flag=True, help="Kendall's τ of every column against the order of steps.")
+@click.option("--onsets", "of_onsets", is_flag=True, help="Since which step groups differ from random ones, at 5 %.")
+@json_option
+def trajectory(run: Path, of_trends: bool, of_onsets: bool, as_json: bool) -> None:
+    """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them."""
+    from rareneuron.pipeline.dynamics import onsets, trends
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import nulls_of_step_zero
+
+    if of_trends and of_onsets:
+        raise click.UsageError("--trends and --onsets are two tables: ask for one of them.")
+    opened = open_run(run)
+    table = opened.trajectory()
+    if of_trends or of_onsets:
+        found = (trends if of_trends else onsets)(table)
+        emit(table_records(found), as_json, lambda: table_text(found))
+        return
+    shown = table[[name for name in TRAJECTORY_COLUMNS if name in table]]
+    emit(table_records(table), as_json, lambda: "\n".join([table_text(shown), *nulls_of_step_zero(opened)]))

@@ -1,0 +1,118 @@
+"""Studies: what to measure, from which model and text."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.pipeline.config import CHOICES, StudyConfig
+
+DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
+
+
+def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | tuple[int, ...] | None:
+    """`all`, or numbers separated by commas."""
+    if value is None or value == "all":
+        return value
+    try:
+        return tuple(int(step) for step in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither `all` nor numbers such as 0,512,143000") from error
+
+
+def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A study setting: its default is shown, and None means that it wasn't given, so that a file's value holds."""
+    field = names[-1].removeprefix("--").replace("-", "_")
+    default = DEFAULT.get(field)
+    if default is not None and "show_default" not in options:
+        options["help"] += f"  [default: {default}]"
+    return click.option(*names, default=None, **options)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@setting("--revision", help="Branch, tag or commit on the Hub; `MODEL@REVISION` says the same.")
+@setting("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
+@setting(
+    "--data",
+    metavar="PATH|HUB-ID",
+    help="Texts: .txt, .jsonl, .jsonl.gz, .parquet, a folder of them, or a Hub data set. "
+    "[default: the embedded corpus; with a MODEL, C4's validation split]",
+)
+@setting("--text-field", help="Key or column that holds the text.")
+@setting("--max-corpus-tokens", type=int, help="Read no more of the corpus than this.")
+@setting(
+    "--counts",
+    metavar="FILE",
+    help="Unigram counts of the training set: .npy, .npz or .parquet.  [default: counted over the corpus]",
+)
+@setting("--rarity", type=click.Choice(CHOICES["rarity"]), help="What makes a type rare.")
+@setting("--percentile", type=float, help="Types below this percentile are rare.")
+@setting(
+    "--words",
+    type=click.Choice(["on", "off"]),
+    help="Analyse only targets that are whole English words.  [default: on]",
+)
+@setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; of the embedded corpus 2,000]")
+@setting("--context-length", type=int, help="Tokens per context, BOS included.")
+@setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
+@setting("--reference", type=click.Choice(CHOICES["reference"]), help="What the mean activation is taken over.")
+@setting(
+    "--engine",
+    type=click.Choice(CHOICES["engine"]),
+    help="closed-form: last layer, fast; patching: any layer and architecture, slow.",
+)
+@setting(
+    "--definitions",
+    type=click.Choice(CHOICES["definitions"]),
+    help="Of phases, geometry and spectrum: the paper's text, or what its authors' released scripts compute.",
+)
+@setting("--group-size", type=int, help="Neurons per group.")
+@setting("--n-random", type=int, help="Random groups, and as many matched ones.")
+@setting("--seed", type=int, help="Decides which contexts, which random groups, which audited pairs.")
+@setting("--device", help="cpu, cuda, cuda:1, or auto.")
+@setting("--dtype", type=click.Choice(CHOICES["dtype"]), help="Precision of the forward pass.")
+@setting("--memory", type=float, help="GiB that activations and tables may take.")
+@setting("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@json_option
+def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Measure the effect of every neuron at every checkpoint. The same command continues an interrupted study.
+
+    MODEL is a Hub id, id@revision, a local model folder, or a folder of step<N>/ folders; without it, the series that
+    comes with the package.
+
+    \b
+    rareneuron study
+    rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --counts pythia.npy
+    rareneuron study ./my-model --data texts.jsonl.gz --n-tokens 5000 --out runs/mine
+    """
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "words" in settings:
+        settings["words"] = settings["words"] == "on"
+    chosen = StudyConfig.from_toml(config, **settings) if config else StudyConfig(**settings)
+    if not sys.stderr.isatty():
+        quiet_libraries()
+    if dry_run:
+        from rareneuron.pipeline.plan import plan_as_dict, plan_as_text, plan_study
+
+        plan = plan_study(chosen)
+        emit(plan_as_dict(plan) if as_json else None, as_json, lambda: plan_as_text(plan))
+        return
+    from rareneuron.pipeline.study import run_study
+    from rareneuron.present.figures import write_figures
+    from rareneuron.present.report import write_report
+    from rareneuron.present.summary import study_summary
+
+    run = run_study(chosen)
+    report = write_report(run)
+    write_figures(run)
+    summary = study_summary(run) | {"report": str(report)}
+    emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))

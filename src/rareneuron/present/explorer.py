@@ -1,0 +1,251 @@
+"""What the report's script draws: curves of every checkpoint for the step slider, and the neurons for the explorer.
+
+Plain data, ready for JSON: numbers to four digits, since no screen shows more, and text in which nothing is hidden,
+so that the script only has to put it on the page. Neurons have a row each; the largest effects have details too.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+from markupsafe import Markup
+from scipy.stats import norm
+
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import local_slope
+from rareneuron.pipeline.explorer import NONE, Explorer, read_explorer, text_span
+from rareneuron.pipeline.run import Run
+from rareneuron.pipeline.store import STEPS, UNKNOWN_STEP_NAME, read_tensors
+from rareneuron.present.figures import effect_distribution
+from rareneuron.present.figures.local_slope import FEWEST
+from rareneuron.present.figures.rank_curve import thinned
+from rareneuron.present.figures.verdict import found_or_reason
+from rareneuron.present.findings import Findings
+from rareneuron.present.summary import in_short
+from rareneuron.present.wording import step_name, visible, without_hidden
+
+DIGITS = 4
+REACH, N_POINTS = effect_distribution.REACH, 120  # of a distribution
+MOST_STEPS = 40  # of a longer series the first, the last and evenly between
+CONFIDENCE = 0.95
+COLUMNS = (  # of the table of effects, by the names that the script knows them by
+    ("delta", "delta_loss"),
+    ("se", "delta_loss_se"),
+    ("size", "abs_delta_loss"),
+    ("size_se", "abs_delta_loss_se"),
+    ("direct", "direct_delta_loss"),
+    ("common", "common_delta_loss"),
+    ("common_size", "common_abs_delta_loss"),
+    ("kl", "kl"),
+    ("mean_act", "mean_act"),
+    ("w_out", "W_out_norm"),
+)
+
+
+def page_data(found: Findings) -> dict[str, Any]:
+    """Everything, as dictionaries and lists."""
+    chosen = steps_shown(len(found.steps))
+    details = read_explorer(found.run.path / STEPS / folder_name(found.steps[-1]))
+    return {
+        "layer": found.layer,
+        "has_groups": bool((found.last["role"] != "other").any()),
+        "steps": steps_data(found, chosen),
+        "neurons": neurons_data(found, details),
+        "details": None if details is None else details_data(found, details, chosen),
+    }
+
+
+def folder_name(step: int | None) -> str:
+    """Of a checkpoint's results."""
+    return UNKNOWN_STEP_NAME if step is None else str(step)
+
+
+def steps_shown(n: int) -> list[int]:
+    """Which of `n` checkpoints the slider stops at."""
+    return sorted(set(np.linspace(0, n - 1, min(n, MOST_STEPS)).round().astype(int).tolist()))
+
+
+def steps_data(found: Findings, chosen: list[int]) -> list[dict[str, Any]]:
+    """Rank curve, slope and distribution of effects, with the numbers that stand beside them."""
+    effects = [found.effects[i]["abs_delta_loss"].to_numpy().astype(np.float64) for i in chosen]
+    logs = [np.log10(value[value > 0]) for value in effects]
+    widths = [effect_distribution.width(x) for x in logs if len(x)]
+    out = []
+    for i, value, x in zip(chosen, effects, logs, strict=True):
+        step, record = found.steps[i], found.records[i]
+        phases = phases_at(found, step)
+        out.append(
+            {
+                "name": step_name(step),
+                "step": step,
+                "loss_rare": short(record["loss_rare"]),
+                "loss_common": short(record["loss_common"]),
+                "median": short(float(np.median(value))),
+                "largest": short(float(value.max())),
+                "n_zero": len(value) - len(x),
+                "phases": without_hidden(in_short(phases)),
+                "boundaries": [phases.plateau_end, phases.decay_start] if isinstance(phases, Phases) else [None, None],
+                "curve": curve(found.effects[i]),
+                "slope": slope(np.log(10.0) * np.sort(x)[::-1]),
+                "density": density(x, REACH * max(widths)) if len(x) else [[], []],
+            }
+        )
+    return out
+
+
+def phases_at(found: Findings, step: int | None) -> Any:
+    """What the phases section says at the last step, at any; of released definitions those of boosting neurons."""
+    definitions = found.run.definitions
+    return found_or_reason(found.run, step, "all" if definitions == "paper" else "boosting", definitions)
+
+
+def curve(effects: pd.DataFrame) -> list[list[Any]]:
+    """Rank, mean |Δ|, its error, the neuron's index; where there are many neurons evenly in log rank."""
+    by_rank = effects.sort_values("rank")
+    line = thinned(by_rank[by_rank["abs_delta_loss"] > 0])
+    return [
+        line["rank"].tolist(),
+        shorts(line["abs_delta_loss"]),
+        shorts(line["abs_delta_loss_se"]),
+        line["index"].tolist(),
+    ]
+
+
+def slope(y: np.ndarray) -> list[list[Any]]:
+    """κ over rank, where it is defined; `y` is log mean |Δ| by rank."""
+    if len(y) < FEWEST:
+        return [[], []]
+    found = local_slope(y)
+    there = np.isfinite(found.kappa)
+    return [shorts(np.exp(found.log_rank[there])), shorts(found.kappa[there])]
+
+
+def density(x: np.ndarray, margin: float) -> list[list[Any]]:
+    """Neurons per decade of mean |Δ|."""
+    grid = np.linspace(x.min() - margin, x.max() + margin, N_POINTS)
+    return [shorts(10.0**grid), shorts(effect_distribution.density(x, grid))]
+
+
+def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[Any]]:
+    """A column each, in neuron order; those that the run lacks are left out."""
+    table = found.last.sort_values("index")
+    out: dict[str, list[Any]] = {"role": table["role"].tolist(), "rank": table["rank"].tolist()}
+    out |= {name: shorts(table[column]) for name, column in COLUMNS if column in table}
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    out["low"] = shorts(table["delta_loss"] - z * table["delta_loss_se"])
+    out["high"] = shorts(table["delta_loss"] + z * table["delta_loss_se"])
+    if "common_abs_delta_loss" in table:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out["ratio"] = shorts(table["abs_delta_loss"].to_numpy() / table["common_abs_delta_loss"].to_numpy())
+    if details is not None:
+        out["w_in"] = shorts(details.W_in_norm)
+        if details.W_gate_norm is not None:
+            out["w_gate"] = shorts(details.W_gate_norm)
+    return out
+
+
+def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[str, Any]:
+    """Of the detailed neurons; texts are kept once, tokens refer to them by number."""
+    ids = np.array(sorted(details.texts), dtype=np.int64)
+    number = {int(i): k for k, i in enumerate(ids)}
+    texts, spans = contexts_data(found.run, details, number)
+    shown = details.shown
+    written = details.written
+    return {
+        "shown": shown.tolist(),
+        "no_readout": details.no_readout,
+        "vocabulary": [without_hidden(details.texts[int(i)]) for i in ids],
+        "names": named(details.texts, written, number),
+        "texts": texts,
+        "contexts": spans,
+        "act_low": shorts(details.act_low),
+        "act_high": shorts(details.act_high),
+        "histogram": details.histogram.tolist(),
+        "neighbour": details.neighbour.tolist(),
+        "correlation": [shorts(row) for row in details.correlation],
+        "written": None if written is None else [[number[int(i)] for i in row] for row in written],
+        "written_logit": None if details.written_logit is None else [shorts(row) for row in details.written_logit],
+        "path": paths(found, shown, chosen),
+    }
+
+
+def named(
+    texts: dict[int, str], written: Int[np.ndarray, "shown written"] | None, number: dict[int, int]
+) -> dict[str, str]:
+    """Tokens of the lists, by their number, where they read otherwise alone than in running text."""
+    ids = [] if written is None else np.unique(written).tolist()
+    return {str(number[i]): visible(texts[i]) for i in ids if visible(texts[i]) != without_hidden(texts[i])}
+
+
+def contexts_data(
+    run: Run, details: Explorer, number: dict[int, int]
+) -> tuple[list[list[int]], list[list[dict[str, Any]]]]:
+    """The pieces of text shown, each once, and for each neuron its contexts: piece, target, Δ of the tokens in it.
+
+    A token of the table is shown by its target, at its position + 1; places are counted from the piece's beginning.
+    """
+    tokens = run.tokens()
+    context, position = tokens["context"].to_numpy(), tokens["position"].to_numpy()
+    windows = read_tensors(run.path / "contexts.safetensors")["windows"]
+    pieces: dict[int, int] = {}
+    texts: list[list[int]] = []
+    starts: list[int] = []
+    out = []
+    for top, near, delta in zip(details.top_token, details.near_token, details.near_delta, strict=True):
+        of_neuron = []
+        for token, others, values in zip(top.tolist(), near, delta, strict=True):
+            if token == NONE:
+                continue
+            if token not in pieces:
+                span = text_span(int(position[token]), windows.shape[1])
+                pieces[token] = len(texts)
+                starts.append(span.start)
+                texts.append([number[int(i)] for i in windows[context[token], span.start : span.stop]])
+            piece = pieces[token]
+            there = others[others != NONE]
+            order = np.argsort(position[there], kind="stable")
+            of_neuron.append(
+                {
+                    "text": piece,
+                    "at": int(position[token]) + 1 - starts[piece],
+                    "places": (position[there][order] + 1 - starts[piece]).tolist(),
+                    "delta": shorts(values[others != NONE][order]),
+                }
+            )
+        out.append(of_neuron)
+    return texts, out
+
+
+def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) -> dict[str, list[list[Any]]]:
+    """Mean Δ, mean |Δ| and rank of each detailed neuron at the checkpoints of the slider."""
+    tables = [found.effects[i].sort_values("index").iloc[shown] for i in chosen]
+    return {
+        "delta": [shorts(row) for row in np.stack([t["delta_loss"] for t in tables], 1)],
+        "size": [shorts(row) for row in np.stack([t["abs_delta_loss"] for t in tables], 1)],
+        "rank": np.stack([t["rank"] for t in tables], 1).tolist(),
+    }
+
+
+def short(value: float | None) -> float | None:
+    """A number to a few digits; None where it isn't one, as JSON has no NaN."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
+
+
+def shorts(values: np.ndarray | pd.Series) -> list[float | int | None]:
+    """The same of many; whole numbers without a point, which saves a fifth of the page."""
+    found = (short(value) for value in np.asarray(values, np.float64).tolist())
+    return [int(value) if value is not None and value.is_integer() else value for value in found]
+
+
+def embedded_json(data: Any) -> Markup:
+    """JSON that no HTML parser can take for anything else: no `<`, `>` or `&`, and ASCII throughout.
+
+    So `</script>` and `<!--` can't end or hide the element, and U+2028 and lone surrogates are escapes.
+    """
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

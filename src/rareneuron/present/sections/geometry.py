@@ -1,0 +1,116 @@
+"""How the neurons of a group act together at the last checkpoint: Tables 1–3 with their nulls, and clusters (Eq. 5)."""
+
+import pandas as pd
+
+from rareneuron.pipeline.dynamics import LEVEL
+from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
+from rareneuron.present.findings import Findings
+from rareneuron.present.published import Number
+from rareneuron.present.tables import (
+    COVARIATES,
+    HEADS,
+    LAYOUTS,
+    LEGEND,
+    SHORT,
+    fixed,
+    paper_table,
+    part_record,
+    rows_or_reason,
+)
+from rareneuron.present.wording import at_step, significant
+
+CLUSTERED = ["boosting", "suppressing", "random"]
+LINKAGES = {"clusters_ward": "Ward", "clusters_average": "average"}
+NULLS = {"uniform": "random groups", "matched": "matched groups"}
+READING = (
+    "Random groups say whether a group is unlike the layer, matched ones whether it is unlike neurons that are like it "
+    "in {alike}: what isn't told from these may be that likeness alone. Above and below are at two-sided p of at most "
+    "0.05, which isn't corrected for the number of comparisons. In the tables {legend}"
+)
+
+
+def geometry_section(found: Findings) -> Section:
+    """Words, tables; where there are no groups, why."""
+    step = found.steps[-1]
+    rows = rows_or_reason(found.run, "geometry", step)
+    title = f"Co-activation {at_step(step)}"
+    if isinstance(rows, str):
+        return Section(name="geometry", title=title, blocks=(Notice(text=f"There is no geometry. {rows}"),))
+    zscored = "d_eff_zscored" if "d_eff_zscored" in set(rows["statistic"]) else "d_eff"  # released ones all are
+    blocks: list[Block] = [
+        Definitions(
+            items=(
+                ("correlation", told(rows[rows["statistic"] == "correlation"], 3)),
+                ("effective dimensions, z-scored", told(rows[rows["statistic"] == zscored], 1)),
+                ("cosine", told(rows[rows["statistic"] == "cosine"], 3)),
+            )
+        ),
+        Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
+    ]
+    for number in (1, 2, 3):
+        blocks += table_blocks(number, found)
+    blocks.append(clusters(rows))
+    constant = part_record(found.run, "geometry", step)["n_constant"]
+    if any(constant.values()):
+        counts = ", ".join(f"{significant(n)} of {group}" for group, n in constant.items())
+        blocks.append(Notice(text=f"Neurons that never vary are left out of correlations and clusters: {counts}."))
+    return Section(name="geometry", title=title, blocks=tuple(blocks))
+
+
+def alike(found: Findings) -> str:
+    """In what matched groups are like the group."""
+    covariate = found.run.groups(found.steps[-1]).matched_on
+    return COVARIATES.get(covariate or "", f"{covariate}")
+
+
+def told(rows: pd.DataFrame, decimals: int) -> str:
+    """Each group's value, and on which side of its nulls it lies, if on any."""
+    sentences = []
+    for group, of_group in rows[rows["null"].isin(list(NULLS))].groupby("group", sort=False):
+        value = of_group["value"].iloc[0]
+        sides = []
+        for _, row in of_group.iterrows():
+            side = "not told from" if row["p"] > LEVEL else "above" if value > row["null_mean"] else "below"
+            sides.append(f"{side} {NULLS[row['null']]}")
+        sentences.append(f"{str(group).capitalize()} {fixed(value, decimals)}: {', '.join(sides)}.")
+    return " ".join(sentences)
+
+
+def table_blocks(number: Number, found: Findings) -> list[Block]:
+    """One of the paper's tables of the last checkpoint, what it shows, and what the paper's values can be held to."""
+    table = paper_table(number, [found.run])
+    settings, *further = (note.partition(": ")[2] for note in table.notes)
+    words = [": ".join(part for part in row[1 : table.n_words] if part) for row in table.rows]
+    block = Table(
+        caption=f"{table.title}, {at_step(found.steps[-1])}. {settings[0].upper()}{settings[1:]}",
+        columns=(Column(head="", numeric=False), *(Column(head=head) for head in table.columns[table.n_words :])),
+        rows=tuple((word, *row[table.n_words :]) for word, row in zip(words, table.rows, strict=True)),
+    )
+    return [
+        block,
+        Paragraph(text=LAYOUTS[number].about),
+        *(Paragraph(text=f"{note[0].upper()}{note[1:]}") for note in further),
+    ]
+
+
+def clusters(rows: pd.DataFrame) -> Table:
+    """Counted clusters by linkage, with their nulls."""
+    cells = []
+    shown = [name for name in LINKAGES if name in set(rows["statistic"])]
+    for name in shown:
+        of_linkage = rows[rows["statistic"] == name]
+        values = of_linkage.drop_duplicates("group").set_index("group")["value"]
+        cells.append((f"{LINKAGES[name]}: this run", *(fixed(values[group], 1) for group in CLUSTERED)))
+        for null in NULLS:
+            p = of_linkage[of_linkage["null"] == null].set_index("group")["p"].reindex(CLUSTERED)
+            if p.notna().any():
+                cells.append((f"{LINKAGES[name]}: p, {SHORT[null]}", *(significant(x, 2) for x in p)))
+    threshold = "0.5 of D = 1 − |ρ| (Eq. 5)" if len(shown) > 1 else "5, of Euclidean distances between rows of D"
+    return Table(
+        caption=(
+            f"Clusters of a group's neurons, cut at {threshold}. Fewer means that more neurons act as one; as many as "
+            f"neurons, that none do. Definitions “{rows['definitions'].iloc[0]}”."
+        ),
+        columns=(Column(head="linkage", numeric=False), *(Column(head=HEADS[group]) for group in CLUSTERED)),
+        rows=tuple(cells),
+    )

@@ -1,0 +1,69 @@
+"""What the groups' weights look like: Table 4 with its nulls, Fig. 2b, the spectra, and how far other rules agree."""
+
+import pandas as pd
+
+from rareneuron.pipeline.dynamics import LEVEL
+from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
+from rareneuron.present.figures import FIGURES
+from rareneuron.present.findings import Findings
+from rareneuron.present.sections.curve import illustration
+from rareneuron.present.sections.geometry import READING, alike, table_blocks, told
+from rareneuron.present.tables import HEADS, LEGEND, NULLS, rows_or_reason
+from rareneuron.present.wording import at_step, significant
+
+OTHERS = {  # statistics beside α_Hill of Table 4, as docs/spectrum.md defines them
+    "alpha_hill_fraction": "α_Hill, k a tenth",
+    "alpha_hill_half": "α_Hill, k a half",
+    "stable_rank": "stable rank",
+    "spectral_entropy": "spectral entropy",
+    "pl_alpha_hat": "PL α̂",
+    "largest_eigenvalue": "largest eigenvalue",
+}
+ROLES = ("boosting", "suppressing")
+
+
+def spectrum_section(found: Findings) -> Section:
+    """Words, table, figures, table; where there are no groups, why."""
+    step = found.steps[-1]
+    rows = rows_or_reason(found.run, "spectrum", step)
+    title = f"Weight spectrum {at_step(step)}"
+    if isinstance(rows, str):
+        return Section(name="spectrum", title=title, blocks=(Notice(text=f"There is no spectrum. {rows}"),))
+    alpha = rows[rows["statistic"] == "alpha_hill"]
+    blocks: list[Block] = [
+        Definitions(
+            items=tuple((f"α_Hill, {matrix}", told(part, 2)) for matrix, part in alpha.groupby("matrix", sort=False))
+        ),
+        Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
+        *table_blocks(4, found),
+        illustration(FIGURES["alpha-hill"], found),
+        illustration(FIGURES["spectrum"], found),
+        others(rows),
+    ]
+    return Section(name="spectrum", title=title, blocks=tuple(blocks))
+
+
+def others(rows: pd.DataFrame) -> Table:
+    """Other rules for k and other measures of shape: values, and the larger p against random and matched groups."""
+    cells = []
+    for (matrix, statistic), part in rows.groupby(["matrix", "statistic"], sort=False):
+        if statistic not in OTHERS:
+            continue
+        values = part.drop_duplicates("group").set_index("group")["value"]
+        p = part[part["null"].isin(["uniform", "matched"])].groupby("group")["p"].max().reindex(list(ROLES))
+        shown = [significant(values[group]) for group in (*ROLES, "random")]
+        cells.append((f"{matrix}: {OTHERS[str(statistic)]}", *shown, *(significant(x, 2) for x in p)))
+    return Table(
+        caption=(
+            f"Other rules for k in Eq. 6, and other measures of a spectrum's shape. Definitions "
+            f"“{rows['definitions'].iloc[0]}”. p: the larger of those against {NULLS['uniform']} and "
+            f"{NULLS['matched']}, two-sided; at most {LEVEL:g} says that a group is unlike both. Where rules disagree, "
+            "the difference is one of the rule."
+        ),
+        columns=(
+            Column(head="matrix: measure", numeric=False),
+            *(Column(head=HEADS[group]) for group in (*ROLES, "random")),
+            *(Column(head=f"p, {HEADS[group]}") for group in ROLES),
+        ),
+        rows=tuple(cells),
+    )

@@ -1,0 +1,345 @@
+"""The report in a real browser, opened as a file with the network off: it loads, sorts, filters, moves and opens.
+
+Skipped, loudly, where there is no Chromium with its driver (tests/SKIPS.md); `.ci/run` installs them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rareneuron.pipeline.run import Run
+from rareneuron.pipeline.store import read_table, write_table
+from rareneuron.present.report import write_report
+from tests.present.explorer_run import HOSTILE, add_details
+
+MakeRun = Callable[..., Run]
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+ABOUT_BLANK = ("about:", "data:,", "chrome://")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One headless Chromium, in which no name resolves."""
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("needs Debian's chromium and chromium-driver (tests/SKIPS.md)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (tests/SKIPS.md)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(DRIVER, env={**os.environ, "SE_OFFLINE": "true"})
+    driver = webdriver.Chrome(options, service)
+    try:
+        driver.set_page_load_timeout(60)
+        yield driver
+    finally:
+        driver.quit()
+
+
+class Page:
+    """A report in the browser, and what it did there."""
+
+    def __init__(self, driver: Any, path: Path, width: int = 1440, scheme: str = "light") -> None:
+        self.driver, self.path = driver, path
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+        for kind in ("browser", "performance"):
+            driver.get_log(kind)  # what came before is none of ours
+        driver.get(path.as_uri())
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """A piece of JavaScript in the page."""
+        return self.driver.execute_script(script, *arguments)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+
+    def column(self, number: int) -> list[str]:
+        """The cells of the table's page."""
+        return self.run(
+            "return [...document.querySelectorAll(`#neuron-rows tr > :nth-child(${arguments[0]})`)]"
+            ".map((cell) => cell.textContent)",
+            number,
+        )
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def typed(self, selector: str, value: str) -> None:
+        """A value put into a control as a hand would."""
+        self.run(
+            "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input', { bubbles: true }))",
+            selector,
+            value,
+        )
+
+    def complaints(self) -> list[str]:
+        """What the console said, and every request but that for the file itself."""
+        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                url = message["params"]["request"]["url"]
+                if url.split("#")[0] != self.path.as_uri() and not url.startswith(ABOUT_BLANK):
+                    said.append(f"request: {url}")
+        return said
+
+
+@pytest.fixture
+def opened(chromium: Any, make_run: MakeRun, without_ink: None) -> Callable[..., Page]:
+    """A made-up run's report, opened; what it is asked for says which run."""
+
+    def build(
+        *, width: int = 1440, scheme: str = "light", details: dict[str, Any] | None = None, **changes: Any
+    ) -> Page:
+        run = make_run(**{"steps": (0, 8, 512)} | changes)
+        for i, step in enumerate(run.steps[:-1]):  # made up with the same effects at every step, in another order
+            path = run.path / "steps" / str(step) / "effects.parquet"
+            table = read_table(path)
+            write_table(path, table.assign(abs_delta_loss=table["abs_delta_loss"] ** (1.2 + 0.1 * i)))
+        if run.steps and "unavailable" not in changes:
+            path = run.path / "steps" / ("final" if run.steps[-1] is None else str(run.steps[-1])) / "effects.parquet"
+            table = read_table(path)
+            role = np.where(table["delta_loss"] > 0, "boosting", "suppressing")
+            write_table(path, table.assign(role=np.where(table["rank"] <= 12, role, "other")))
+        if details is not None:
+            add_details(run, **details)
+        return Page(chromium, write_report(run), width, scheme)
+
+    return build
+
+
+def test_it_loads_alone_and_shows_the_first_neuron(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    assert page.text("#neuron-count") == "1–20 of 60 neurons"
+    assert page.column(3)[:3] == ["1", "2", "3"]
+    assert page.text("#neuron-title") == f"Neuron {page.column(1)[0]}"
+    assert len(page.all("#chart-curve polyline")) == 3
+    assert page.complaints() == []
+
+
+def test_a_stranger_is_noticed_and_refused(opened: Callable[..., Page]) -> None:
+    """The checks above can fail: an error, a request, a script that isn't ours."""
+    page = opened(details={})
+    assert page.complaints() == []
+    page.run(
+        "const image = document.createElement('img'); image.src = 'http://example.org/x.png';"
+        "const script = document.createElement('script'); script.textContent = 'window.harmed = 1';"
+        "document.body.append(image, script); console.error('noticed')"
+    )
+    said = " ".join(page.complaints())
+    assert "noticed" in said
+    assert said.count("Content Security Policy") >= 2
+    assert page.run("return window.harmed") is None
+
+
+def test_the_table_sorts_by_every_column(opened: Callable[..., Page]) -> None:
+    page = opened(details={"gated": True})
+    heads = page.run("return [...document.querySelectorAll('#neuron-head th')].map((th) => th.dataset.key)")
+    assert heads == [
+        "name", "role", "rank", "delta", "interval", "size", "direct", "common_size", "ratio", "w_in", "w_gate",
+        "w_out",
+    ]  # fmt: skip
+    for key in heads:
+        page.click(f"#neuron-head [data-key={key}] button")
+        first = page.column(1)
+        way = page.one(f"#neuron-head [data-key={key}]").get_attribute("aria-sort")
+        assert len(page.all("#neuron-head [aria-sort]")) == 1
+        page.click(f"#neuron-head [data-key={key}] button")
+        assert {way, page.one(f"#neuron-head [data-key={key}]").get_attribute("aria-sort")} == {
+            "ascending",
+            "descending",
+        }
+        assert key in ("role", "ratio", "w_out", "interval") or page.column(1) != first  # those hold ties here
+    page.click("#neuron-head [data-key=delta] button")
+    values = [float(text.replace("−", "-").replace("+", "")) for text in page.column(4)]
+    assert values == sorted(values, reverse=True)
+    assert page.complaints() == []
+
+
+def test_the_table_filters_by_role_and_text(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    total = 0
+    for role in ("boosting", "suppressing"):
+        page.typed("#filter-role", role)
+        assert set(page.column(2)) == {role}
+        total += len(page.column(2))
+    assert total == 12
+    page.typed("#filter-role", "negative")
+    assert all(cell.startswith("−") for cell in page.column(4))
+    page.typed("#filter-role", "all")
+    page.typed("#filter-text", "3.17")
+    assert page.column(1) == ["3.17"]
+    page.typed("#filter-text", "WINDOW.HARMED")
+    n = page.text("#neuron-count")
+    assert n.endswith("neurons")
+    assert not n.startswith("1–1 of 1 ")
+    page.typed("#filter-text", "no such token")
+    assert page.text("#neuron-count") == "No neuron passes these filters."
+    assert page.column(1) == []
+    page.typed("#filter-text", "")
+    page.click("#page-last")
+    assert page.text("#neuron-count") == "41–60 of 60 neurons"
+    assert page.one("#page-on").get_attribute("disabled")
+    assert page.complaints() == []
+
+
+def test_the_slider_moves_all_charts(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    assert page.text("#step-name") == "step 512"
+    drawn = "return document.querySelector(arguments[0] + ' .main').getAttribute('points')"
+    charts = ("#chart-curve", "#chart-slope", "#chart-density")
+    before = [page.run(drawn, chart) for chart in charts]
+    page.one("#step-slider").send_keys("\ue012")  # the left arrow
+    assert page.text("#step-name") == "step 8"
+    assert page.one("#step-slider").get_attribute("aria-valuetext") == "step 8"
+    assert all(page.run(drawn, chart) != old for chart, old in zip(charts, before, strict=True))
+    page.click("#step-back")
+    assert page.text("#step-name") == "step 0"
+    assert page.one("#step-back").get_attribute("disabled")
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    assert page.text("#step-name") == "step 512"
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.text("#step-name") == "step 0"
+    assert page.complaints() == []
+
+
+def test_charts_read_out_and_zoom(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    chart = page.one("#chart-curve svg")
+    chart.send_keys("\ue011", "\ue014")  # home, right arrow
+    assert page.text("#chart-curve .readout").startswith("rank 2: neuron 3.")
+    ticks = "return [...document.querySelectorAll('#chart-curve .tick.x')].map((t) => t.textContent)"
+    whole = page.run(ticks)
+    page.run(
+        """const svg = document.querySelector('#chart-curve svg'), box = svg.getBoundingClientRect();
+        for (const [kind, part] of [['pointerdown', 0.3], ['pointermove', 0.5], ['pointerup', 0.6]]) {
+          const at = { clientX: box.left + part * box.width, clientY: box.top + 50, button: 0, bubbles: true };
+          svg.dispatchEvent(new PointerEvent(kind, at));
+        }"""
+    )
+    assert page.run(ticks) != whole
+    page.run("document.querySelector('#chart-curve svg').dispatchEvent(new MouseEvent('dblclick', { bubbles: true }))")
+    assert page.run(ticks) == whole
+    page.click("#chart-curve .tools button")
+    assert page.run(ticks) != whole
+    page.click("#chart-curve .tools button:last-child")
+    assert page.run(ticks) == whole
+    assert page.complaints() == []
+
+
+def test_a_neuron_opens_by_keyboard_with_everything_it_has(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    name = page.column(1)[1]
+    page.one("#neuron-rows button").send_keys("\ue015")  # the down arrow
+    assert page.run("return document.activeElement.textContent") == name
+    page.driver.switch_to.active_element.send_keys("\ue007")  # enter
+    assert page.text("#neuron-title") == f"Neuron {name}"
+    assert page.run("return document.activeElement.id") == "neuron-title"
+    assert len(page.all(".contexts li")) == 5
+    assert len(page.all(".contexts .target")) == 5
+    assert [len(page.all(f".two > div:nth-child({k}) .tokens li")) for k in (1, 2)] == [8, 8]
+    assert len(page.all("#chart-activations .bar")) == 20
+    assert len(page.all("#chart-path .dot.main")) == 3
+    neighbours = page.all(".neighbours button")
+    assert 4 <= len(neighbours) <= 5
+    other = neighbours[0].text
+    page.click(".neighbours button")
+    assert page.text("#neuron-title") == f"Neuron {other}"
+    assert page.complaints() == []
+
+
+def test_hostile_tokens_are_shown_and_do_nothing(opened: Callable[..., Page]) -> None:
+    page = opened(details={})
+    seen = ""
+    for row in range(12):
+        page.run("document.querySelectorAll('#neuron-rows button')[arguments[0]].click()", row)
+        seen += page.text("#neuron-panel")
+    for text in HOSTILE:
+        for piece in {
+            "\u202egnp": ["⟨U+202E⟩gnp"],
+            "\u2066\u200f": ["⟨U+2066⟩⟨U+200F⟩"],
+            "\u2028\u2029": ["⟨U+2028⟩⟨U+2029⟩"],
+            "\x00\x1b\x07": ["⟨U+0000⟩⟨U+001B⟩⟨U+0007⟩"],
+            "\n\n\t": ["↵↵⇥"],
+            "\ud800": ["⟨U+D800⟩"],
+            "\u0301": ["◌\u0301"],
+            "👩\u200d💻": ["👩⟨U+200D⟩💻"],
+            "  ": ["␣␣"],
+            " plain": ["␣plain", " plain"],
+        }.get(text, [text]):
+            assert piece in seen, piece
+    assert not set("\x00\x1b\x07\u202e\u2066\u200f\u2028\u2029\u200d") & set(seen)
+    assert page.run("return window.harmed") is None
+    assert page.run("return document.querySelectorAll('img, iframe, object').length") == 0
+    assert page.run("return document.scripts.length") == 2
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"details": None}, "This run holds no contexts"),
+        ({"details": {"readout": False}}, "There is no readout here"),
+        ({"details": {"most": 10}}, "kept for the 10 neurons with the largest mean |Δ|"),
+        ({"details": {}, "common": False, "engine": "patching"}, "Rank 60 of 60"),
+        ({"details": {}, "steps": (None,)}, "Rank 60 of 60"),
+        ({"details": {}, "unavailable": "Too few."}, "Rank 60 of 60"),
+    ],
+)
+def test_runs_of_every_kind_work(opened: Callable[..., Page], changes: dict[str, Any], said: str) -> None:
+    page = opened(**changes)
+    page.click("#page-last")
+    page.click("#neuron-rows tr:last-child")
+    assert said in page.text("#neuron-panel")
+    assert "NaN" not in page.text("main")
+    assert "undefined" not in page.text("main")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_screen(opened: Callable[..., Page], width: int, scheme: str) -> None:
+    page = opened(width=width, scheme=scheme, details={})
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    lightness = "return getComputedStyle(document.body).backgroundColor"
+    assert (page.run(lightness) == "rgb(255, 255, 255)") == (scheme == "light")
+    assert page.complaints() == []
+
+
+def test_without_scripts_all_but_the_explorer_is_there(opened: Callable[..., Page], chromium: Any) -> None:
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page = opened(details={})
+        shown = page.one("main").text
+        assert "JavaScript is off" in shown
+        assert "Rare targets" in shown
+        assert not page.one("#explorer").is_displayed()
+        assert page.complaints() == []
+    finally:
+        chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

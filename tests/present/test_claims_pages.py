@@ -1,0 +1,148 @@
+"""The claim summary draws and says the run's own verdicts, each by a shape and a colour of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rareneuron.errors import RunFolderError
+from rareneuron.pipeline.run import Run
+from rareneuron.present.blocks import Definitions, Notice, Table
+from rareneuron.present.figures import FIGURES, figure
+from rareneuron.present.figures.claims import NO_CLAIMS, VERDICTS, look
+from rareneuron.present.findings import findings
+from rareneuron.present.sections.claims import claims_section
+from rareneuron.present.style import DARK, LIGHT, Theme
+
+MakeRun = Callable[..., Run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A claim as a run holds it."""
+
+    name: str
+    verdict: str
+    title: str = "Neurons of the boosting group act together more than random ones do"
+    source: str = "Table 1"
+    statistic: str = "correlation"
+    group: str = "boosting"
+    value: float | None = 0.03
+    null: str | None = "matched"
+    null_mean: float | None = 0.01
+    effect: float | None = 0.02
+    effect_low: float | None = 0.01
+    effect_high: float | None = 0.04
+    effect_size: float | None = 4.0
+    p: float | None = 0.001
+    p_holm: float | None = 0.021
+    sentence: str = "It is 0.03, and 0.01 in matched groups."
+
+
+@dataclass(frozen=True)
+class AllMade:
+    claims: tuple[Made, ...]
+
+
+UNKNOWN = dict.fromkeys(("value", "null", "null_mean", "effect", "effect_low", "effect_high", "effect_size", "p"))
+CLAIMS = (
+    Made(name="apart", verdict="not supported", effect=-0.01, effect_low=-0.02, effect_high=0.005, effect_size=-2.0),
+    Made(name="together", verdict="supported"),
+    Made(name="unknown", verdict="inconclusive", p_holm=None, **UNKNOWN),  # type: ignore[arg-type]
+    Made(name="none", verdict="not supported", effect=0.0, effect_size=0.0, p=1.0, p_holm=1.0),
+)
+
+
+@pytest.fixture
+def claimed(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Runs that hold these claims."""
+
+    def build(claims: tuple[Made, ...] = CLAIMS) -> Run:
+        run = make_run()
+        (run.path / "claims.json").write_text("{}")
+        monkeypatch.setattr(Run, "claims", lambda _: AllMade(claims), raising=False)
+        return run
+
+    return build
+
+
+def test_the_frame_scales_intervals_as_it_does_effects(claimed: Callable[..., Run]) -> None:
+    frame = FIGURES["claims"].frame(claimed()).set_index("name")
+    assert frame.index.tolist() == ["apart", "together", "unknown", "none"]
+    together = frame.loc["together"]
+    assert (together["low"], together["high"]) == (pytest.approx(0.01 * 200), pytest.approx(0.04 * 200))
+    assert frame.loc["apart", "low"] == pytest.approx(-4.0)
+    assert frame.loc["unknown", ["effect_size", "low", "high", "p_holm"]].isna().all()
+    assert frame.loc["none", ["low", "high"]].isna().all(), "an effect of 0 has no scale"
+    assert frame.loc["none", "effect_size"] == 0
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_verdicts_differ_by_shape_and_by_colour(theme: Theme) -> None:
+    looks = [look(verdict, theme) for verdict in VERDICTS]
+    assert len({style["marker"] for style in looks}) == 3
+    assert len({str(style["color"]) for style in looks}) == 3
+    assert look("inconclusive", theme)["markerfacecolor"] == theme.paper
+
+
+def test_every_claim_has_a_mark_and_its_p_and_those_with_an_effect_a_point(claimed: Callable[..., Run]) -> None:
+    drawn = figure(claimed(), "claims")
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    places = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in VERDICTS.values()]
+    assert sorted(x for x in places if x != 1.05) == [-2.0, 0.0, 4.0]
+    assert places.count(1.05) == 4
+    assert [t.get_text() for t in axes.texts] == ["0.021", "0.021", "no p", "1.0", "p, Holm"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["1 supported", "2 not supported", "1 inconclusive"]
+    low, high = axes.get_xlim()
+    assert low < -4 and high > 8, "intervals find room"  # noqa: PT018
+
+
+@pytest.mark.parametrize("n", [1, 25])
+def test_nothing_overlaps_however_many_claims(claimed: Callable[..., Run], n: int) -> None:
+    drawn = figure(claimed(tuple(Made(name=f"c{i}", verdict=list(VERDICTS)[i % 3]) for i in range(n))), "claims")
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    labels = [t.get_window_extent() for t in axes.get_yticklabels()]
+    assert len(labels) == n
+    assert not any(a.overlaps(b) for i, a in enumerate(labels) for b in labels[:i])
+    for text in (*axes.texts, *axes.get_yticklabels()):
+        box = text.get_window_extent()
+        assert box.x0 >= -1
+        assert box.x1 <= drawn.bbox.x1 + 1
+
+
+def test_a_run_without_verdicts_says_so(make_run: MakeRun, claimed: Callable[..., Run], monkeypatch: Any) -> None:
+    damaged = claimed()
+
+    def fails(_: Run) -> None:
+        raise RunFolderError("claims.json is damaged")
+
+    monkeypatch.setattr(Run, "claims", fails, raising=False)
+    for run in (make_run(), damaged):
+        assert FIGURES["claims"].frame(run)["reason"].tolist() == [NO_CLAIMS]
+        drawn = figure(run, "claims")
+        assert "holds no verdicts" in drawn.axes[0].texts[0].get_text()
+        assert claims_section(findings(run)).blocks == (Notice(text=NO_CLAIMS),)
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_section_tells_every_verdict_and_what_it_rests_on(claimed: Callable[..., Run]) -> None:
+    blocks = claims_section(findings(claimed())).blocks
+    told = next(block for block in blocks if isinstance(block, Definitions))
+    assert [text.split(".")[0] for _, text in told.items] == [
+        *("Supported", "Not supported", "Not supported", "Inconclusive")
+    ]
+    table = next(block for block in blocks if isinstance(block, Table))
+    assert "corrected for 4 claims" in table.caption
+    rows = {row[0]: dict(zip([column.head for column in table.columns], row, strict=True)) for row in table.rows}
+    together = rows["together"]
+    assert (together["p"], together["p, Holm"], together["verdict"]) == ("0.0010", "0.021", "supported")
+    assert together["effect"] == "+0.0200 (+0.0100 … +0.0400)"
+    assert rows["apart"]["size"] == "−2.0"
+    assert [rows["unknown"][name] for name in ("p", "value", "effect", "against")] == ["–"] * 4
+    assert np.isin(list(rows), [claim.name for claim in CLAIMS]).all()

@@ -23,7 +23,7 @@ from rareneuron.maths.geometry import (
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from tests import geometry_oracle as oracle
 
-N_DRAWS = 199  # 10 of 200 is 5 %; matched halves have 100 and 99
+N_DRAWS = 199  # 10 of 200 is 5 %
 
 
 def layer(rng, n=120, tokens=60):
@@ -80,8 +80,7 @@ WITHIN = {
 @pytest.mark.parametrize("statistic", WITHIN)
 def test_within_groups_agrees_with_loops(case, found, statistic):
     acts, groups = case
-    middle = (N_DRAWS + 1) // 2
-    matched = {"boosting": groups.matched_random[:middle], "suppressing": groups.matched_random[middle:]}
+    matched = {"boosting": groups.matched_random[:N_DRAWS], "suppressing": groups.matched_random[N_DRAWS:]}
     uniform = np.array([WITHIN[statistic](acts, group) for group in groups.random])
     assert len(np.unique(uniform)) > 2, "the case is too tame to tell right from wrong"
     for role in ("boosting", "suppressing"):
@@ -121,7 +120,7 @@ def test_between_groups_agrees_with_loops(case, found, statistic):
     assert np.isclose(compared.value, oracle.mean_between(acts, groups.boosting, groups.suppressing, similarity))
     assert np.isclose(compared.uniform.null_mean, np.mean(null), rtol=1e-10)
     assert np.isclose(between["random-random"].value, np.mean(null), rtol=1e-10)
-    assert compared.matched.n_draws == N_DRAWS // 2
+    assert compared.matched.n_draws == N_DRAWS
 
 
 def test_released_definitions_agree_with_a_short_version(case):

@@ -220,7 +220,6 @@ SIZE, N, D = 12, 600, 40
 def groups(seed=0, n_draws=200, n=N):
     rng = np.random.default_rng(seed)
     delta = rng.normal(size=n)
-    # a covariate that doesn't know Δ: where groups sit at its end, matched draws repeat the same few neurons
     return neuron_groups(
         delta, np.abs(delta), size=SIZE, n_draws=n_draws, covariate=rng.random(n), matched_on="x", rng=rng
     )
@@ -254,7 +253,7 @@ def test_spectrum_agrees_with_slow_code(definitions):
     }
     drawn = groups(n_draws=201)
     found = spectrum(weights, drawn, k=5, definitions=definitions)
-    matched = {"boosting": drawn.matched_random[:101], "suppressing": drawn.matched_random[101:]}
+    matched = {"boosting": drawn.matched_random[:201], "suppressing": drawn.matched_random[201:]}
     for matrix, W in weights.items():
         uniform = [slow_statistics(W[group], definitions, 5) for group in drawn.random]
         for group, halves in matched.items():
@@ -303,8 +302,8 @@ def test_too_few_draws_are_refused():
     drawn = groups()
     with pytest.raises(InvalidConfig, match="98 null draws"):
         spectrum({"W_in": W}, replace(drawn, random=drawn.random[:98], matched_random=None))
-    with pytest.raises(InvalidConfig, match="98 null draws"):  # half of those drawn are matched to each group
-        spectrum({"W_in": W}, groups(n_draws=196))
+    with pytest.raises(InvalidConfig, match="98 null draws"):
+        spectrum({"W_in": W}, replace(drawn, matched_random=drawn.matched_random[:196]))  # half of them for each group
 
 
 def test_groups_wider_than_the_matrix_have_defined_values():

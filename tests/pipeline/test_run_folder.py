@@ -25,6 +25,7 @@ from rareneuron.errors import (
 from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline import provenance
 from rareneuron.pipeline import study as study_module
+from rareneuron.pipeline.explorer import read_explorer
 from rareneuron.pipeline.plan import plan_study, step_name
 from rareneuron.pipeline.rankings import RANKINGS
 from rareneuron.pipeline.run import open_run
@@ -244,6 +245,8 @@ READERS = {
     "steps/10/groups.safetensors": lambda run: asdict(run.groups(10)),
     "steps/10/geometry.json": lambda run: run.geometry(10),
     "steps/10/spectrum.json": lambda run: run.spectrum(10),
+    "steps/10/explorer.safetensors": lambda run: asdict(read_explorer(run.path / "steps" / "10")),
+    "steps/10/explorer.json": lambda run: asdict(read_explorer(run.path / "steps" / "10")),
     "steps/10/step.json": lambda run: run.step_record(10)["audit"],
 }
 

@@ -51,11 +51,13 @@ def test_run_folder_is_the_contract(finished):
         assert (finished.path / name).is_file(), name
     for step in (0, 2, 10):
         folder = finished.path / "steps" / str(step)
-        assert {p.name for p in folder.iterdir()} == {
+        of_last = {"explorer.safetensors", "explorer.json"} if step == 10 else set()
+        assert {p.name for p in folder.iterdir()} - of_last == {
             "effects.parquet", "rank_curve.parquet", "context_sums.safetensors", "token_loss.safetensors",
             "groups.json", "groups.safetensors", "geometry.json", "spectrum.json", "phases.json",
             "phases.safetensors", "step.json",
         }  # fmt: skip
+        assert {p.name for p in folder.iterdir()} >= of_last
     assert not list(finished.path.rglob("*.partial"))
     assert finished.steps == [0, 2, 10]
     assert set(finished.effects().columns) >= EFFECT_COLUMNS

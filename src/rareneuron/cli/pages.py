@@ -11,14 +11,17 @@ from rareneuron.cli.base import cli, emit, json_option, run_argument
 @run_argument
 @json_option
 def report(run: Path, as_json: bool) -> None:
-    """Write RUN/report.html and RUN/figures/*.svg again."""
+    """Write RUN/report.html, RUN/figures/*.svg and RUN/tables/*.csv again."""
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
+    from rareneuron.present.tables import write_tables
 
     opened = open_run(run)
     page, figures = str(write_report(opened)), [str(path) for path in write_figures(opened)]
-    emit({"report": page, "figures": figures}, as_json, lambda: "\n".join([page, *figures]))
+    tables = [str(path) for path in write_tables(opened)]
+    content = {"report": page, "figures": figures, "tables": tables}
+    emit(content, as_json, lambda: "\n".join([page, *figures, *tables]))
 
 
 @cli.command()

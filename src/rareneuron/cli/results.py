@@ -149,6 +149,40 @@ def released_text(found: "ReleasedPhases", title: str) -> str:
     )
 
 
+@cli.command()
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@step_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["md", "csv", "latex"]),
+    default="md",
+    show_default=True,
+    help="md, latex: the paper's layout; csv: a row a value and null.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for a file a table.  [default: print them]"
+)
+@json_option
+def tables(runs: tuple[Path, ...], step: int | None, form: str, output: Path | None, as_json: bool) -> None:
+    """The paper's Tables 1-4 for one or more runs: each value beside its nulls, and the paper's where it has the model.
+
+    \b
+    rareneuron tables runs/embedded
+    rareneuron tables runs/pythia-70m runs/pythia-410m --format latex -o tables
+    """
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.tables import all_tables, save_tables, tables_text
+
+    opened = [open_run(run) for run in runs]
+    if output is None:
+        content = table_records(all_tables(opened, step)) if as_json else None
+        emit(content, as_json, lambda: tables_text(opened, form, step).rstrip("\n"))
+        return
+    written = [str(path) for path in save_tables(opened, output, form, step)]
+    emit({"tables": written}, as_json, lambda: "\n".join(written))
+
+
 TRAJECTORY_COLUMNS = [
     *("step", "loss_rare", "loss_common", "abs_delta_loss_q50", "abs_delta_loss_max", "n_eff", "definitions"),
     *("kappa", "outcome", "plateau_share", "kappa_boosting", "kappa_suppressing"),

@@ -110,9 +110,11 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
     from rareneuron.present.summary import study_summary
+    from rareneuron.present.tables import write_tables
 
     run = run_study(chosen)
     report = write_report(run)
     write_figures(run)
+    write_tables(run)
     summary = study_summary(run) | {"report": str(report)}
     emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))

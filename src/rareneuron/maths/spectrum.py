@@ -39,7 +39,7 @@ class Spectrum:
     definitions: Definitions
     k: str | int  # the rule behind `alpha_hill` and `n_tail`; statistics of the other rules carry their names
     against: dict[tuple[str, str, str, str], AgainstNull]
-    eigenvalues: dict[tuple[str, str], Float[np.ndarray, " size"]]  # by (matrix, group), largest first
+    eigenvalues: dict[tuple[str, str], Float[np.ndarray, " size"]]  # by (matrix, group), largest first; 95 % of random
     edges: dict[tuple[str, str], float]  # where Marchenko–Pastur ends, for the group's mean row variance
 
     def rows(self) -> list[dict[str, Any]]:
@@ -261,6 +261,9 @@ def spectrum(
         found = {name: measured(of, d, k, definitions) for name, of in spectra.items()}
         for group in ("boosting", "suppressing", "random"):
             eigenvalues[matrix, group] = spectra[group].mean(0)
+            if group == "random":
+                low, high = np.quantile(spectra[group], [0.025, 0.975], axis=0)
+                eigenvalues[matrix, "random low"], eigenvalues[matrix, "random high"] = low, high
             edges[matrix, group] = marchenko_pastur_edge(groups.size, d, float(spectra[group].mean()))
             lengths = np.resize(np.sqrt(np.diagonal(matrices[group], axis1=1, axis2=2)), (n_gaussian, groups.size))
             gaussian = spectra_of(directions[d] * lengths[:, :, None] * lengths[:, None, :])

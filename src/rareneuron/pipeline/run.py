@@ -12,7 +12,6 @@ from rareneuron.errors import RunFolderError
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.pipeline.groups import read_geometry, read_groups, read_spectrum
 from rareneuron.pipeline.rankings import (
     Found,
     Ranking,
@@ -115,14 +114,20 @@ class Run:
 
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Boosting, suppressing and random groups."""
+        from rareneuron.pipeline.groups import read_groups
+
         return read_groups(self._folder(step))
 
     def geometry(self, step: int | None = None) -> pd.DataFrame:
         """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
+        from rareneuron.pipeline.groups import read_geometry
+
         return read_geometry(self._folder(step))
 
     def spectrum(self, step: int | None = None) -> pd.DataFrame:
         """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
+        from rareneuron.pipeline.groups import read_spectrum
+
         return read_spectrum(self._folder(step))
 
     def step_record(self, step: int | None = None) -> dict[str, Any]:

@@ -243,6 +243,7 @@ class RunStore:
             *self.root.glob(f"{STEPS}/.*{PARTIAL}"),
             *self.root.glob(f"{STEPS}/*/.*{PARTIAL}"),
             *self.root.glob(f"figures/.*{PARTIAL}"),
+            *self.root.glob(f"tables/.*{PARTIAL}"),
         ]:
             remove(path)
 

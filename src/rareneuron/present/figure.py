@@ -77,4 +77,4 @@ def inline_svg(figure: "matplotlib.figure.Figure", salt: str) -> str:
         figure.savefig(out, format="svg", metadata=UNDATED[".svg"])
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    return re.sub(r'<g id="[^"]*">', "<g>", svg)  # numbered from 1 in every figure, and nothing refers to them
+    return re.sub(r'<g id="[^"]*"', "<g", svg)  # numbered from 1 in every figure, and nothing refers to them

@@ -12,6 +12,7 @@ from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.phases import phases_section
 from rareneuron.present.sections.provenance import provenance_section
+from rareneuron.present.sections.reproduce import reproduce_section
 from rareneuron.present.sections.spectrum import spectrum_section
 from rareneuron.present.sections.summary import summary_section
 from rareneuron.present.sections.targets import targets_section
@@ -28,4 +29,5 @@ SECTIONS: tuple[Callable[[Findings], Section], ...] = (
     targets_section,
     method_section,
     provenance_section,
+    reproduce_section,
 )

@@ -150,6 +150,18 @@ def released_text(found: "ReleasedPhases", title: str) -> str:
 
 
 @cli.command()
+@run_argument
+@json_option
+def claims(run: Path, as_json: bool) -> None:
+    """The paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each."""
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.summary import claims_record, claims_text
+
+    found = open_run(run).claims()
+    emit(claims_record(found), as_json, lambda: claims_text(found))
+
+
+@cli.command()
 @click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @step_option
 @click.option(

@@ -56,6 +56,8 @@ class Spectrum:
                 "null_high": finite(found.null_high),
                 "effect_size": finite(found.effect_size),
                 "p": found.p,
+                "p_above": found.p_above,
+                "p_below": found.p_below,
                 "n_draws": found.n_draws,
             }
             for (matrix, statistic, group, null), found in self.against.items()

@@ -132,9 +132,9 @@ def mean_activations(source: TokenSource, reference: str, progress: Progress) ->
     return MeanActivations(rare=rare, common=common, absolute=absolute / n[True])
 
 
-def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None) -> dict[str, Tensor]:
+def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tensor) -> dict[str, Tensor]:
     """The reported statistics of a block of tokens; without a closed form there is no direct effect."""
-    out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl}
+    out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl, "abs_shift": shift.abs()}
     if direct is not None:
         out |= {"direct_delta_loss": direct, "direct_abs_delta_loss": direct.abs()}
     return out
@@ -301,7 +301,7 @@ def by_closed_form(
         audited.add(batch, shift, effects)
         yield EffectBlock(
             batch=batch,
-            statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss),
+            statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss, shift),
             loss=effects.loss,
             full_share=effects.full_share,
         )
@@ -325,7 +325,9 @@ def by_patching(
             for effect in patched_loss_changes(adapter, windows, tokens, mean, layer) if len(of_kind) else ():
                 delta[of_kind, effect.neuron], kl[of_kind, effect.neuron] = effect.delta_loss, effect.kl
         loss = clean_loss(adapter, windows, row, position, batch.target)
-        yield EffectBlock(batch=batch, statistics=statistics_of(delta, kl, None), loss=loss)
+        yield EffectBlock(
+            batch=batch, statistics=statistics_of(delta, kl, None, means.at(batch.rare) - batch.act.double()), loss=loss
+        )
 
 
 def clean_loss(
@@ -357,6 +359,7 @@ def effects_table(adapter: Adapter, layer: int, sums: dict[bool, EffectSums], me
             "W_out_norm": adapter.weights(layer).W_out.double().norm(dim=1).cpu().numpy(),
         }
     )
+    table["move"] = table["abs_shift"] * table["W_out_norm"]
     order = np.argsort(-table["abs_delta_loss"].to_numpy(), kind="stable")
     table["rank"] = np.argsort(order, kind="stable") + 1
     return table

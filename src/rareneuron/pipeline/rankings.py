@@ -77,12 +77,18 @@ def fit_rankings(
     return out
 
 
-def fit_ranking(effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], ranking: Ranking, seed: int) -> Phases:
+def fit_ranking(
+    effects: pd.DataFrame,
+    context_sums: Mapping[str, np.ndarray],
+    ranking: Ranking,
+    seed: int,
+    n_draws: int = N_DRAWS,
+) -> Phases:
     """One ranking's phases by the paper's definitions, with nulls and bootstrap."""
     curve = layer_curve(effects, ranking)
     by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
     sums = ranked_sums(curve, context_sums, ranking)
-    return fit_phases(by_rank, sums, np.random.default_rng([seed, 3, RANKINGS.index(ranking)]), n_draws=N_DRAWS)
+    return fit_phases(by_rank, sums, np.random.default_rng([seed, 3, RANKINGS.index(ranking)]), n_draws=n_draws)
 
 
 def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from rareneuron.pipeline.store import (
     read_table,
     read_tensors,
 )
+
+if TYPE_CHECKING:
+    from rareneuron.maths.claims import Claims
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,16 @@ class Run:
         from rareneuron.pipeline.groups import read_spectrum
 
         return read_spectrum(self._folder(step))
+
+    def claims(self) -> "Claims":
+        """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
+        from rareneuron.pipeline.verdicts import read_claims
+
+        return read_claims(self.path)
+
+    def folder(self, step: int | None = None) -> Path:
+        """Where the results of a checkpoint lie."""
+        return self._folder(step)
 
     def step_record(self, step: int | None = None) -> dict[str, Any]:
         """Model, weights, timings and audit of one checkpoint."""

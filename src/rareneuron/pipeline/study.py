@@ -27,6 +27,7 @@ from rareneuron.pipeline.capture import HELD, TokenSource
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.dynamics import trajectory
 from rareneuron.pipeline.effects import layer_effects
+from rareneuron.pipeline.experiments import experiments, write_experiments
 from rareneuron.pipeline.explorer import Observer, explorer_stage
 from rareneuron.pipeline.groups import compare_groups, write_groups
 from rareneuron.pipeline.plan import Plan, plan_study, resolved, step_name
@@ -45,6 +46,7 @@ from rareneuron.pipeline.store import (
     write_tensors,
 )
 from rareneuron.pipeline.tokens import TokenStage, choose_tokens, load_tokens, save_tokens, study_corpus
+from rareneuron.pipeline.verdicts import write_claims
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
@@ -186,7 +188,7 @@ def step_stage(
 ) -> None:
     """Effects, groups and phases of one checkpoint, written as one folder that exists only when complete.
 
-    The last planned one also gets what the report's neuron explorer shows.
+    The last planned one also gets what the report's neuron explorer shows, and the experiments that claims rest on.
     """
     name = step_name(checkpoint)
     selection = tokens.selection
@@ -238,6 +240,9 @@ def step_stage(
         write_groups(folder, compared)
         if seen is not None:
             explorer_stage(folder, source, seen, effects.table, config.engine)
+            write_experiments(
+                folder, experiments(source, effects.table, compared.groups, config.engine, memory - held, config.seed)
+            )
         write_phases(folder, phases, config.definitions)
         write_json(folder / "step.json", record)
 
@@ -282,6 +287,7 @@ def finish(store: RunStore, plan: Plan, seconds: float) -> None:
         known = False
     if not known:
         write_table(store.root / TRAJECTORY, over_steps)
+    write_claims(run)
 
 
 def identical_neighbours(checkpoints: dict[str, Any]) -> list[str]:

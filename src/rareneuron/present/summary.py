@@ -1,11 +1,13 @@
 """What a run found, in six lines, its groups as a table, and step 0 as a null: what the command line prints."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from rareneuron.maths import Definitions
+from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
 from rareneuron.pipeline.rankings import SIGNS, Ranking
@@ -118,3 +120,28 @@ def beside_nulls(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         of_kind = rows[rows["null"] == kind][[*keys, "null_mean", "p"]]
         out = out.merge(of_kind.rename(columns={"null_mean": kind, "p": f"p {kind}"}), on=keys, how="left")
     return out
+
+
+def claims_record(claims: Claims) -> dict[str, Any]:
+    """Claims and checks as plain JSON."""
+    return {
+        "step": claims.step,
+        "claims": [asdict(claim) for claim in claims.claims],
+        "checks": [asdict(check) | {"holds": check.holds} for check in claims.checks],
+    }
+
+
+def claims_text(claims: Claims) -> str:
+    """A table of the claims, then a sentence each, then the checks of the measurement."""
+    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "verdict"]
+    table = pd.DataFrame([asdict(claim) for claim in claims.claims])[columns]
+    return "\n".join(
+        [
+            table.to_string(index=False, na_rep="–", float_format="{:.3g}".format),
+            "",
+            *(f"{c.title}: {c.verdict}.\n    {c.sentence}" for c in claims.claims),
+            "",
+            "The measurement itself:",
+            *(f"{c.title}.\n    {c.sentence}" for c in claims.checks),
+        ]
+    )

@@ -43,7 +43,11 @@ HEADS = {
 }
 NULLS = {"uniform": "random groups", "matched": "matched groups", "marchenko-pastur": "random directions"}
 SHORT = {"uniform": "random", "matched": "matched", "marchenko-pastur": "directions"}  # at the head of a row
-COVARIATES = {"mean_abs_act": "mean |activation|", "W_out_norm": "the norm of their row of W_out"}
+COVARIATES = {
+    "move": "how far ablation moves the residual stream",
+    "mean_abs_act": "mean |activation|",
+    "W_out_norm": "the norm of their row of W_out",
+}
 COLUMNS = (
     *("table", "origin", "model", "n_params", "step", "layer", "definitions", "statistic", "matrix"),
     *("group_size", "n_tokens", "group", "value", "null", "null_mean", "null_low", "null_high"),

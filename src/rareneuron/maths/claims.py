@@ -1,0 +1,278 @@
+"""Hypotheses and their verdicts: `supported`, `not supported`, `inconclusive`.
+
+A hypothesis has one direction and a smallest effect of interest, both fixed before data are seen (docs/claims.md). It
+may rest on several tests (two groups, two kinds of random groups, several matrices): then it needs all of them, and its
+p is the largest (intersection-union). Holm corrects over the table. "Not supported" says that these data don't show it
+though they could have, not that it is false.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
+from rareneuron.maths.rank_curve import GRID_STEP, local_slope
+from rareneuron.maths.significance import AgainstNull, against_null, holm
+
+Verdict = Literal["supported", "not supported", "inconclusive"]
+
+LEVEL = 0.05  # of p after Holm
+HALF_STEP = 0.5  # of log rank: over which the slope's own slope is taken at either side
+LOSS_BINS = 10  # of equally many tokens, in which rare and common ones are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What is claimed, before any data."""
+
+    name: str
+    title: str  # the finding as a sentence
+    source: str  # where the paper says so, or "beyond the paper"
+    smallest: float  # effect of interest, in the statistic's unit and the claimed direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """One test of a hypothesis. `effect` is counted in the claimed direction: above 0 speaks for it."""
+
+    statistic: str
+    group: str | None
+    value: float
+    null: str
+    null_mean: float
+    effect: float
+    effect_low: float
+    effect_high: float
+    effect_size: float  # in standard deviations of the null or of the bootstrap; NaN where there is none
+    p: float  # one-sided
+    least_p: float  # that the test can give
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A hypothesis with what the data say. Numbers are those of its weakest test, None where there is none.
+
+    `effect` and `effect_size` keep the statistic's own sign: value less the null's mean.
+    """
+
+    name: str
+    title: str
+    source: str
+    statistic: str | None
+    group: str | None
+    value: float | None
+    null: str | None
+    null_mean: float | None
+    effect: float | None
+    effect_low: float | None
+    effect_high: float | None
+    effect_size: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A property of the measurement, which may hold of any model, a random one too: value, interval, what is asked."""
+
+    name: str
+    title: str
+    value: float | None
+    low: float | None
+    high: float | None
+    at_least: float
+    sentence: str
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the lower end of the interval reaches what is asked; None where it could not be measured."""
+        return None if self.low is None else self.low >= self.at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """All claims of a run, Holm over `claims`, and checks of the measurement beside them."""
+
+    claims: tuple[Claim, ...]
+    checks: tuple[Check, ...]
+    step: int | None
+
+
+def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Test] | str]]) -> tuple[Claim, ...]:
+    """Verdicts. In place of tests, the reason why there are none."""
+    weakest = [None if isinstance(tests, str) else max(tests, key=lambda test: test.p) for _, tests in evidence]
+    tested = [k for k, test in enumerate(weakest) if test is not None]
+    adjusted = dict(zip(tested, holm(np.array([test.p for test in weakest if test is not None])), strict=True))
+    out = []
+    for k, (hypothesis, tests) in enumerate(evidence):
+        test = weakest[k]
+        if test is None or isinstance(tests, str):
+            out.append(untested(hypothesis, str(tests)))
+            continue
+        least = max(other.least_p for other in tests)
+        out.append(verdict_of(hypothesis, test, float(adjusted[k]), could=least * len(tested) <= LEVEL))
+    return tuple(out)
+
+
+def verdict_of(hypothesis: Hypothesis, test: Test, p_holm: float, *, could: bool) -> Claim:
+    """The rule of docs/claims.md, in its order."""
+    verdict: Verdict = "inconclusive"
+    if p_holm <= LEVEL and test.effect >= hypothesis.smallest:
+        verdict, why = "supported", "against every null, with an effect of the size asked for"
+    elif p_holm <= LEVEL:
+        why = f"the effect is there and smaller than what matters ({hypothesis.smallest:g})"
+    elif test.p <= LEVEL:
+        why = "p is small by itself and not after correction for the number of claims"
+    elif not could:
+        why = "there are too few draws or steps for this test to say yes"
+    else:
+        verdict, why = "not supported", "these data don't show it, though they could have"
+    against = f", {test.null} {test.null_mean:.3g}" if np.isfinite(test.null_mean) else f" ({test.null})"
+    of = "" if test.group is None else f" of {test.group}"
+    sentence = f"{test.statistic}{of}: {test.value:.3g}{against}; p {test.p:.2g}, after Holm {p_holm:.2g}: {why}."
+    numbers = {name: getattr(test, name) for name in ("effect", "effect_low", "effect_high", "effect_size")}
+    if (test.value - test.null_mean) * test.effect < 0:  # it is claimed to be lower
+        numbers = own_sign(test)
+    return Claim(
+        name=hypothesis.name,
+        title=hypothesis.title,
+        source=hypothesis.source,
+        statistic=test.statistic,
+        group=test.group,
+        value=finite(test.value),
+        null=test.null,
+        null_mean=finite(test.null_mean),
+        effect=finite(numbers["effect"]),
+        effect_low=finite(numbers["effect_low"]),
+        effect_high=finite(numbers["effect_high"]),
+        effect_size=finite(numbers["effect_size"]),
+        p=test.p,
+        p_holm=p_holm,
+        verdict=verdict,
+        sentence=sentence[0].upper() + sentence[1:],
+    )
+
+
+def own_sign(test: Test) -> dict[str, float]:
+    """The effect as value less null, where the claim is that it is lower."""
+    return {
+        "effect": -test.effect,
+        "effect_low": -test.effect_high,
+        "effect_high": -test.effect_low,
+        "effect_size": -test.effect_size,
+    }
+
+
+def untested(hypothesis: Hypothesis, reason: str) -> Claim:
+    """A claim that nothing is known about."""
+    return Claim(
+        name=hypothesis.name,
+        title=hypothesis.title,
+        source=hypothesis.source,
+        statistic=None,
+        group=None,
+        value=None,
+        null=None,
+        null_mean=None,
+        effect=None,
+        effect_low=None,
+        effect_high=None,
+        effect_size=None,
+        p=None,
+        p_holm=None,
+        verdict="inconclusive",
+        sentence=reason,
+    )
+
+
+def finite(value: float) -> float | None:
+    """The same; None for what is no number."""
+    return float(value) if np.isfinite(value) else None
+
+
+def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Test:
+    """A statistic of a group beside random groups; the interval is value less the middle 95 % of their draws."""
+    sign = 1 if above else -1
+    ends = sorted((sign * (found.value - found.null_high), sign * (found.value - found.null_low)))
+    return Test(
+        statistic=statistic,
+        group=group,
+        value=found.value,
+        null=f"{null} random groups",
+        null_mean=found.null_mean,
+        effect=sign * (found.value - found.null_mean),
+        effect_low=ends[0],
+        effect_high=ends[1],
+        effect_size=sign * found.effect_size,
+        p=found.p_above if above else found.p_below,
+        least_p=1 / (1 + found.n_draws),
+    )
+
+
+def resampled(
+    statistic: str, group: str | None, value: float, draws: Float[np.ndarray, " draw"], no_effect: float
+) -> Test:
+    """A statistic above `no_effect`, by a bootstrap over contexts."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    spread = float(draws.std(ddof=1))
+    return Test(
+        statistic=statistic,
+        group=group,
+        value=value,
+        null="no effect, contexts resampled",
+        null_mean=no_effect,
+        effect=value - no_effect,
+        effect_low=float(low) - no_effect,
+        effect_high=float(high) - no_effect,
+        effect_size=(value - no_effect) / spread if spread > 0 else np.nan,
+        p=float(1 + (draws <= no_effect).sum()) / (1 + len(draws)),
+        least_p=1 / (1 + len(draws)),
+    )
+
+
+def loss_bins(loss: Float[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
+    """Ten bins of equally many tokens, by clean loss."""
+    return np.searchsorted(np.quantile(loss, np.linspace(0, 1, LOSS_BINS + 1)[1:-1]), loss, side="right")
+
+
+def weights_at_equal_loss(
+    rare_loss: Float[np.ndarray, " rare"], common_loss: Float[np.ndarray, " common"]
+) -> tuple[Float[np.ndarray, " rare"], Float[np.ndarray, " common"]]:
+    """Weights of rare and of common tokens that give both the same distribution over bins of loss: the rare ones'.
+
+    Rare tokens in bins without a common one have weight 0.
+    """
+    rare = np.arange(len(rare_loss) + len(common_loss)) < len(rare_loss)
+    bins = loss_bins(np.concatenate([rare_loss, common_loss]))
+    counts = np.stack([np.bincount(bins[rare == kind], minlength=LOSS_BINS) for kind in (False, True)])
+    share = np.where(counts.min(0) > 0, counts[1], 0) / max(1, counts[1][counts.min(0) > 0].sum())
+    per_token = np.divide(share, counts, out=np.zeros(counts.shape), where=counts > 0)
+    return per_token[1][bins[rare]], per_token[0][bins[~rare]]
+
+
+def kink(y: Float[np.ndarray, "*curves rank"]) -> Float[np.ndarray, "*curves"]:
+    """Largest change of the slope's slope, |κ(u + h) − 2 κ(u) + κ(u − h)|, over the median slope: no scale left.
+
+    Location and scale of y drop out, so one null serves every member of a family.
+    """
+    kappa = local_slope(y).kappa
+    h = round(HALF_STEP / GRID_STEP)
+    second = np.abs(kappa[..., 2 * h :] - 2 * kappa[..., h:-h] + kappa[..., : -2 * h])
+    return np.nanmax(second, axis=-1) / np.abs(np.nanmedian(kappa, axis=-1))
+
+
+def slope_discontinuity(y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400) -> list[Test]:
+    """The curve's kink against that of smooth families of as many neurons."""
+    value = float(kink(y))
+    tests = []
+    for name, family in FAMILIES.items():
+        draws = kink(family.log_quantile(uniform_order_statistics(n_draws, len(y), rng)))
+        found = against_null(value, draws)
+        test = against_groups(found, "largest change of the slope's slope", "all neurons", name, above=True)
+        tests.append(replace(test, null=f"{name} samples"))
+    return tests

@@ -1,0 +1,46 @@
+r"""The change in loss when a whole group of neurons is ablated at once, exactly.
+
+The group moves the residual stream by $v = \sum_i c_i w_{out}^{(i)}$, one vector a token, so the clean distribution is
+computed once and each group costs one product with the unembedding. With x̂ and x̂′ the normalised residual before and
+after, δ = A (x̂′ − x̂), a difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses.
+Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.maths.readout import Readout
+
+
+class JointAblation:
+    """Some tokens as the clean model sees them; then Δ of any movement of their residual stream.
+
+    Memory: A [vocab, d_model] and three arrays [token, vocab]; time O(token · vocab · d_model) a group.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        resid: Float[Tensor, "token d_model"],
+        target: Int[Tensor, " token"],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.readout, self.target, self.dtype = readout, target, dtype
+        self.centred = readout.centre(resid.double())
+        self.direction = self.centred / readout.sigma(self.centred)[:, None]
+        self.A = readout.logits_per_direction(dtype)
+        logits = self.direction.to(dtype) @ self.A.T + readout.logits_at_zero(dtype)
+        self.logp = logits.log_softmax(-1)
+        self.p = self.logp.exp()
+
+    def delta_loss(self, move: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+        """Δ in nats, when each token's residual stream is moved by `move`; positive: the loss rises."""
+        moved = self.centred + self.readout.centre(move.double())
+        change = moved / self.readout.sigma(moved)[:, None] - self.direction
+        delta = change.to(self.dtype) @ self.A.T
+        delta -= delta.gather(1, self.target[:, None])
+        small = (self.p * torch.expm1(delta)).sum(-1)
+        # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp
+        return torch.where(small.abs() < 0.5, torch.log1p(small), (self.logp + delta).logsumexp(-1))

@@ -1,0 +1,168 @@
+"""What claims need beyond every neuron's effect, at the last checkpoint only: groups ablated at once, zero-ablation.
+
+A seeded sample of whole contexts, since these cost a full readout a group and token. Kept per neuron: zero- beside
+mean-ablation at the same tokens, and effects and shifts at rare and at common targets, once more at equal clean loss;
+per group, random ones too: the joint effect beside the sum of single ones.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.maths.ablation import AblationEngine
+from rareneuron.maths.claims import weights_at_equal_loss
+from rareneuron.maths.groups import NeuronGroups
+from rareneuron.maths.joint import JointAblation
+from rareneuron.pipeline.capture import TokenSource
+from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
+
+RECORD, ARRAYS = "experiments.json", "experiments.safetensors"
+RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
+JOINT_TOKENS = 128  # of those, at most
+JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
+RANDOM_GROUPS = 400  # of each kind
+
+
+def experiments(
+    source: TokenSource,
+    effects: pd.DataFrame,
+    groups: NeuronGroups | RareNeuronError,
+    engine: str,
+    memory: int,
+    seed: int,
+) -> dict[str, np.ndarray] | str:
+    """The arrays of docs/run-folder.md; or why there are none."""
+    if isinstance(groups, RareNeuronError):
+        return str(groups)
+    if engine != "closed-form":
+        return "Ablating groups needs the readout of the last layer's closed form, and this study used patching."
+    rng = np.random.default_rng([seed, 6])
+    sample = Sample(source, rng)
+    readout, W_out = source.adapter.readout(source.layer), source.adapter.weights(source.layer).W_out
+    device = W_out.device
+    act, resid, target, rare = sample.act, sample.resid, sample.target, sample.rare
+    mean = torch.from_numpy(effects["mean_act"].to_numpy()).to(device)
+    common_mean = torch.from_numpy(effects["common_mean_act"].to_numpy()).to(device)
+    on_rare = torch.from_numpy(np.flatnonzero(rare)).to(device)
+    on_common = torch.from_numpy(np.flatnonzero(~rare)).to(device)
+    whole = AblationEngine(readout, W_out, memory=memory)
+    shift = mean - act[on_rare].double()
+    found = whole.effects(resid[on_rare], shift, target[on_rare])
+    zeroed = whole.effects(resid[on_rare], -act[on_rare].double(), target[on_rare], direct=False).delta_loss
+    assert found.direct_delta_loss is not None
+    members = {"boosting": groups.boosting, "suppressing": groups.suppressing}
+    both = np.concatenate(list(members.values()))
+    out: dict[str, Any] = {
+        "rare_ablation": found.delta_loss.double().abs().mean(0),
+        "zero_ablation": zeroed.double().abs().mean(0),
+    }
+    size, direct = found.delta_loss.double().abs(), found.direct_delta_loss.double()
+    out["rare_shift"] = shift.abs().mean(0)
+    if len(on_common):
+        common_shift = common_mean - act[on_common].double()
+        found_common = whole.effects(resid[on_common], common_shift, target[on_common], direct=False)
+        of_common = found_common.delta_loss.double().abs()
+        weights = weights_at_equal_loss(found.loss.double().cpu().numpy(), found_common.loss.double().cpu().numpy())
+        at_rare, at_common = (torch.from_numpy(w).to(device) for w in weights)
+        out |= {
+            "common_ablation": of_common.mean(0),
+            "common_shift": common_shift.abs().mean(0),
+            "rare_ablation_equal_loss": at_rare @ size,
+            "rare_shift_equal_loss": at_rare @ shift.abs(),
+            "common_ablation_equal_loss": at_common @ of_common,
+            "common_shift_equal_loss": at_common @ common_shift.abs(),
+            "compared_share": at_rare.gt(0).double().mean()[None],
+        }
+    out |= {
+        "context": sample.context[rare],
+        "rare_total": size[:, both].mean(1),
+        "rare_norm_part": (found.delta_loss.double() - direct)[:, both].abs().mean(1),
+    }
+    out |= joint_effects(readout, resid[on_rare], target[on_rare], shift, W_out, groups, found.delta_loss.double())
+    return {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in out.items()}
+
+
+class Sample:
+    """Whole contexts until there are enough rare tokens, in the selection's order."""
+
+    def __init__(self, source: TokenSource, rng: np.random.Generator) -> None:
+        selection = source.selection
+        n_rare = np.bincount(selection.context[selection.rare], minlength=len(selection.windows))
+        order = rng.permutation(len(selection.windows))
+        # At most half of the contexts: groups are chosen on the others where the sample judges them.
+        enough = max(1, min(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, len(order) // 2))
+        chosen = np.zeros(len(selection.windows), bool)
+        chosen[order[:enough]] = True
+        parts: list[tuple[Tensor, Tensor, Tensor, np.ndarray, np.ndarray]] = []
+        for batch in source.again():
+            rows = np.flatnonzero(chosen[batch.context])
+            at = torch.from_numpy(rows).to(batch.act.device)
+            parts.append((batch.act[at], batch.resid[at], batch.target[at], batch.context[rows], batch.rare[rows]))
+        act, resid, target, context, rare = zip(*parts, strict=True)
+        self.act, self.resid, self.target = torch.cat(act), torch.cat(resid), torch.cat(target)
+        self.context, self.rare = np.concatenate(context).astype(np.int64), np.concatenate(rare)
+
+
+def joint_effects(
+    readout: Any,
+    resid: Float[Tensor, "token d_model"],
+    target: Int[Tensor, " token"],
+    shift: Float[Tensor, "token neuron"],
+    W_out: Float[Tensor, "neuron d_model"],
+    groups: NeuronGroups,
+    single: Float[Tensor, "token neuron"],
+) -> dict[str, Any]:
+    """Per group: mean joint Δ, sum of mean single Δ, sum of mean single |Δ|; of the two groups also per token."""
+    drawn = {"uniform": groups.random[:RANDOM_GROUPS]}
+    drawn |= {f"matched_{role}": of[:RANDOM_GROUPS] for role, of in groups.matched.items()}
+    vocab, d_model = readout.W_U.shape
+    n_groups = 2 + sum(len(of) for of in drawn.values())
+    n = int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS))
+    joint = JointAblation(readout, resid[:n], target[:n])
+    shift, single, W = shift[:n], single[:n], W_out.double()
+
+    def ablated(group: np.ndarray) -> tuple[Tensor, Tensor]:
+        neurons = torch.from_numpy(group).to(shift.device)
+        return joint.delta_loss(shift[:, neurons] @ W[neurons]).double(), single[:, neurons]
+
+    out: dict[str, Any] = {}
+    for role in ("boosting", "suppressing"):
+        together, alone = ablated(getattr(groups, role))
+        out |= {
+            f"joint_{role}": together,
+            f"sum_{role}": alone.sum(1),
+            f"abs_sum_{role}": alone.abs().sum(1),
+        }
+    for name, of in drawn.items():
+        rows = []
+        for group in of:
+            together, alone = ablated(group)
+            rows.append([together.mean().item(), alone.sum(1).mean().item(), alone.abs().sum(1).mean().item()])
+        out[f"joint_{name}"] = np.array(rows)
+    return out
+
+
+def write_experiments(folder: Path, found: dict[str, np.ndarray] | str) -> None:
+    """Arrays, and a record that says whether there are any."""
+    arrays = {} if isinstance(found, str) else found
+    write_tensors(folder / ARRAYS, arrays)
+    write_json(folder / RECORD, {"unavailable": found if isinstance(found, str) else None})
+
+
+def read_experiments(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays; an error that says why where there are none."""
+    if not (folder / RECORD).is_file():
+        raise RunFolderError(
+            f"{folder} has no experiments with whole groups: it was not the last checkpoint of its study. Remove "
+            "that folder and run the same study again to have them."
+        )
+    reason = read_json(folder / RECORD)["unavailable"]
+    if reason is not None:
+        raise TooFewNeurons(reason)
+    return read_tensors(folder / ARRAYS)

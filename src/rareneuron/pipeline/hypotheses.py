@@ -1,0 +1,111 @@
+"""What a study is asked: each finding of the paper, and what its reader will ask next, with the effect that matters.
+
+Stated before any data; docs/claims.md gives the reasons. Effects are in the unit of the statistic: a correlation, a
+cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects.
+"""
+
+from rareneuron.maths.claims import Hypothesis
+
+HYPOTHESES = (
+    Hypothesis(
+        name="three-phases",
+        title="The rank curve has a plateau, a power law and a decay",
+        source="Sec. 3.1, Fig. 1b",
+        smallest=1.0,
+    ),
+    Hypothesis(
+        name="plateau-grows",
+        title="The plateau grows over training",
+        source="Fig. 3b",
+        smallest=0.3,
+    ),
+    Hypothesis(
+        name="slope-kink",
+        title="The slope has a kink that smooth curves lack (“second-order transition”)",
+        source="Fig. 2a",
+        smallest=0.0,
+    ),
+    Hypothesis(
+        name="correlation-within",
+        title="Neurons of either group are correlated more than random ones",
+        source="Table 1",
+        smallest=0.01,
+    ),
+    Hypothesis(
+        name="correlation-random",
+        title="Either group is correlated with random neurons less than these are with each other",
+        source="Table 1",
+        smallest=0.002,
+    ),
+    Hypothesis(
+        name="dimension",
+        title="Either group spans fewer dimensions than random groups",
+        source="Table 2",
+        smallest=1.0,
+    ),
+    Hypothesis(
+        name="cosine-within",
+        title="Activations within either group point the same way more than random ones",
+        source="Table 3",
+        smallest=0.02,
+    ),
+    Hypothesis(
+        name="cosine-across",
+        title="So do those of the boosting and the suppressing group",
+        source="Table 3",
+        smallest=0.02,
+    ),
+    Hypothesis(
+        name="cosine-random",
+        title="Activations of either group point away from random neurons' more than these do from each other",
+        source="Table 3",
+        smallest=0.01,
+    ),
+    Hypothesis(
+        name="heavy-tail-W_in",
+        title="Weights of either group in W_in are heavier-tailed than random groups'",
+        source="Table 4, Fig. 2b",
+        smallest=0.2,
+    ),
+    Hypothesis(
+        name="heavy-tail-W_gate",
+        title="Weights of either group in W_gate are heavier-tailed than random groups'",
+        source="Table 4, Fig. 2b",
+        smallest=0.2,
+    ),
+    Hypothesis(
+        name="heavy-tail-W_out",
+        title="Weights of either group in W_out are heavier-tailed than random groups'",
+        source="Table 4, Fig. 2b",
+        smallest=0.2,
+    ),
+    Hypothesis(
+        name="rare-specific",
+        title="For the distance moved, the groups matter more at rare than at common targets than other neurons do",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="rare-specific-loss",
+        title="So they do at equal clean loss",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="joint-sum",
+        title="Ablating a group at once does more than its neurons one at a time, added up",
+        source="beyond the paper",
+        smallest=0.05,
+    ),
+    Hypothesis(
+        name="joint-random",
+        title="This excess is larger than in random groups",
+        source="beyond the paper",
+        smallest=0.05,
+    ),
+)
+
+
+def hypothesis(name: str) -> Hypothesis:
+    """One of them."""
+    return next(h for h in HYPOTHESES if h.name == name)

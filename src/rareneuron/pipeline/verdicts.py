@@ -1,0 +1,381 @@
+"""From a run's results to the verdicts of `maths.claims`, kept as `claims.json`.
+
+Every hypothesis stands here with its direction and the smallest effect that matters; docs/claims.md says why. What a
+run doesn't hold (groups, a common target, several checkpoints) makes a claim inconclusive and says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from rareneuron.errors import RareNeuronError
+from rareneuron.maths.claims import (
+    LEVEL,
+    Check,
+    Claim,
+    Claims,
+    Hypothesis,
+    Test,
+    against_groups,
+    judged,
+    resampled,
+    slope_discontinuity,
+)
+from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.significance import AgainstNull, against_null, bootstrap_interval, trend
+from rareneuron.pipeline.dynamics import onsets, trajectory
+from rareneuron.pipeline.experiments import read_experiments
+from rareneuron.pipeline.groups import MATCHED_ON, MOST_CANDIDATES
+from rareneuron.pipeline.hypotheses import HYPOTHESES, hypothesis
+from rareneuron.pipeline.rankings import fit_ranking
+from rareneuron.pipeline.run import Run
+from rareneuron.pipeline.store import read_json, write_json
+
+FILE = "claims.json"
+PHASE_DRAWS = 400  # of each null, so that p can reach what Holm asks for
+SPLITS = 99  # of the contexts into halves
+FEWEST_STEPS = 6  # of a trend: with five, the least one-sided p is 1/120
+ROLES = ("boosting", "suppressing")
+Evidence = tuple[Hypothesis, Sequence[Test] | str]
+
+
+def claims_of(run: Run) -> Claims:
+    """Every claim of docs/claims.md about a run's last checkpoint and its way there."""
+    step = run.steps[-1]
+    seed = run.manifest["config"]["seed"]
+    makers: list[Callable[[Run, np.random.Generator], list[Evidence]]] = [
+        phase_claims, geometry_claims, spectrum_claims, specificity_claims, joint_claims,
+    ]  # fmt: skip
+    evidence = [found for k, make in enumerate(makers) for found in make(run, np.random.default_rng([seed, 7, k]))]
+    return Claims(claims=judged(evidence), checks=checks(run, np.random.default_rng([seed, 8])), step=step)
+
+
+def tried(compute: Callable[[], Sequence[Test] | str]) -> Sequence[Test] | str:
+    """Tests, or the reason why they can't be made."""
+    try:
+        return compute()
+    except RareNeuronError as error:
+        return str(error)
+
+
+def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
+    """Three phases, a growing plateau, a kink of the slope."""
+
+    def three() -> list[Test]:
+        effects, config = run.effects(), run.manifest["config"]
+        found = fit_ranking(effects, run.context_sums(), "all", config["seed"], n_draws=PHASE_DRAWS)
+        name, p = max(found.null_p.items(), key=lambda item: item[1])
+        there = found.outcome == "three phases"
+        return [
+            Test(
+                statistic=f"κ of the middle (outcome: {found.outcome})",
+                group="all neurons",
+                value=found.kappa,
+                null=f"{name} samples",
+                null_mean=np.nan,
+                effect=float(there),
+                effect_low=np.nan,
+                effect_high=np.nan,
+                effect_size=np.nan,
+                p=p if there or p > LEVEL else 1.0,  # the bootstrap band has said no
+                least_p=1 / (1 + PHASE_DRAWS),
+            )
+        ]
+
+    def grows() -> list[Test] | str:
+        table = trajectory(run)
+        if "plateau_share" not in table:
+            return "The run has released definitions, which know no plateau that could grow."
+        share = table.loc[table["outcome"] != "unavailable", "plateau_share"].fillna(0.0).to_numpy()
+        if len(share) < FEWEST_STEPS:
+            return f"There are {len(share)} checkpoints, and a trend needs {FEWEST_STEPS}."
+        tau, both = trend(share)
+        tau, both = (0.0, 1.0) if np.isnan(tau) else (tau, both)
+        return [
+            Test(
+                statistic="Kendall's τ of the plateau's share of the layer over steps",
+                group=None,
+                value=tau,
+                null="no trend",
+                null_mean=0.0,
+                effect=tau,
+                effect_low=np.nan,
+                effect_high=np.nan,
+                effect_size=np.nan,
+                p=both / 2 if tau > 0 else 1 - both / 2,
+                least_p=1 / float(np.prod(np.arange(1.0, len(share) + 1))),
+            )
+        ]
+
+    def bends() -> list[Test]:
+        curve = run.rank_curve()
+        return slope_discontinuity(np.log(curve.value[: curve.n_positive].astype(np.float64)), rng)
+
+    return [
+        (hypothesis("three-phases"), tried(three)),
+        (hypothesis("plateau-grows"), tried(grows)),
+        (hypothesis("slope-kink"), tried(bends)),
+    ]
+
+
+def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
+    """The one comparison of a table."""
+    chosen = rows
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    found = chosen.iloc[0]
+    numbers: dict[str, Any] = {f.name: np.nan if found[f.name] is None else found[f.name] for f in fields(AgainstNull)}
+    return AgainstNull(**numbers)
+
+
+def of_groups(rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str) -> list[Test]:
+    """Each group against uniform and matched random groups."""
+    nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
+    label = statistic.replace("_", " ") + "".join(f" in {value}" for value in where.values())
+    return [
+        against_groups(
+            row_of(rows, statistic=statistic, group=group, null=null, **where), label, group, null, above=above
+        )
+        for group in groups
+        for null in nulls
+    ]
+
+
+def geometry_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
+    """Tables 1-3; dimensions of z-scored activations, which loud neurons don't decide."""
+    pairs = [f"{role}-random" for role in ROLES]
+    dimension = "d_eff_zscored" if run.definitions == "paper" else "d_eff"
+    wanted: list[tuple[str, str, Sequence[str], bool]] = [
+        ("correlation-within", "correlation", ROLES, True),
+        ("correlation-random", "correlation", pairs, False),
+        ("dimension", dimension, ROLES, False),
+        ("cosine-within", "cosine", ROLES, True),
+        ("cosine-across", "cosine", ["boosting-suppressing"], True),
+        ("cosine-random", "cosine", pairs, False),
+    ]
+    return [
+        (hypothesis(name), tried(lambda s=s, g=g, a=a: of_groups(run.geometry(), s, g, above=a)))
+        for name, s, g, a in wanted
+    ]
+
+
+def spectrum_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
+    """Table 4, each matrix by itself; the sentence adds since when."""
+    try:
+        rows = run.spectrum()
+    except RareNeuronError as error:
+        return [(hypothesis(f"heavy-tail-{matrix}"), str(error)) for matrix in ("W_in", "W_out")]
+    return [
+        (
+            hypothesis(f"heavy-tail-{matrix}"),
+            tried(lambda m=matrix: of_groups(rows, "alpha_hill", ROLES, above=False, matrix=m)),
+        )
+        for matrix in rows["matrix"].unique()
+    ]
+
+
+def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
+    """|Δ| for the distance moved, at rare over common targets, beside random groups; at any loss and at equal loss.
+
+    Groups are chosen on the contexts outside the sample that judges them: chosen for large effects at the same rare
+    tokens, any group would seem to be about them. Per distance, since activations spread differently at the two.
+    """
+
+    def ratios(suffix: str) -> list[Test] | str:
+        found = read_experiments(run.folder())
+        if "common_ablation" not in found:
+            return "The sample holds no common targets to compare with."
+        groups = groups_elsewhere(run, found["context"], rng)
+        length = run.effects()["W_out_norm"].to_numpy()
+
+        def ratio(drawn: np.ndarray) -> np.ndarray:
+            rare, common = (
+                found[f"{kind}_ablation{suffix}"][drawn].mean(-1)
+                / (length * found[f"{kind}_shift{suffix}"])[drawn].mean(-1)
+                for kind in ("rare", "common")
+            )
+            return rare / common
+
+        label = "|Δ| for the distance moved, at rare over common targets" + (" of equal loss" if suffix else "")
+        tests = []
+        for role in ROLES:
+            value = float(ratio(getattr(groups, role)))
+            for null, drawn in {"uniform": groups.random, "matched": groups.matched[role]}.items():
+                tests.append(against_groups(against_null(value, ratio(drawn)), label, role, null, above=True))
+        return tests
+
+    return [
+        (hypothesis("rare-specific"), tried(lambda: ratios(""))),
+        (hypothesis("rare-specific-loss"), tried(lambda: ratios("_equal_loss"))),
+    ]
+
+
+def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) -> NeuronGroups:
+    """Groups by the effects in all contexts but these."""
+    sums, config = run.context_sums(), run.manifest["config"]
+    n_rows = len(sums["n_tokens"])
+    rows = np.unique(context) * n_rows // run.manifest["data"]["n_contexts"]  # as pipeline.sums merges them
+    others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
+    if not len(others):
+        raise RareNeuronError("All contexts are in the sample, and none is left to choose groups on.")
+    n_tokens = sums["n_tokens"][others].sum()
+    delta, absolute = (
+        sums[name][others].astype(np.float64).sum(0) / n_tokens for name in ("delta_loss", "abs_delta_loss")
+    )
+    return neuron_groups(
+        delta,
+        absolute,
+        size=config["group_size"],
+        n_draws=config["n_random"],
+        most=MOST_CANDIDATES,
+        covariate=run.effects()[MATCHED_ON].to_numpy(),
+        matched_on=MATCHED_ON,
+        rng=rng,
+    )
+
+
+def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
+    """Joint effect less the sum of single ones, over the sum of |single| ones, in the group's own direction."""
+
+    def exceeds() -> list[Test]:
+        found = read_experiments(run.folder())
+        context = found["context"]
+        tests = []
+        for role, sign in (("boosting", 1), ("suppressing", -1)):
+            excess = sign * (found[f"joint_{role}"] - found[f"sum_{role}"])
+            size = found[f"abs_sum_{role}"]
+            _, row = np.unique(context[: len(excess)], return_inverse=True)
+            sums = np.stack([np.bincount(row, excess), np.bincount(row, size)], 1)
+            weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=1999)
+            totals = weights @ sums
+            value = float(excess.sum() / size.sum())
+            tests.append(resampled(JOINT, role, value, totals[:, 0] / totals[:, 1], 0.0))
+        return tests
+
+    def beyond() -> list[Test]:
+        found = read_experiments(run.folder())
+        tests = []
+        for role, sign in (("boosting", 1), ("suppressing", -1)):
+            value = sign * float((found[f"joint_{role}"] - found[f"sum_{role}"]).sum() / found[f"abs_sum_{role}"].sum())
+            for null in ("uniform", f"matched_{role}"):
+                if f"joint_{null}" in found:
+                    together, alone, size = found[f"joint_{null}"].T
+                    draws = against_null(value, sign * (together - alone) / size)
+                    tests.append(against_groups(draws, JOINT, role, null.split("_")[0], above=True))
+        return tests
+
+    return [(hypothesis("joint-sum"), tried(exceeds)), (hypothesis("joint-random"), tried(beyond))]
+
+
+JOINT = "joint effect less the sum of single ones, over the sum of their sizes"
+
+
+def checks(run: Run, rng: np.random.Generator) -> tuple[Check, ...]:
+    """Properties of the measurement: would another text, another ablation, a frozen norm say the same?"""
+    wanted: list[tuple[str, str, float, Callable[[], tuple[float, float, float]]]] = [
+        ("split-half", "Another half of the text ranks the neurons alike", 0.8, lambda: split_half(run, rng)),
+        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, lambda: zero_agrees(run)),
+        ("direct", "The groups act directly, not through the final norm's scale", 0.5, lambda: direct_share(run, rng)),
+    ]
+    out = []
+    for name, title, least, compute in wanted:
+        try:
+            value, low, high = compute()
+        except RareNeuronError as error:
+            out.append(
+                Check(name=name, title=title, value=None, low=None, high=None, at_least=least, sentence=str(error))
+            )
+            continue
+        holds = "holds" if low >= least else "does not hold"
+        sentence = f"{WHAT[name]}: {value:.3f} (95 %: {low:.3f} … {high:.3f}); asked for are {least:g}: {holds}."
+        out.append(Check(name=name, title=title, value=value, low=low, high=high, at_least=least, sentence=sentence))
+    return tuple(out)
+
+
+WHAT = {
+    "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
+    "zero-ablation": "Spearman correlation of mean |Δ| over neurons, at the same tokens",
+    "direct": "Share of |Δ| of the groups' neurons that stays with the norm's scale frozen",
+}
+
+
+def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Median and middle 95 % over splits of the contexts; Spearman–Brown."""
+    stored = run.context_sums()
+    held = np.flatnonzero(stored["n_tokens"] > 0)
+    if len(held) < 4:
+        raise RareNeuronError(f"{len(held)} contexts are too few to be halved. Analyse more tokens (--n-tokens).")
+    sums = stored["abs_delta_loss"][held].astype(np.float64)
+    found = []
+    for _ in range(SPLITS):
+        half = rng.permutation(len(held)) < len(held) // 2
+        rho = float(spearmanr(sums[half].sum(0), sums[~half].sum(0)).statistic)
+        found.append(2 * rho / (1 + rho))
+    low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
+    return float(middle), float(low), float(high)
+
+
+def zero_agrees(run: Run) -> tuple[float, float, float]:
+    """Spearman's ρ with Fisher's interval over neurons."""
+    found = read_experiments(run.folder())
+    rho = float(spearmanr(found["rare_ablation"], found["zero_ablation"]).statistic)
+    z, error = np.arctanh(rho), 1.96 * 1.06 / np.sqrt(len(found["rare_ablation"]) - 3)
+    return rho, float(np.tanh(z - error)), float(np.tanh(z + error))
+
+
+def direct_share(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
+    """1 − E|Δ − direct Δ| / E|Δ|, contexts resampled."""
+    found = read_experiments(run.folder())
+    _, row = np.unique(found["context"], return_inverse=True)
+    sums = np.stack([np.bincount(row, found["rare_norm_part"]), np.bincount(row, found["rare_total"])], 1)
+    value = 1 - float(sums[:, 0].sum() / sums[:, 1].sum())
+    low, high = bootstrap_interval(sums, np.bincount(row), rng, lambda t, _: 1 - t[:, 0] / t[:, 1])
+    return value, float(low), float(high)
+
+
+def write_claims(run: Run) -> Claims:
+    """Compute the claims and keep them, unless those kept are of the same checkpoints."""
+    path, steps = run.path / FILE, list(run.steps)
+    try:
+        if path.is_file() and read_json(path)["steps"] == steps:
+            return read_claims(run.path)
+    except RareNeuronError:  # damaged: made again
+        pass
+    claims = claims_of(run)
+    table = onsets(trajectory(run))
+    since = table["since"].astype(object).where(table["since"].notna(), None)
+    write_json(
+        path,
+        {
+            "step": claims.step,
+            "steps": steps,
+            "definitions": run.definitions,
+            "level": LEVEL,
+            "seed": run.manifest["config"]["seed"],
+            "smallest_effects": {h.name: h.smallest for h in HYPOTHESES},
+            "differs_since": dict(zip(table["column"], since, strict=True)),
+            "claims": [asdict(claim) for claim in claims.claims],
+            "checks": [asdict(check) for check in claims.checks],
+        },
+    )
+    return claims
+
+
+def read_claims(root: Path) -> Claims:
+    """The verdicts of a run."""
+    record: Any = read_json(root / FILE)
+    return Claims(
+        claims=tuple(Claim(**{f.name: claim[f.name] for f in fields(Claim)}) for claim in record["claims"]),
+        checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
+        step=record["step"],
+    )
+
+
+def claims_table(claims: Claims) -> pd.DataFrame:
+    """One row a claim."""
+    return pd.DataFrame([asdict(claim) for claim in claims.claims])

@@ -25,6 +25,7 @@ from rareneuron.errors import (
 from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline import provenance
 from rareneuron.pipeline import study as study_module
+from rareneuron.pipeline.experiments import read_experiments
 from rareneuron.pipeline.explorer import read_explorer
 from rareneuron.pipeline.plan import plan_study, step_name
 from rareneuron.pipeline.rankings import RANKINGS
@@ -247,6 +248,9 @@ READERS = {
     "steps/10/spectrum.json": lambda run: run.spectrum(10),
     "steps/10/explorer.safetensors": lambda run: asdict(read_explorer(run.path / "steps" / "10")),
     "steps/10/explorer.json": lambda run: asdict(read_explorer(run.path / "steps" / "10")),
+    "steps/10/experiments.json": lambda run: read_experiments(run.path / "steps" / "10"),
+    "steps/10/experiments.safetensors": lambda run: read_experiments(run.path / "steps" / "10"),
+    "claims.json": lambda run: asdict(run.claims()),
     "steps/10/step.json": lambda run: run.step_record(10)["audit"],
 }
 

@@ -35,7 +35,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Test:
+class Comparison:
     """One test of a hypothesis. `effect` is counted in the claimed direction: above 0 speaks for it."""
 
     statistic: str
@@ -103,7 +103,7 @@ class Claims:
     step: int | None
 
 
-def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Test] | str]]) -> tuple[Claim, ...]:
+def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
     """Verdicts. In place of tests, the reason why there are none."""
     weakest = [None if isinstance(tests, str) else max(tests, key=lambda test: test.p) for _, tests in evidence]
     tested = [k for k, test in enumerate(weakest) if test is not None]
@@ -119,7 +119,7 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Test] | str]]) -> tuple
     return tuple(out)
 
 
-def verdict_of(hypothesis: Hypothesis, test: Test, p_holm: float, *, could: bool) -> Claim:
+def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, could: bool) -> Claim:
     """The rule of docs/claims.md, in its order."""
     verdict: Verdict = "inconclusive"
     if p_holm <= LEVEL and test.effect >= hypothesis.smallest:
@@ -158,7 +158,7 @@ def verdict_of(hypothesis: Hypothesis, test: Test, p_holm: float, *, could: bool
     )
 
 
-def own_sign(test: Test) -> dict[str, float]:
+def own_sign(test: Comparison) -> dict[str, float]:
     """The effect as value less null, where the claim is that it is lower."""
     return {
         "effect": -test.effect,
@@ -195,11 +195,11 @@ def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Test:
+def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Comparison:
     """A statistic of a group beside random groups; the interval is value less the middle 95 % of their draws."""
     sign = 1 if above else -1
     ends = sorted((sign * (found.value - found.null_high), sign * (found.value - found.null_low)))
-    return Test(
+    return Comparison(
         statistic=statistic,
         group=group,
         value=found.value,
@@ -216,11 +216,11 @@ def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *,
 
 def resampled(
     statistic: str, group: str | None, value: float, draws: Float[np.ndarray, " draw"], no_effect: float
-) -> Test:
+) -> Comparison:
     """A statistic above `no_effect`, by a bootstrap over contexts."""
     low, high = np.quantile(draws, [0.025, 0.975])
     spread = float(draws.std(ddof=1))
-    return Test(
+    return Comparison(
         statistic=statistic,
         group=group,
         value=value,
@@ -263,10 +263,12 @@ def kink(y: Float[np.ndarray, "*curves rank"]) -> Float[np.ndarray, "*curves"]:
     kappa = local_slope(y).kappa
     h = round(HALF_STEP / GRID_STEP)
     second = np.abs(kappa[..., 2 * h :] - 2 * kappa[..., h:-h] + kappa[..., : -2 * h])
-    return np.nanmax(second, axis=-1) / np.abs(np.nanmedian(kappa, axis=-1))
+    return np.asarray(np.nanmax(second, axis=-1) / np.abs(np.nanmedian(kappa, axis=-1)))
 
 
-def slope_discontinuity(y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400) -> list[Test]:
+def slope_discontinuity(
+    y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400
+) -> list[Comparison]:
     """The curve's kink against that of smooth families of as many neurons."""
     value = float(kink(y))
     tests = []

@@ -47,8 +47,8 @@ def experiments(
     readout, W_out = source.adapter.readout(source.layer), source.adapter.weights(source.layer).W_out
     device = W_out.device
     act, resid, target, rare = sample.act, sample.resid, sample.target, sample.rare
-    mean = torch.from_numpy(effects["mean_act"].to_numpy()).to(device)
-    common_mean = torch.from_numpy(effects["common_mean_act"].to_numpy()).to(device)
+    mean = torch.tensor(effects["mean_act"].to_numpy()).to(device)
+    common_mean = torch.tensor(effects["common_mean_act"].to_numpy()).to(device)
     on_rare = torch.from_numpy(np.flatnonzero(rare)).to(device)
     on_common = torch.from_numpy(np.flatnonzero(~rare)).to(device)
     whole = AblationEngine(readout, W_out, memory=memory)
@@ -159,8 +159,8 @@ def read_experiments(folder: Path) -> dict[str, np.ndarray]:
     """The arrays; an error that says why where there are none."""
     if not (folder / RECORD).is_file():
         raise RunFolderError(
-            f"{folder} has no experiments with whole groups: it was not the last checkpoint of its study. Remove "
-            "that folder and run the same study again to have them."
+            f"{folder / RECORD} is missing: this was not the last checkpoint of its study, or the file is lost, and "
+            f"nothing is known of whole groups. Remove {folder} and run the same study again to have it."
         )
     reason = read_json(folder / RECORD)["unavailable"]
     if reason is not None:

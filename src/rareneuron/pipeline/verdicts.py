@@ -13,20 +13,21 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from rareneuron.errors import RareNeuronError
+from rareneuron.errors import RareNeuronError, TooFewNeurons
 from rareneuron.maths.claims import (
     LEVEL,
     Check,
     Claim,
     Claims,
+    Comparison,
     Hypothesis,
-    Test,
     against_groups,
     judged,
     resampled,
     slope_discontinuity,
 )
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.phases import FEWEST_NEURONS
 from rareneuron.maths.significance import AgainstNull, against_null, bootstrap_interval, trend
 from rareneuron.pipeline.dynamics import onsets, trajectory
 from rareneuron.pipeline.experiments import read_experiments
@@ -41,7 +42,7 @@ PHASE_DRAWS = 400  # of each null, so that p can reach what Holm asks for
 SPLITS = 99  # of the contexts into halves
 FEWEST_STEPS = 6  # of a trend: with five, the least one-sided p is 1/120
 ROLES = ("boosting", "suppressing")
-Evidence = tuple[Hypothesis, Sequence[Test] | str]
+Evidence = tuple[Hypothesis, Sequence[Comparison] | str]
 
 
 def claims_of(run: Run) -> Claims:
@@ -55,7 +56,7 @@ def claims_of(run: Run) -> Claims:
     return Claims(claims=judged(evidence), checks=checks(run, np.random.default_rng([seed, 8])), step=step)
 
 
-def tried(compute: Callable[[], Sequence[Test] | str]) -> Sequence[Test] | str:
+def tried(compute: Callable[[], Sequence[Comparison] | str]) -> Sequence[Comparison] | str:
     """Tests, or the reason why they can't be made."""
     try:
         return compute()
@@ -66,13 +67,13 @@ def tried(compute: Callable[[], Sequence[Test] | str]) -> Sequence[Test] | str:
 def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     """Three phases, a growing plateau, a kink of the slope."""
 
-    def three() -> list[Test]:
+    def three() -> list[Comparison]:
         effects, config = run.effects(), run.manifest["config"]
         found = fit_ranking(effects, run.context_sums(), "all", config["seed"], n_draws=PHASE_DRAWS)
         name, p = max(found.null_p.items(), key=lambda item: item[1])
         there = found.outcome == "three phases"
         return [
-            Test(
+            Comparison(
                 statistic=f"κ of the middle (outcome: {found.outcome})",
                 group="all neurons",
                 value=found.kappa,
@@ -87,7 +88,7 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
             )
         ]
 
-    def grows() -> list[Test] | str:
+    def grows() -> list[Comparison] | str:
         table = trajectory(run)
         if "plateau_share" not in table:
             return "The run has released definitions, which know no plateau that could grow."
@@ -97,7 +98,7 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
         tau, both = trend(share)
         tau, both = (0.0, 1.0) if np.isnan(tau) else (tau, both)
         return [
-            Test(
+            Comparison(
                 statistic="Kendall's τ of the plateau's share of the layer over steps",
                 group=None,
                 value=tau,
@@ -112,8 +113,10 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
             )
         ]
 
-    def bends() -> list[Test]:
+    def bends() -> list[Comparison]:
         curve = run.rank_curve()
+        if curve.n_positive < FEWEST_NEURONS:
+            raise TooFewNeurons(f"A curve of {curve.n_positive} neurons is too short to tell a kink from noise.")
         return slope_discontinuity(np.log(curve.value[: curve.n_positive].astype(np.float64)), rng)
 
     return [
@@ -133,7 +136,9 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     return AgainstNull(**numbers)
 
 
-def of_groups(rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str) -> list[Test]:
+def of_groups(
+    rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str
+) -> list[Comparison]:
     """Each group against uniform and matched random groups."""
     nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
     label = statistic.replace("_", " ") + "".join(f" in {value}" for value in where.values())
@@ -186,7 +191,7 @@ def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     tokens, any group would seem to be about them. Per distance, since activations spread differently at the two.
     """
 
-    def ratios(suffix: str) -> list[Test] | str:
+    def ratios(suffix: str) -> list[Comparison] | str:
         found = read_experiments(run.folder())
         if "common_ablation" not in found:
             return "The sample holds no common targets to compare with."
@@ -242,7 +247,7 @@ def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) ->
 def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     """Joint effect less the sum of single ones, over the sum of |single| ones, in the group's own direction."""
 
-    def exceeds() -> list[Test]:
+    def exceeds() -> list[Comparison]:
         found = read_experiments(run.folder())
         context = found["context"]
         tests = []
@@ -257,7 +262,7 @@ def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
             tests.append(resampled(JOINT, role, value, totals[:, 0] / totals[:, 1], 0.0))
         return tests
 
-    def beyond() -> list[Test]:
+    def beyond() -> list[Comparison]:
         found = read_experiments(run.folder())
         tests = []
         for role, sign in (("boosting", 1), ("suppressing", -1)):

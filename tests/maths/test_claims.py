@@ -1,0 +1,155 @@
+"""Verdicts: the rule, in every branch; what a planted effect and noise get; equal loss; the kink of a slope."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rareneuron.maths.claims import (
+    Check,
+    Comparison,
+    Hypothesis,
+    against_groups,
+    judged,
+    kink,
+    resampled,
+    slope_discontinuity,
+    weights_at_equal_loss,
+)
+from rareneuron.maths.significance import against_null
+
+CLAIMED = Hypothesis(name="claimed", title="It is so", source="Table 0", smallest=0.1)
+
+
+def made(p=0.001, effect=0.5, least_p=0.0005, **other):
+    return Comparison(
+        statistic="ρ",
+        group="boosting",
+        value=0.7,
+        null="uniform random groups",
+        null_mean=0.2,
+        effect=effect,
+        effect_low=0.3,
+        effect_high=0.7,
+        effect_size=5.0,
+        p=p,
+        least_p=least_p,
+        **other,
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "verdict", "word"),
+    [
+        (made(), "supported", "every null"),
+        (made(effect=0.05), "inconclusive", "smaller than what matters"),
+        (made(p=0.03), "inconclusive", "not after correction"),
+        (made(p=0.3), "not supported", "could have"),
+        (made(p=0.3, least_p=0.02), "inconclusive", "too few draws"),
+    ],
+)
+def test_the_rule(test, verdict, word):
+    others = [(replace(CLAIMED, name=f"other {k}"), [made(p=0.9)]) for k in range(9)]
+    claim = judged([(CLAIMED, [test]), *others])[0]
+    assert claim.verdict == verdict
+    assert word in claim.sentence
+    assert claim.p == test.p
+    assert claim.p_holm >= claim.p
+
+
+def test_all_tests_of_a_claim_must_hold_and_the_weakest_speaks():
+    good, bad = made(), replace(made(p=0.4), null="matched random groups")
+    assert judged([(CLAIMED, [good, good])])[0].verdict == "supported"
+    claim = judged([(CLAIMED, [good, bad])])[0]
+    assert claim.verdict == "not supported"
+    assert claim.null == "matched random groups"
+
+
+def test_what_could_not_be_tested_is_inconclusive_and_leaves_the_family_as_it_is():
+    claims = judged([(CLAIMED, [made(p=0.02)]), (replace(CLAIMED, name="other"), "There is no such group.")])
+    assert claims[1].verdict == "inconclusive"
+    assert claims[1].sentence == "There is no such group."
+    assert claims[1].p is None
+    assert claims[0].p_holm == 0.02  # of one test
+
+
+def test_lower_is_told_as_lower():
+    draws = np.random.default_rng(0).normal(5, 1, 999)
+    test = against_groups(against_null(1.0, draws), "d_eff", "boosting", "uniform", above=False)
+    assert test.effect > 0
+    claim = judged([(CLAIMED, [test])])[0]
+    assert claim.verdict == "supported"
+    assert claim.effect < 0
+    assert claim.effect_low < claim.effect < claim.effect_high < 0
+    assert claim.effect_size < 0
+    wrong_side = against_groups(against_null(9.0, draws), "d_eff", "boosting", "uniform", above=False)
+    claim = judged([(CLAIMED, [wrong_side])])[0]
+    assert claim.verdict == "not supported"
+    assert claim.effect > 0
+
+
+def test_noise_is_supported_no_more_often_than_holm_allows_and_a_planted_effect_is():
+    """200 tables of ten claims of noise; then one of them planted."""
+    rng = np.random.default_rng(0)
+    hypotheses = [Hypothesis(name=str(k), title="", source="", smallest=0.0) for k in range(10)]
+    families, found = 0, 0
+    for _ in range(200):
+        draws = rng.normal(size=(10, 2, 399))
+        values = rng.normal(size=(10, 2))
+        for planted in (0.0, 6.0):
+            values[0] += planted
+            tests = [
+                [
+                    against_groups(against_null(v, d), "x", "g", "uniform", above=True)
+                    for v, d in zip(vs, ds, strict=True)
+                ]
+                for vs, ds in zip(values, draws, strict=True)
+            ]
+            verdicts = [c.verdict for c in judged(list(zip(hypotheses, tests, strict=True)))]
+            if planted:
+                found += verdicts[0] == "supported"
+            else:
+                families += "supported" in verdicts
+    assert families <= 20  # 5 % of 200 are 10, three standard errors more 19; two tests a claim make it far fewer
+    assert found >= 180
+
+
+def test_a_bootstrap_says_yes_and_no():
+    rng = np.random.default_rng(0)
+    assert resampled("x", None, 0.5, rng.normal(0.5, 0.1, 1999), 0.0).p == 1 / 2000
+    assert resampled("x", None, 0.0, rng.normal(0.0, 0.1, 1999), 0.0).p > 0.4
+
+
+def test_equal_loss_weighs_common_tokens_like_rare_ones():
+    rng = np.random.default_rng(0)
+    rare, common = rng.normal(8, 2, 4000), rng.normal(5, 2, 4000)
+    at_rare, at_common = weights_at_equal_loss(rare, common)
+    assert np.isclose(at_rare.sum(), 1)
+    assert np.isclose(at_common.sum(), 1)
+    assert abs(rare.mean() - common.mean()) > 2  # what there is to correct
+    assert abs(at_rare @ rare - at_common @ common) < 0.25  # bins have a width
+    # An effect that follows the loss alone shows no difference at equal loss, a lift by half does.
+    assert abs((at_rare @ rare) / (at_common @ common) - 1) < 0.05
+    assert abs((at_rare @ (1.5 * rare)) / (at_common @ common) - 1.5) < 0.07
+
+
+def test_rare_tokens_without_common_ones_of_their_loss_are_left_out():
+    at_rare, at_common = weights_at_equal_loss(np.array([1.0, 50, 51, 52, 53]), np.linspace(0, 2, 30))
+    assert at_rare.tolist() == [1, 0, 0, 0, 0]
+    assert np.isclose(at_common.sum(), 1)
+
+
+def test_a_kink_is_found_and_smooth_curves_have_none():
+    rng = np.random.default_rng(0)
+    u = np.log(np.arange(1, 1025))
+    y = np.where(u < 5, -0.3 * u, -1.5 - 6 * (u - 5)) - 0.003 * np.sort(rng.random(1024))
+    assert max(test.p for test in slope_discontinuity(y, rng)) < 0.01
+    smooth = -np.sort(-rng.normal(size=1024))
+    assert max(test.p for test in slope_discontinuity(smooth, rng)) > 0.05
+    assert np.isclose(kink(y), kink(3 * y + 2))
+
+
+@pytest.mark.parametrize(("low", "holds"), [(0.9, True), (0.7, False), (None, None)])
+def test_a_check_holds_where_its_whole_interval_does(low, holds):
+    check = Check(name="x", title="", value=0.85, low=low, high=0.95, at_least=0.8, sentence="")
+    assert check.holds is holds

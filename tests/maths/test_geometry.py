@@ -287,7 +287,7 @@ def test_rows_are_tidy_json(found):
     assert len(rows) == 8 * 5 + 2 * 7
     row = next(r for r in rows if (r["statistic"], r["group"], r["null"]) == ("d_eff", "boosting", "matched"))
     null = found.within["d_eff"]["boosting"].matched
-    assert (row["value"], row["null_mean"], row["p"], row["n_draws"]) == (null.value, null.null_mean, null.p, 100)
+    assert (row["value"], row["null_mean"], row["p"], row["n_draws"]) == (null.value, null.null_mean, null.p, N_DRAWS)
     assert row["definitions"] == "paper"
     assert next(r for r in rows if r["group"] == "random")["null"] is None
     same = np.tile(np.random.default_rng(0).normal(size=(60, 1)), 120)  # every draw alike: no effect size
@@ -397,12 +397,11 @@ def test_planted_clusters_and_avoidance_are_found():
 
 @pytest.mark.slow
 def test_absent_structure_is_not_found():
-    """Groups drawn at random from layers full of structure: 3-7 % of p-values are below 5 %, on both sides.
+    """Groups drawn at random from layers full of structure: 5 % of p-values are below 5 %, on both sides.
 
-    Counts tie with their draws, and a p that counts ties on both sides errs to caution: never above 7 %. Breaking ties
-    at random makes it uniform, which shows that nothing but ties holds it down. Untied statistics
-    over 2,000 layers: 4.4-5.3 %, and 5.8-6.2 % where matched groups meet random ones, as their draws share 20
-    neighbours per member. 400 layers scatter about that by 0.8-1.1 %: seeds 0-399 put one such cell at 7.1 %.
+    Counts tie with their draws, and a p that counts ties on both sides errs to caution. Breaking ties at random makes it
+    uniform, which shows that nothing but ties holds it down. 400 layers scatter by 0.8-1.1 % in each of 20 cells, so each
+    is held to three standard errors, and their mean to 3-7 %.
     """
     hits, tried = {}, {}
     for seed in range(1000, 1400):
@@ -421,6 +420,9 @@ def test_absent_structure_is_not_found():
     rates = {key: 100 * hits[key] / n for key, n in tried.items()}
     assert len(rates) == 6 * 2 + 2 * 2 * 2
     for key, rate in rates.items():
-        assert (rate[:2] <= 7).all(), (key, rate)
-        assert (rate[2:] >= 3).all(), (key, rate)
-        assert (rate[2:] <= 7).all(), (key, rate)
+        assert (rate[:2] <= 8.3).all(), (key, rate)
+        assert (rate[2:] >= 1.7).all(), (key, rate)
+        assert (rate[2:] <= 8.3).all(), (key, rate)
+    mean = np.mean(list(rates.values()), axis=0)
+    assert (mean[2:] >= 3).all()
+    assert (mean <= 7).all()

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, SecondMoments, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.spectrum import Spectrum, spectrum
@@ -83,7 +84,12 @@ def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
     rng = np.random.default_rng([config.seed, 4])
-    return geometry_of(moments, groups, rng, definitions=config.definitions)
+    return geometry_of(moments, groups, rng, definitions=whose(config))
+
+
+def whose(config: StudyConfig) -> Definitions:
+    """The definitions asked for."""
+    return "released" if config.definitions == "released" else "paper"
 
 
 def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
@@ -91,9 +97,7 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     weights = source.adapter.weights(source.layer)
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
     rng = np.random.default_rng([config.seed, 5])
-    return spectrum(
-        {name: W for name, W in given.items() if W is not None}, groups, definitions=config.definitions, rng=rng
-    )
+    return spectrum({name: W for name, W in given.items() if W is not None}, groups, definitions=whose(config), rng=rng)
 
 
 def matching(groups: NeuronGroups, covariate: np.ndarray) -> dict[str, dict[str, float]]:

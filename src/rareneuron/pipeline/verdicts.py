@@ -132,7 +132,10 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     for column, value in where.items():
         chosen = chosen[chosen[column] == value]
     found = chosen.iloc[0]
-    numbers: dict[str, Any] = {f.name: np.nan if found[f.name] is None else found[f.name] for f in fields(AgainstNull)}
+    numbers: dict[str, Any] = {
+        f.name: np.nan if found[f.name] is None else float(found[f.name]) for f in fields(AgainstNull)
+    }
+    numbers["n_draws"] = int(found["n_draws"])
     return AgainstNull(**numbers)
 
 

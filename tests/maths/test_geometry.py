@@ -399,9 +399,9 @@ def test_planted_clusters_and_avoidance_are_found():
 def test_absent_structure_is_not_found():
     """Groups drawn at random from layers full of structure: 5 % of p-values are below 5 %, on both sides.
 
-    Counts tie with their draws, and a p that counts ties on both sides errs to caution. Breaking ties at random makes it
-    uniform, which shows that nothing but ties holds it down. 400 layers scatter by 0.8-1.1 % in each of 20 cells, so each
-    is held to three standard errors, and their mean to 3-7 %.
+    Counts tie with their draws, and a p that counts ties on both sides errs to caution. Breaking ties at random makes
+    it uniform, which shows that nothing but ties holds it down. 400 layers scatter by 0.8-1.1 % in each of 20 cells, so
+    each is held to three standard errors, and their mean to 3-7 %.
     """
     hits, tried = {}, {}
     for seed in range(1000, 1400):

@@ -207,7 +207,7 @@ def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
                 / (length * found[f"{kind}_shift{suffix}"])[drawn].mean(-1)
                 for kind in ("rare", "common")
             )
-            return rare / common
+            return np.asarray(rare / common)
 
         label = "|Δ| for the distance moved, at rare over common targets" + (" of equal loss" if suffix else "")
         tests = []

@@ -16,7 +16,7 @@ def run(series, text_file, tmp_path_factory):
     return run_study(study_config(series, text_file, out=str(out)))
 
 
-# Known gap (docs/claims.md): a pair of matched draws can't exchange neurons between the two groups, and in a layer of few
+# Known gap (docs/claims.md): a pair of matched draws can't exchange neurons between the two groups. In a layer of few
 # neurons, of which both groups hold the end of the covariate, it is too narrow a null for their cosine.
 UNSOUND_IN_SMALL_LAYERS = {"cosine-across"}
 

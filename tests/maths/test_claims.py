@@ -11,9 +11,7 @@ from rareneuron.maths.claims import (
     Hypothesis,
     against_groups,
     judged,
-    kink,
     resampled,
-    slope_discontinuity,
     weights_at_equal_loss,
 )
 from rareneuron.maths.significance import against_null
@@ -137,16 +135,6 @@ def test_rare_tokens_without_common_ones_of_their_loss_are_left_out():
     at_rare, at_common = weights_at_equal_loss(np.array([1.0, 50, 51, 52, 53]), np.linspace(0, 2, 30))
     assert at_rare.tolist() == [1, 0, 0, 0, 0]
     assert np.isclose(at_common.sum(), 1)
-
-
-def test_a_kink_is_found_and_smooth_curves_have_none():
-    rng = np.random.default_rng(0)
-    u = np.log(np.arange(1, 1025))
-    y = np.where(u < 5, -0.3 * u, -1.5 - 6 * (u - 5)) - 0.003 * np.sort(rng.random(1024))
-    assert max(test.p for test in slope_discontinuity(y, rng)) < 0.01
-    smooth = -np.sort(-rng.normal(size=1024))
-    assert max(test.p for test in slope_discontinuity(smooth, rng)) > 0.05
-    assert np.isclose(kink(y), kink(3 * y + 2))
 
 
 @pytest.mark.parametrize(("low", "holds"), [(0.9, True), (0.7, False), (None, None)])

@@ -16,8 +16,6 @@ from rareneuron.maths.geometry import (
     effective_dimension,
     geometry,
     geometry_of,
-    least_shared,
-    of_pairs,
     similarities,
 )
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
@@ -120,6 +118,8 @@ def test_between_groups_agrees_with_loops(case, found, statistic):
     assert np.isclose(compared.value, oracle.mean_between(acts, groups.boosting, groups.suppressing, similarity))
     assert np.isclose(compared.uniform.null_mean, np.mean(null), rtol=1e-10)
     assert np.isclose(between["random-random"].value, np.mean(null), rtol=1e-10)
+    null = [oracle.mean_between(acts, *np.split(pair, 2), similarity) for pair in groups.matched_pairs]
+    assert np.isclose(compared.matched.null_mean, np.mean(null), rtol=1e-10)
     assert compared.matched.n_draws == N_DRAWS
 
 
@@ -302,19 +302,6 @@ def test_partners_share_no_neuron_and_all_neurons_serve():
     assert (np.unique(partners) == np.unique(draws)).all()
     with pytest.raises(TooFewNeurons, match="--group-size"):
         disjoint_partners(draws % 15, np.random.default_rng(0))
-
-
-def test_shared_neurons_are_few_and_go_to_one_side():
-    first = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 4, 5]])
-    second = np.array([[4, 5, 6, 8], [0, 1, 2, 9]])
-    i, j = least_shared(first, second)
-    shared = sorted(len({*a} & {*b}) for a, b in zip(i, j, strict=True))
-    assert shared == [0, 0]
-    acts = layer(np.random.default_rng(0))
-    measures = similarities(moments_of(acts), "paper")
-    pair = np.array([[0, 1, 2, 3, 2, 0, 1, 9]])
-    slow = oracle.mean_between(acts, [1, 3], [2, 0, 9], oracle.correlation)  # 0, 1, 2 in turns: out, in, out
-    assert np.isclose(of_pairs(measures, pair)["correlation"][0], slow)
 
 
 @pytest.mark.parametrize(

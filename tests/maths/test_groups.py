@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import TooFewNeurons
-from rareneuron.maths.groups import matched_groups, neuron_groups, top_neurons
+from rareneuron.maths.groups import matched_groups, matched_pairs, neuron_groups, top_neurons
 from rareneuron.maths.significance import against_null
 
 
@@ -57,6 +57,49 @@ def test_matched_groups_match_where_uniform_ones_do_not():
     assert abs(covariate[matched].mean() - wanted) < 0.15 * wanted
     assert abs(covariate[uniform].mean() - wanted) > 0.5 * wanted  # negative control
     assert len(np.unique(matched, axis=0)) > 90  # draws differ
+
+
+def test_pairs_are_disjoint_match_either_group_and_let_neurons_change_sides():
+    rng = np.random.default_rng(0)
+    covariate = rng.exponential(size=1000)
+    order = np.argsort(-covariate)
+    first, second, pool = order[20:60], order[100:140], np.r_[order[:20], order[60:100], order[140:]]
+    pairs = matched_pairs(first, second, pool, covariate, 200, rng)
+    assert pairs.shape == (200, 80)
+    assert all(len(set(pair)) == 80 for pair in pairs)
+    for drawn, group in zip(np.split(pairs, 2, axis=1), (first, second), strict=True):
+        assert abs(covariate[drawn].mean() - covariate[group].mean()) < 0.05 * covariate[group].mean()
+    assert covariate[first].mean() > 1.4 * covariate[second].mean()  # they don't look alike
+    close = matched_pairs(order[::2][:20], order[1::2][:20], order[40:], covariate, 50, rng)  # same strata
+    assert 0.3 < np.isin(close[:, :20], order[1::2][:20]).mean() < 0.6
+
+
+def pair_rejected(draw_pairs, n_layers=100):
+    """How often two groups seem alike, chosen by the covariate that all neurons agree by, and dealt out by a coin."""
+    hits = 0
+    for seed in range(n_layers):
+        rng = np.random.default_rng(seed)
+        covariate = rng.normal(size=100)
+        chosen = rng.permutation(np.argsort(-(covariate + 0.3 * rng.normal(size=100)))[:30])
+        first, second, pool = chosen[:15], chosen[15:], np.setdiff1d(np.arange(100), chosen)
+        direction = np.exp(covariate / 2)[:, None] + rng.normal(size=(100, 4))
+
+        def alike(a, b, direction=direction):
+            return (direction[a].mean(-2) * direction[b].mean(-2)).sum(-1)
+
+        draws = alike(*np.split(draw_pairs(first, second, pool, covariate, 199, rng), 2, axis=1))
+        hits += against_null(float(alike(first, second)), draws).p_above <= 0.05
+    return hits / n_layers
+
+
+def one_by_one(first, second, pool, covariate, n_draws, rng):
+    """Pairs as one would draw them first: each group's own matched draw, which never holds neurons of the other."""
+    return np.hstack([matched_groups(group, pool, covariate, n_draws, rng) for group in (first, second)])
+
+
+def test_pairs_err_as_often_as_they_say():
+    assert pair_rejected(matched_pairs) <= 0.15  # 5 %, and what strata of 20 of 100 neurons leave unmatched
+    assert pair_rejected(one_by_one, n_layers=30) > 0.4  # negative control
 
 
 def rejected(draw_groups, correlation, n_layers=400):

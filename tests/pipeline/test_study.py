@@ -196,7 +196,7 @@ def test_a_study_killed_in_its_first_stage_can_be_repeated(config):
     settings = config(steps=(0,))
     run = run_study(settings)
     shutil.rmtree(run.path / "steps")
-    for name in ("run.json", "trajectory.parquet"):
+    for name in ("run.json", "trajectory.parquet", "claims.json"):
         (run.path / name).unlink()
     (run.path / ".tokens.parquet.99.partial").write_bytes(b"half")
     assert run_study(settings).steps == [0]

@@ -7,20 +7,17 @@ though they could have, not that it is false.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
-from rareneuron.maths.rank_curve import GRID_STEP, local_slope
-from rareneuron.maths.significance import AgainstNull, against_null, holm
+from rareneuron.maths.significance import AgainstNull, holm
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
 LEVEL = 0.05  # of p after Holm
-HALF_STEP = 0.5  # of log rank: over which the slope's own slope is taken at either side
 LOSS_BINS = 10  # of equally many tokens, in which rare and common ones are compared
 
 
@@ -253,28 +250,3 @@ def weights_at_equal_loss(
     share = np.where(counts.min(0) > 0, counts[1], 0) / max(1, counts[1][counts.min(0) > 0].sum())
     per_token = np.divide(share, counts, out=np.zeros(counts.shape), where=counts > 0)
     return per_token[1][bins[rare]], per_token[0][bins[~rare]]
-
-
-def kink(y: Float[np.ndarray, "*curves rank"]) -> Float[np.ndarray, "*curves"]:
-    """Largest change of the slope's slope, |κ(u + h) − 2 κ(u) + κ(u − h)|, over the median slope: no scale left.
-
-    Location and scale of y drop out, so one null serves every member of a family.
-    """
-    kappa = local_slope(y).kappa
-    h = round(HALF_STEP / GRID_STEP)
-    second = np.abs(kappa[..., 2 * h :] - 2 * kappa[..., h:-h] + kappa[..., : -2 * h])
-    return np.asarray(np.nanmax(second, axis=-1) / np.abs(np.nanmedian(kappa, axis=-1)))
-
-
-def slope_discontinuity(
-    y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400
-) -> list[Comparison]:
-    """The curve's kink against that of smooth families of as many neurons."""
-    value = float(kink(y))
-    tests = []
-    for name, family in FAMILIES.items():
-        draws = kink(family.log_quantile(uniform_order_statistics(n_draws, len(y), rng)))
-        found = against_null(value, draws)
-        test = against_groups(found, "largest change of the slope's slope", "all neurons", name, above=True)
-        tests.append(replace(test, null=f"{name} samples"))
-    return tests

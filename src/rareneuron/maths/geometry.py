@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import linkage
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
@@ -269,7 +268,7 @@ def geometry_of(
 
 def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
     """All neurons of all groups: those whose moments are needed."""
-    matched = [] if groups.matched_random is None else [groups.matched_random]
+    matched = [drawn for drawn in (groups.matched_random, groups.matched_pairs) if drawn is not None]
     return np.unique(
         np.concatenate([np.ravel(g) for g in (groups.boosting, groups.suppressing, groups.random, *matched)])
     )
@@ -429,12 +428,10 @@ def between(
     def paired(first: np.ndarray, second: np.ndarray) -> Statistics:
         return by_blocks(lambda block: of_pairs(measures, block), np.hstack([first, second]))
 
-    (boosting, like_boosting), (suppressing, like_suppressing) = roles(groups).values()
-    found = paired(boosting[None], suppressing[None])
+    found = paired(groups.boosting[None], groups.suppressing[None])
     uniform = paired(groups.random, disjoint_partners(groups.random, rng))
-    matched = None
-    if like_boosting is not None and like_suppressing is not None:
-        matched = paired(*least_shared(like_boosting, like_suppressing))
+    pairs = groups.matched_pairs
+    matched = None if pairs is None else by_blocks(lambda block: of_pairs(measures, block), pairs)
     out["boosting-suppressing"] = {
         name: compared(found[name][0], uniform[name], None if matched is None else matched[name]) for name in measures
     }
@@ -472,14 +469,10 @@ def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: 
 
 
 def of_pairs(measures: dict[str, Similarity], pairs: Int[np.ndarray, "draw both"]) -> Statistics:
-    """Of two groups side by side. Neurons that are in both go to one of them, by turns."""
+    """Of two disjoint groups side by side."""
     first, second = np.split(pairs, 2, axis=1)
-    same = first[:, :, None] == second[:, None, :]
-    shared = same.any(2)
-    kept = ~shared | (shared.cumsum(1) % 2 == 0)
-    kept_too = ~(same & kept[:, :, None]).any(1)
-    both = kept[:, :, None] & kept_too[:, None, :]
-    return {name: mean_over(similarity(first, second), both) for name, similarity in measures.items()}
+    all_pairs = np.ones((first.shape[1], second.shape[1]), dtype=bool)
+    return {name: mean_over(similarity(first, second), all_pairs) for name, similarity in measures.items()}
 
 
 def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
@@ -491,15 +484,3 @@ def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Genera
             f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}"
         )
     return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])
-
-
-def least_shared(
-    first: Int[np.ndarray, "draw size"], second: Int[np.ndarray, "other size"]
-) -> tuple[Int[np.ndarray, "pair size"], Int[np.ndarray, "pair size"]]:
-    """The draws of two sets in pairs that have as few neurons as possible in common."""
-    neurons = 1 + max(first.max(), second.max())
-    holds = [np.zeros((len(draws), neurons), dtype=np.float32) for draws in (first, second)]
-    for held, draws in zip(holds, (first, second), strict=True):
-        np.put_along_axis(held, draws, 1, axis=1)
-    i, j = linear_sum_assignment(holds[0] @ holds[1].T)
-    return first[i], second[j]

@@ -23,6 +23,7 @@ class NeuronGroups:
     random: Int[np.ndarray, "draw size"]  # from neither group, uniformly
     matched_random: Int[np.ndarray, "both_draws size"] | None  # like boosting, then as many like suppressing
     matched_on: str | None
+    matched_pairs: Int[np.ndarray, "pair both_sizes"] | None = None  # like boosting beside like suppressing, disjoint
 
     @property
     def size(self) -> int:
@@ -89,14 +90,46 @@ def matched_groups(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a matched group of {len(members)}. "
             f"{remedy(len(pool) // 2)}"
         )
-    candidates = np.concatenate([members, pool])
-    in_order = candidates[np.argsort(covariate[candidates], kind="stable")]
-    strata = np.array_split(in_order, max(1, len(in_order) // STRATUM))
-    wanted = [int(np.isin(stratum, members).sum()) for stratum in strata]
-    taken = [(stratum, n) for stratum, n in zip(strata, wanted, strict=True) if n]
+    taken = [
+        (stratum, n) for stratum in strata(members, pool, covariate) if (n := int(np.isin(stratum, members).sum()))
+    ]
     return np.stack(
         [np.concatenate([rng.choice(stratum, n, replace=False) for stratum, n in taken]) for _ in range(n_draws)]
     )
+
+
+def strata(
+    members: Int[np.ndarray, " member"], pool: Int[np.ndarray, " candidate"], covariate: Float[np.ndarray, " neuron"]
+) -> list[Int[np.ndarray, " stratum"]]:
+    """Members and pool in order of the covariate, about 20 at a time."""
+    candidates = np.concatenate([members, pool])
+    in_order = candidates[np.argsort(covariate[candidates], kind="stable")]
+    return np.array_split(in_order, max(1, len(in_order) // STRATUM))
+
+
+def matched_pairs(
+    first: Int[np.ndarray, " size"],
+    second: Int[np.ndarray, " size"],
+    pool: Int[np.ndarray, " candidate"],
+    covariate: Float[np.ndarray, " neuron"],
+    n_draws: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "draw both_sizes"]:
+    """Disjoint pairs of groups that look like `first` and `second`, drawn from both of them and `pool` together.
+
+    Of every stratum each draw takes as many as the two have there, and shares them out as they have them. Neurons may
+    change sides: if membership and side say nothing beyond the covariate, the pair itself is one more such draw.
+    """
+    taken = []
+    for stratum in strata(np.concatenate([first, second]), pool, covariate):
+        n, both = (int(np.isin(stratum, of).sum()) for of in (first, np.concatenate([first, second])))
+        if both:
+            taken.append((stratum, n, both))
+    out = []
+    for _ in range(n_draws):
+        drawn = [(rng.choice(stratum, both, replace=False), n) for stratum, n, both in taken]
+        out.append(np.concatenate([some[:n] for some, n in drawn] + [some[n:] for some, n in drawn]))
+    return np.stack(out)
 
 
 def neuron_groups(
@@ -113,18 +146,24 @@ def neuron_groups(
     """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform random groups.
 
     Given a `covariate`, also with `n_draws` groups matched to either. Matched ones may hold neurons of the group that
-    they look like, never of the other. Of a wide layer, `most` neurons outside the groups, chosen at random, are enough
-    to draw from.
+    they look like, never of the other; matched pairs hold those of both. Of a wide layer, `most` neurons outside the
+    groups, chosen at random, are enough to draw from.
     """
     boosting, suppressing = top_neurons(delta_loss, abs_delta_loss, size)
     pool = np.setdiff1d(np.arange(len(delta_loss)), np.concatenate([boosting, suppressing]))
     if most is not None and len(pool) > most:
         pool = np.sort(rng.choice(pool, most, replace=False))
     uniform = random_groups(pool, size, n_draws, rng)
-    matched = None
+    matched = pairs = None
     if covariate is not None:
         drawn = [matched_groups(members, pool, covariate, n_draws, rng) for members in (boosting, suppressing)]
         matched = np.concatenate(drawn)
+        pairs = matched_pairs(boosting, suppressing, pool, covariate, n_draws, rng)
     return NeuronGroups(
-        boosting=boosting, suppressing=suppressing, random=uniform, matched_random=matched, matched_on=matched_on
+        boosting=boosting,
+        suppressing=suppressing,
+        random=uniform,
+        matched_random=matched,
+        matched_on=matched_on,
+        matched_pairs=pairs,
     )

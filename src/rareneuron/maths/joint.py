@@ -31,7 +31,7 @@ class JointAblation:
         self.centred = readout.centre(resid.double())
         self.direction = self.centred / readout.sigma(self.centred)[:, None]
         self.A = readout.logits_per_direction(dtype)
-        logits = self.direction.to(dtype) @ self.A.T + readout.logits_at_zero(dtype)
+        logits = self.direction.to(dtype) @ self.A.T + readout.logits_at_zero(dtype).to(dtype)
         self.logp = logits.log_softmax(-1)
         self.p = self.logp.exp()
 
@@ -41,6 +41,8 @@ class JointAblation:
         change = moved / self.readout.sigma(moved)[:, None] - self.direction
         delta = change.to(self.dtype) @ self.A.T
         delta -= delta.gather(1, self.target[:, None])
-        small = (self.p * torch.expm1(delta)).sum(-1)
+        rise = torch.expm1(delta).mul_(self.p).sum(-1)
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp
-        return torch.where(small.abs() < 0.5, torch.log1p(small), (self.logp + delta).logsumexp(-1))
+        out, large = torch.log1p(rise), ~(rise.abs() < 0.5)
+        out[large] = (self.logp[large] + delta[large]).logsumexp(-1)
+        return out

@@ -123,6 +123,7 @@ def of_released(run: Run, step: int | None) -> dict[str, float | None]:
 def of_groups(run: Run, step: int | None) -> dict[str, float]:
     """Geometry and spectrum of both groups: value, mean of random groups, and the larger p of both kinds of them.
 
+    That is 1 where the value is above the one kind and below the other: it differs from both, but in no direction.
     Nothing where there are no groups, or a part of an older run is missing.
     """
     out: dict[str, float] = {}
@@ -139,7 +140,8 @@ def of_groups(run: Run, step: int | None) -> dict[str, float]:
             for name, of_name in rows.groupby(column):
                 out[f"{name}"] = float(of_name["value"].iloc[0])
                 out[f"{name}_null"] = float(of_name.loc[of_name["null"] == "uniform", "null_mean"].iloc[0])
-                out[f"{name}_p"] = float(of_name["p"].max())
+                one_side = (of_name["value"] > of_name["null_mean"]).nunique() == 1
+                out[f"{name}_p"] = float(of_name["p"].max()) if one_side else 1.0
     return out
 
 

@@ -123,7 +123,11 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
     if isinstance(groups, RareNeuronError):
         record: dict[str, Any] = {UNAVAILABLE: str(groups)}
     else:
-        draws = {"random": groups.random, "matched_random": groups.matched_random}
+        draws = {
+            "random": groups.random,
+            "matched_random": groups.matched_random,
+            "matched_pairs": groups.matched_pairs,
+        }
         write_tensors(folder / DRAWS, {k: v.astype(np.int32) for k, v in draws.items() if v is not None})
         record = {
             "boosting": groups.boosting.tolist(),
@@ -173,13 +177,14 @@ def read_groups(folder: Path) -> NeuronGroups:
     """The groups of a checkpoint."""
     record = available(folder / GROUPS)
     draws = read_tensors(folder / DRAWS)
-    matched = draws.get("matched_random")
+    matched, pairs = draws.get("matched_random"), draws.get("matched_pairs")
     groups = NeuronGroups(
         boosting=np.array(record["boosting"], np.int64),
         suppressing=np.array(record["suppressing"], np.int64),
         random=draws["random"].astype(np.int64),
         matched_random=None if matched is None else matched.astype(np.int64),
         matched_on=record["matched_on"],
+        matched_pairs=None if pairs is None else pairs.astype(np.int64),
     )
     if not len(groups.boosting) == len(groups.suppressing) == groups.random.shape[-1]:
         raise RunFolderError(

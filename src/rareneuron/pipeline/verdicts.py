@@ -24,9 +24,9 @@ from rareneuron.maths.claims import (
     against_groups,
     judged,
     resampled,
-    slope_discontinuity,
 )
-from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.groups import NeuronGroups, neuron_groups, top_neurons
+from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS
 from rareneuron.maths.significance import AgainstNull, against_null, bootstrap_interval, trend
 from rareneuron.pipeline.dynamics import onsets, trajectory
@@ -42,6 +42,10 @@ PHASE_DRAWS = 400  # of each null, so that p can reach what Holm asks for
 SPLITS = 99  # of the contexts into halves
 FEWEST_STEPS = 6  # of a trend: with five, the least one-sided p is 1/120
 ROLES = ("boosting", "suppressing")
+RELEASED = (
+    "The run computed this by the released scripts' definitions, and claims are judged by the paper's. Run the study "
+    "with --definitions paper in another folder."
+)
 Evidence = tuple[Hypothesis, Sequence[Comparison] | str]
 
 
@@ -156,24 +160,28 @@ def of_groups(
 
 def geometry_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     """Tables 1-3; dimensions of z-scored activations, which loud neurons don't decide."""
-    pairs = [f"{role}-random" for role in ROLES]
-    dimension = "d_eff_zscored" if run.definitions == "paper" else "d_eff"
+    pairs, released = [f"{role}-random" for role in ROLES], run.definitions == "released"
     wanted: list[tuple[str, str, Sequence[str], bool]] = [
         ("correlation-within", "correlation", ROLES, True),
         ("correlation-random", "correlation", pairs, False),
-        ("dimension", dimension, ROLES, False),
+        ("dimension", "d_eff_zscored", ROLES, False),
         ("cosine-within", "cosine", ROLES, True),
         ("cosine-across", "cosine", ["boosting-suppressing"], True),
         ("cosine-random", "cosine", pairs, False),
     ]
     return [
-        (hypothesis(name), tried(lambda s=s, g=g, a=a: of_groups(run.geometry(), s, g, above=a)))
+        (
+            hypothesis(name),
+            RELEASED if released else tried(lambda s=s, g=g, a=a: of_groups(run.geometry(), s, g, above=a)),
+        )
         for name, s, g, a in wanted
     ]
 
 
 def spectrum_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
-    """Table 4, each matrix by itself; the sentence adds since when."""
+    """Table 4, each matrix by itself; `differs_since` in claims.json adds since when."""
+    if run.definitions == "released":
+        return [(hypothesis(f"heavy-tail-{matrix}"), RELEASED) for matrix in ("W_in", "W_out")]
     try:
         rows = run.spectrum()
     except RareNeuronError as error:
@@ -287,6 +295,7 @@ def checks(run: Run, rng: np.random.Generator) -> tuple[Check, ...]:
     """Properties of the measurement: would another text, another ablation, a frozen norm say the same?"""
     wanted: list[tuple[str, str, float, Callable[[], tuple[float, float, float]]]] = [
         ("split-half", "Another half of the text ranks the neurons alike", 0.8, lambda: split_half(run, rng)),
+        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, lambda: same_groups(run, rng)),
         ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, lambda: zero_agrees(run)),
         ("direct", "The groups act directly, not through the final norm's scale", 0.5, lambda: direct_share(run, rng)),
     ]
@@ -307,6 +316,7 @@ def checks(run: Run, rng: np.random.Generator) -> tuple[Check, ...]:
 
 WHAT = {
     "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
+    "split-half-groups": "Share of a group that both halves of the contexts choose, of the group that keeps less",
     "zero-ablation": "Spearman correlation of mean |Δ| over neurons, at the same tokens",
     "direct": "Share of |Δ| of the groups' neurons that stays with the norm's scale frozen",
 }
@@ -325,6 +335,25 @@ def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]
         rho = float(spearmanr(sums[half].sum(0), sums[~half].sum(0)).statistic)
         found.append(2 * rho / (1 + rho))
     low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
+    return float(middle), float(low), float(high)
+
+
+def same_groups(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Median and middle 95 % over splits. A group needs its sign, too, which mean |Δ| doesn't know."""
+    stored = run.context_sums()
+    held = np.flatnonzero(stored["n_tokens"] > 0)
+    size = run.manifest["config"]["group_size"]
+    if len(held) < 4:
+        raise RareNeuronError(f"{len(held)} contexts are too few to be halved. Analyse more tokens (--n-tokens).")
+    both = np.stack([stored[name][held] for name in ("delta_loss", "abs_delta_loss")]).astype(np.float64)
+    found = []
+    for _ in range(SPLITS):
+        half = rng.permutation(len(held)) < len(held) // 2
+        sums = [both[:, rows].sum(1) for rows in (half, ~half)]
+        one, other = (top_neurons(delta, absolute, size) for delta, absolute in sums)
+        found.append([len(np.intersect1d(a, b)) / size for a, b in zip(one, other, strict=True)])
+    shares = np.array(found)
+    low, middle, high = np.quantile(shares[:, shares.mean(0).argmin()], [0.025, 0.5, 0.975])
     return float(middle), float(low), float(high)
 
 

@@ -322,6 +322,13 @@ WHAT = {
 }
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of effects that differ."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise RareNeuronError("All neurons have the same effect, so there is no ranking that could be repeated.")
+    return float(spearmanr(a, b).statistic)
+
+
 def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
     """Median and middle 95 % over splits of the contexts; Spearman–Brown."""
     stored = run.context_sums()
@@ -332,7 +339,7 @@ def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]
     found = []
     for _ in range(SPLITS):
         half = rng.permutation(len(held)) < len(held) // 2
-        rho = float(spearmanr(sums[half].sum(0), sums[~half].sum(0)).statistic)
+        rho = rank_correlation(sums[half].sum(0), sums[~half].sum(0))
         found.append(2 * rho / (1 + rho))
     low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
     return float(middle), float(low), float(high)
@@ -360,7 +367,7 @@ def same_groups(run: Run, rng: np.random.Generator) -> tuple[float, float, float
 def zero_agrees(run: Run) -> tuple[float, float, float]:
     """Spearman's ρ with Fisher's interval over neurons."""
     found = read_experiments(run.folder())
-    rho = float(spearmanr(found["rare_ablation"], found["zero_ablation"]).statistic)
+    rho = rank_correlation(found["rare_ablation"], found["zero_ablation"])
     z, error = np.arctanh(rho), 1.96 * 1.06 / np.sqrt(len(found["rare_ablation"]) - 3)
     return rho, float(np.tanh(z - error)), float(np.tanh(z + error))
 

@@ -44,6 +44,8 @@ def made(p=0.001, effect=0.5, least_p=0.0005, **other):
         (made(p=0.03), "inconclusive", "not after correction"),
         (made(p=0.3), "not supported", "could have"),
         (made(p=0.3, least_p=0.02), "inconclusive", "too few draws"),
+        (made(p=0.004, least_p=0.001), "inconclusive", "too close to call"),
+        (made(p=0.004, least_p=0.00001), "supported", "every null"),
     ],
 )
 def test_the_rule(test, verdict, word):

@@ -197,14 +197,14 @@ def test_the_geometry_section_holds_three_tables_and_clusters(make_run: MakeRun)
     section = geometry_section(findings(run))
     tables = [block for block in section.blocks if isinstance(block, Table)]
     for number, block in zip((1, 2, 3), tables, strict=False):
-        table = paper_table(number, [run])  # type: ignore[arg-type]
+        table = paper_table(number, [run])
         assert [row[1:] for row in block.rows] == [row[table.n_words :] for row in table.rows]
         assert block.caption.startswith(f"{table.title}, at step 512. Definitions “paper”, layer 3, the last")
     assert [row[0] for row in tables[3].rows if "this run" in row[0]] == ["Ward: this run", "average: this run"]
     assert "unlike neurons that are like it in mean |activation|" in texts(section)
     assert "never vary" not in texts(section)
     released = geometry_section(findings(make_run(definitions="released")))
-    assert "cut at 5, of Euclidean distances between rows of D" in released.blocks[-1].caption  # type: ignore[union-attr]
+    assert "cut at 5, of Euclidean distances between rows of D" in released.blocks[-1].caption
     assert "effective dimensions, z-scored: Boosting" in texts(released)
 
 

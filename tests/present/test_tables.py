@@ -71,7 +71,7 @@ def test_what_the_paper_says_of_its_tables_is_so() -> None:
     """Its text: α_Hill and dimension below random throughout; one number out of order would show here."""
     for name in dict.fromkeys(MODELS.values()):
         for number in (2, 4):
-            row = {group: float(value) for group, value in published(number, name).items()}  # type: ignore[arg-type]
+            row = {group: float(value) for group, value in published(number, name).items()}
             assert max(row["boosting"], row["suppressing"]) < row["random"], (number, name)
         cosine = {group: float(value) for group, value in published(3, name).items()}
         assert max(cosine["boosting-random"], cosine["suppressing-random"]) < 0 < cosine["boosting-suppressing"]

@@ -18,6 +18,7 @@ from rareneuron.maths.significance import AgainstNull, holm
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
 LEVEL = 0.05  # of p after Holm
+MARGIN = 1.96  # standard errors by which p must stay below that, were the null drawn again
 LOSS_BINS = 10  # of equally many tokens, in which rare and common ones are compared
 
 
@@ -45,7 +46,7 @@ class Comparison:
     effect_high: float
     effect_size: float  # in standard deviations of the null or of the bootstrap; NaN where there is none
     p: float  # one-sided
-    least_p: float  # that the test can give
+    least_p: float  # that the test can give: 1 / (1 + draws) where there are draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,9 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) ->
 def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, could: bool) -> Claim:
     """The rule of docs/claims.md, in its order."""
     verdict: Verdict = "inconclusive"
-    if p_holm <= LEVEL and test.effect >= hypothesis.smallest:
+    if p_holm <= LEVEL < p_holm * (1 + MARGIN * relative_error(test)):
+        why = "too close to call: other draws of the null could give a p on the other side of what Holm asks for"
+    elif p_holm <= LEVEL and test.effect >= hypothesis.smallest:
         verdict, why = "supported", "against every null, with an effect of the size asked for"
     elif p_holm <= LEVEL:
         why = f"the effect is there and smaller than what matters ({hypothesis.smallest:g})"
@@ -151,8 +154,14 @@ def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, could
         p=test.p,
         p_holm=p_holm,
         verdict=verdict,
-        sentence=sentence[0].upper() + sentence[1:],
+        sentence=sentence[0].upper() + sentence[1:] if sentence[0].isascii() else sentence,  # κ is not Κ
     )
+
+
+def relative_error(test: Comparison) -> float:
+    """Standard error of p, over p, were its null drawn again: a binomial share's; 0 where no draw lay beyond."""
+    beyond = round(test.p / test.least_p) - 1
+    return 0.0 if beyond <= 0 else float(np.sqrt((1 - test.p) * test.least_p / test.p))
 
 
 def own_sign(test: Comparison) -> dict[str, float]:

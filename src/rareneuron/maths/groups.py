@@ -1,7 +1,8 @@
 """Which neurons act: boosting and suppressing groups, and the random ones they are compared with.
 
 A single random group has no distribution, so nulls here are many groups. Uniform ones answer "is this group
-unlike any neurons?", matched ones "is it unlike neurons that are as active (or as long in W_out)?".
+unlike any neurons?", matched ones "is it unlike neurons that are like it in a covariate, such as how far their ablation
+moves the residual stream?".
 """
 
 from dataclasses import dataclass

@@ -77,7 +77,6 @@ def experiments(
             "rare_shift_equal_loss": at_rare @ shift.abs(),
             "common_ablation_equal_loss": at_common @ of_common,
             "common_shift_equal_loss": at_common @ common_shift.abs(),
-            "compared_share": at_rare.gt(0).double().mean()[None],
         }
     out |= {
         "context": sample.context[rare],

@@ -14,8 +14,9 @@ import torch
 
 from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
 from rareneuron.maths import Definitions
-from rareneuron.maths.geometry import Geometry, SecondMoments, geometry_of, members
+from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.spectrum import Spectrum, spectrum
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.config import StudyConfig

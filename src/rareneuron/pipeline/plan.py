@@ -29,6 +29,8 @@ from rareneuron.pipeline.tokens import study_corpus
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
+GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
+LAST_SECONDS = 15  # experiments with whole groups and the explorer's details, at the last checkpoint
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
 EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
 BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
@@ -64,13 +66,16 @@ class Estimate:
     capture_seconds: float  # per checkpoint
     effects_seconds: float  # per checkpoint
     phases_seconds: float  # per checkpoint
+    groups_seconds: float  # per checkpoint
+    last_seconds: float  # at the last checkpoint, where it is open
     memory_gib: float
     disk_mib: float
 
     @property
     def seconds(self) -> float:
         """For all open checkpoints."""
-        return self.n_open * (self.capture_seconds + self.effects_seconds + self.phases_seconds)
+        each = self.capture_seconds + self.effects_seconds + self.phases_seconds + self.groups_seconds
+        return self.n_open * each + self.last_seconds
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -234,6 +239,8 @@ def estimate(plan: Plan) -> Estimate:
         capture_seconds=OVERHEAD * forward / rate,
         effects_seconds=OVERHEAD * effects / rate,
         phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
+        groups_seconds=GROUPS_SECONDS * plan.config.n_random,
+        last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0,
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
@@ -282,8 +289,8 @@ def plan_as_text(plan: Plan) -> str:
             f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
             f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
             f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
-            f"{duration(p['effects_seconds'])} effects and {duration(p['phases_seconds'])} phases per checkpoint, at "
-            f"{p['gflops']:.0f} GFLOP/s measured now)",
+            f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "
+            f"{duration(p['phases_seconds'])} phases per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",
             f"Memory       about {p['memory_gib']:.1f} GiB",
             f"Disk         about {p['disk_mib']:,.0f} MiB",
         ]

@@ -54,7 +54,8 @@ class Run:
         """Finished checkpoints by step; None stands for one whose step is unknown."""
         return [None if name == UNKNOWN_STEP_NAME else int(name) for name in self._store.finished_steps()]
 
-    def _folder(self, step: int | None) -> Path:
+    def folder(self, step: int | None = None) -> Path:
+        """Where the results of a checkpoint lie."""
         names = self._store.finished_steps()
         if not names:
             raise RunFolderError(f"{self.path} has no finished checkpoint yet. Run the same `rareneuron study` again.")
@@ -72,15 +73,15 @@ class Run:
 
     def effects(self, step: int | None = None) -> pd.DataFrame:
         """One row a neuron: effects in nats per token with standard errors, rank and role."""
-        return read_table(self._folder(step) / "effects.parquet")
+        return read_table(self.folder(step) / "effects.parquet")
 
     def context_sums(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Sums of Δ and |Δ| per context and neuron, and tokens per context: what the bootstrap resamples."""
-        return read_tensors(self._folder(step) / "context_sums.safetensors")
+        return read_tensors(self.folder(step) / "context_sums.safetensors")
 
     def token_loss(self, step: int | None = None) -> np.ndarray:
         """Clean loss of every analysed token, in the order of `tokens()`."""
-        return read_tensors(self._folder(step) / "token_loss.safetensors")["loss"]
+        return read_tensors(self.folder(step) / "token_loss.safetensors")["loss"]
 
     def rank_curve(self, step: int | None = None, ranking: Ranking = "all") -> RankCurve:
         """Effects sorted from the largest; `neuron` is the index in the layer.
@@ -109,7 +110,7 @@ class Run:
             return released_ranking(effects, ranking or "boosting")
         if self.definitions == "released":
             return fit_ranking(effects, self.context_sums(step), ranking or "all", self.manifest["config"]["seed"])
-        return read_phases(self._folder(step), ranking or "all", effects)
+        return read_phases(self.folder(step), ranking or "all", effects)
 
     def trajectory(self) -> pd.DataFrame:
         """One row a checkpoint: losses, effects, phases, and how much of the ranking stays (docs/run-folder.md)."""
@@ -119,19 +120,19 @@ class Run:
         """Boosting, suppressing and random groups."""
         from rareneuron.pipeline.groups import read_groups
 
-        return read_groups(self._folder(step))
+        return read_groups(self.folder(step))
 
     def geometry(self, step: int | None = None) -> pd.DataFrame:
         """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
         from rareneuron.pipeline.groups import read_geometry
 
-        return read_geometry(self._folder(step))
+        return read_geometry(self.folder(step))
 
     def spectrum(self, step: int | None = None) -> pd.DataFrame:
         """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
         from rareneuron.pipeline.groups import read_spectrum
 
-        return read_spectrum(self._folder(step))
+        return read_spectrum(self.folder(step))
 
     def claims(self) -> "Claims":
         """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
@@ -139,13 +140,9 @@ class Run:
 
         return read_claims(self.path)
 
-    def folder(self, step: int | None = None) -> Path:
-        """Where the results of a checkpoint lie."""
-        return self._folder(step)
-
     def step_record(self, step: int | None = None) -> dict[str, Any]:
         """Model, weights, timings and audit of one checkpoint."""
-        return read_json(self._folder(step) / "step.json")
+        return read_json(self.folder(step) / "step.json")
 
 
 def open_run(path: str | Path) -> Run:

@@ -215,6 +215,11 @@ def step_stage(
     compared_at = time.perf_counter()
     phases = fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions)
     further = {"groups": compared_at - started, "phases": time.perf_counter() - compared_at}
+    tried = None
+    if is_last:
+        started = time.perf_counter()
+        tried = experiments(source, effects.table, compared.groups, config.engine, memory - held, config.seed)
+        further["experiments"] = time.perf_counter() - started
     role = np.full(len(effects.table), "other", dtype=object)
     for name_of_role, neurons in compared.role.items():
         role[neurons] = name_of_role
@@ -240,9 +245,8 @@ def step_stage(
         write_groups(folder, compared)
         if seen is not None:
             explorer_stage(folder, source, seen, effects.table, config.engine)
-            write_experiments(
-                folder, experiments(source, effects.table, compared.groups, config.engine, memory - held, config.seed)
-            )
+        if tried is not None:
+            write_experiments(folder, tried)
         write_phases(folder, phases, config.definitions)
         write_json(folder / "step.json", record)
 

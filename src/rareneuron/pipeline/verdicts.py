@@ -1,7 +1,8 @@
 """From a run's results to the verdicts of `maths.claims`, kept as `claims.json`.
 
-Every hypothesis stands here with its direction and the smallest effect that matters; docs/claims.md says why. What a
-run doesn't hold (groups, a common target, several checkpoints) makes a claim inconclusive and says so.
+The hypotheses stand in `pipeline.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
+together. What a run doesn't hold (groups, a common target, several checkpoints) makes a claim inconclusive and says so.
+Oracles: tests/maths/test_claims.py for the rule; tests/pipeline/test_claims.py, random models, for the whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from rareneuron.errors import RareNeuronError, TooFewNeurons
 from rareneuron.maths.claims import (
@@ -25,10 +25,11 @@ from rareneuron.maths.claims import (
     judged,
     resampled,
 )
-from rareneuron.maths.groups import NeuronGroups, neuron_groups, top_neurons
+from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS
-from rareneuron.maths.significance import AgainstNull, against_null, bootstrap_interval, trend
+from rareneuron.maths.significance import AgainstNull, against_null, trend
+from rareneuron.pipeline.checks import checks
 from rareneuron.pipeline.dynamics import onsets, trajectory
 from rareneuron.pipeline.experiments import read_experiments
 from rareneuron.pipeline.groups import MATCHED_ON, MOST_CANDIDATES
@@ -36,12 +37,13 @@ from rareneuron.pipeline.hypotheses import HYPOTHESES, hypothesis
 from rareneuron.pipeline.rankings import fit_ranking
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import read_json, write_json
+from rareneuron.pipeline.sums import kept_rows
 
 FILE = "claims.json"
 PHASE_DRAWS = 400  # of each null, so that p can reach what Holm asks for
-SPLITS = 99  # of the contexts into halves
 FEWEST_STEPS = 6  # of a trend: with five, the least one-sided p is 1/120
 ROLES = ("boosting", "suppressing")
+LABELS = {"d_eff_zscored": "effective dimension of z-scored activations", "alpha_hill": "α_Hill"}
 RELEASED = (
     "The run computed this by the released scripts' definitions, and claims are judged by the paper's. Run the study "
     "with --definitions paper in another folder."
@@ -148,7 +150,7 @@ def of_groups(
 ) -> list[Comparison]:
     """Each group against uniform and matched random groups."""
     nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
-    label = statistic.replace("_", " ") + "".join(f" in {value}" for value in where.values())
+    label = LABELS.get(statistic, statistic) + "".join(f" in {value}" for value in where.values())
     return [
         against_groups(
             row_of(rows, statistic=statistic, group=group, null=null, **where), label, group, null, above=above
@@ -234,8 +236,7 @@ def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
 def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) -> NeuronGroups:
     """Groups by the effects in all contexts but these."""
     sums, config = run.context_sums(), run.manifest["config"]
-    n_rows = len(sums["n_tokens"])
-    rows = np.unique(context) * n_rows // run.manifest["data"]["n_contexts"]  # as pipeline.sums merges them
+    rows = kept_rows(np.unique(context), run.manifest["data"]["n_contexts"])
     others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
     if not len(others):
         raise RareNeuronError("All contexts are in the sample, and none is left to choose groups on.")
@@ -257,6 +258,7 @@ def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) ->
 
 def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     """Joint effect less the sum of single ones, over the sum of |single| ones, in the group's own direction."""
+    label = "joint effect less the sum of single ones, over the sum of their sizes"
 
     def exceeds() -> list[Comparison]:
         found = read_experiments(run.folder())
@@ -270,7 +272,7 @@ def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
             weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=1999)
             totals = weights @ sums
             value = float(excess.sum() / size.sum())
-            tests.append(resampled(JOINT, role, value, totals[:, 0] / totals[:, 1], 0.0))
+            tests.append(resampled(label, role, value, totals[:, 0] / totals[:, 1], 0.0))
         return tests
 
     def beyond() -> list[Comparison]:
@@ -282,104 +284,10 @@ def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
                 if f"joint_{null}" in found:
                     together, alone, size = found[f"joint_{null}"].T
                     draws = against_null(value, sign * (together - alone) / size)
-                    tests.append(against_groups(draws, JOINT, role, null.split("_")[0], above=True))
+                    tests.append(against_groups(draws, label, role, null.split("_")[0], above=True))
         return tests
 
     return [(hypothesis("joint-sum"), tried(exceeds)), (hypothesis("joint-random"), tried(beyond))]
-
-
-JOINT = "joint effect less the sum of single ones, over the sum of their sizes"
-
-
-def checks(run: Run, rng: np.random.Generator) -> tuple[Check, ...]:
-    """Properties of the measurement: would another text, another ablation, a frozen norm say the same?"""
-    wanted: list[tuple[str, str, float, Callable[[], tuple[float, float, float]]]] = [
-        ("split-half", "Another half of the text ranks the neurons alike", 0.8, lambda: split_half(run, rng)),
-        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, lambda: same_groups(run, rng)),
-        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, lambda: zero_agrees(run)),
-        ("direct", "The groups act directly, not through the final norm's scale", 0.5, lambda: direct_share(run, rng)),
-    ]
-    out = []
-    for name, title, least, compute in wanted:
-        try:
-            value, low, high = compute()
-        except RareNeuronError as error:
-            out.append(
-                Check(name=name, title=title, value=None, low=None, high=None, at_least=least, sentence=str(error))
-            )
-            continue
-        holds = "holds" if low >= least else "does not hold"
-        sentence = f"{WHAT[name]}: {value:.3f} (95 %: {low:.3f} … {high:.3f}); asked for are {least:g}: {holds}."
-        out.append(Check(name=name, title=title, value=value, low=low, high=high, at_least=least, sentence=sentence))
-    return tuple(out)
-
-
-WHAT = {
-    "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
-    "split-half-groups": "Share of a group that both halves of the contexts choose, of the group that keeps less",
-    "zero-ablation": "Spearman correlation of mean |Δ| over neurons, at the same tokens",
-    "direct": "Share of |Δ| of the groups' neurons that stays with the norm's scale frozen",
-}
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of effects that differ."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        raise RareNeuronError("All neurons have the same effect, so there is no ranking that could be repeated.")
-    return float(spearmanr(a, b).statistic)
-
-
-def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median and middle 95 % over splits of the contexts; Spearman–Brown."""
-    stored = run.context_sums()
-    held = np.flatnonzero(stored["n_tokens"] > 0)
-    if len(held) < 4:
-        raise RareNeuronError(f"{len(held)} contexts are too few to be halved. Analyse more tokens (--n-tokens).")
-    sums = stored["abs_delta_loss"][held].astype(np.float64)
-    found = []
-    for _ in range(SPLITS):
-        half = rng.permutation(len(held)) < len(held) // 2
-        rho = rank_correlation(sums[half].sum(0), sums[~half].sum(0))
-        found.append(2 * rho / (1 + rho))
-    low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
-    return float(middle), float(low), float(high)
-
-
-def same_groups(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median and middle 95 % over splits. A group needs its sign, too, which mean |Δ| doesn't know."""
-    stored = run.context_sums()
-    held = np.flatnonzero(stored["n_tokens"] > 0)
-    size = run.manifest["config"]["group_size"]
-    if len(held) < 4:
-        raise RareNeuronError(f"{len(held)} contexts are too few to be halved. Analyse more tokens (--n-tokens).")
-    both = np.stack([stored[name][held] for name in ("delta_loss", "abs_delta_loss")]).astype(np.float64)
-    found = []
-    for _ in range(SPLITS):
-        half = rng.permutation(len(held)) < len(held) // 2
-        sums = [both[:, rows].sum(1) for rows in (half, ~half)]
-        one, other = (top_neurons(delta, absolute, size) for delta, absolute in sums)
-        found.append([len(np.intersect1d(a, b)) / size for a, b in zip(one, other, strict=True)])
-    shares = np.array(found)
-    low, middle, high = np.quantile(shares[:, shares.mean(0).argmin()], [0.025, 0.5, 0.975])
-    return float(middle), float(low), float(high)
-
-
-def zero_agrees(run: Run) -> tuple[float, float, float]:
-    """Spearman's ρ with Fisher's interval over neurons."""
-    found = read_experiments(run.folder())
-    rho = rank_correlation(found["rare_ablation"], found["zero_ablation"])
-    z, error = np.arctanh(rho), 1.96 * 1.06 / np.sqrt(len(found["rare_ablation"]) - 3)
-    return rho, float(np.tanh(z - error)), float(np.tanh(z + error))
-
-
-def direct_share(run: Run, rng: np.random.Generator) -> tuple[float, float, float]:
-    """1 − E|Δ − direct Δ| / E|Δ|, contexts resampled."""
-    found = read_experiments(run.folder())
-    _, row = np.unique(found["context"], return_inverse=True)
-    sums = np.stack([np.bincount(row, found["rare_norm_part"]), np.bincount(row, found["rare_total"])], 1)
-    value = 1 - float(sums[:, 0].sum() / sums[:, 1].sum())
-    low, high = bootstrap_interval(sums, np.bincount(row), rng, lambda t, _: 1 - t[:, 0] / t[:, 1])
-    return value, float(low), float(high)
 
 
 def write_claims(run: Run) -> Claims:
@@ -418,8 +326,3 @@ def read_claims(root: Path) -> Claims:
         checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
         step=record["step"],
     )
-
-
-def claims_table(claims: Claims) -> pd.DataFrame:
-    """One row a claim."""
-    return pd.DataFrame([asdict(claim) for claim in claims.claims])

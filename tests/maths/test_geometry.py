@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rareneuron.errors import InvalidConfig, OutOfRange, RareNeuronError, TooFewNeurons
 from rareneuron.maths import geometry as module
+from rareneuron.maths import moments
 from rareneuron.maths.geometry import (
     SecondMoments,
     disjoint_partners,
@@ -229,7 +230,7 @@ def test_streamed_equals_whole(kind):
 
 
 def test_many_tokens_and_wide_stacks_in_blocks_are_the_same(case, found, monkeypatch):
-    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(moments, "TOKENS_AT_ONCE", 7)
     monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 500)
     blocks = geometry(*case, np.random.default_rng(1))
     for ours, theirs in zip(blocks.rows(), found.rows(), strict=True):

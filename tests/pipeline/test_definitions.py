@@ -55,7 +55,7 @@ def test_a_run_gives_the_other_definitions_too(effects, monkeypatch, tmp_path, m
     monkeypatch.setattr(Run, "manifest", manifest)
     monkeypatch.setattr(Run, "effects", lambda *_: effects)
     monkeypatch.setattr(Run, "context_sums", lambda *_: {"n_tokens": np.ones(1, np.int64)})
-    monkeypatch.setattr(Run, "_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(Run, "folder", lambda *_: tmp_path)
     write_phases(tmp_path, fit_rankings(effects, Run(tmp_path).context_sums(), 3))
     run = Run(tmp_path)
     assert isinstance(run.phases(), Phases if made_with == "paper" else ReleasedPhases)

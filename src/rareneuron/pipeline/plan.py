@@ -30,7 +30,7 @@ RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in th
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
-LAST_SECONDS = 15  # experiments with whole groups and the explorer's details, at the last checkpoint
+LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
 EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
 BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
@@ -240,7 +240,7 @@ def estimate(plan: Plan) -> Estimate:
         effects_seconds=OVERHEAD * effects / rate,
         phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
         groups_seconds=GROUPS_SECONDS * plan.config.n_random,
-        last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0,
+        last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0.0,
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )

@@ -23,6 +23,6 @@ def reference_data() -> Path:
 
 
 # Below the hook, so that what these import is checked too.
-from tests.tiny_series import config, llama, series, text_file, tokenizer  # noqa: E402
+from tests.tiny_series import config, invoke, llama, run_folder, series, text_file, tokenizer  # noqa: E402
 
-__all__ = ["config", "llama", "series", "text_file", "tokenizer"]
+__all__ = ["config", "invoke", "llama", "run_folder", "series", "text_file", "tokenizer"]

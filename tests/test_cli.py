@@ -21,28 +21,7 @@ from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline.rankings import RANKINGS
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figures import FIGURES
-
-
-@pytest.fixture
-def invoke():
-    def run(*arguments):
-        return CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_folder(series, text_file, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cli") / "run"
-    done = CliRunner().invoke(cli, study_arguments(series, text_file, out), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return out
-
-
-def study_arguments(series, text_file, out):
-    options = {"--data": text_file, "--n-tokens": 80, "--context-length": 32, "--group-size": 5, "--out": out}
-    options |= {"--rarity": "occurrences", "--percentile": 40}
-    return ["study", str(series), "--steps", "0,10", *(str(x) for pair in options.items() for x in pair)]
+from tests.tiny_series import study_arguments
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in sorted(cli.commands))])
@@ -74,8 +53,9 @@ def test_help_loads_nothing_heavy():
 def test_study_summarises_and_writes_the_report(invoke, series, text_file, run_folder):
     done = invoke(*study_arguments(series, text_file, run_folder))
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 7
-    assert lines[4].startswith("Phases (definitions: paper): unknown. The curve has 40 neurons")
+    assert len(lines) == 6
+    assert lines[3].startswith("Phases (definitions: paper): unknown. The curve has 40 neurons")
+    assert re.match(r"Claims: 0 supported; \d+ inconclusive; \d+ not supported", lines[4])
     assert lines[-1] == f"Report: {run_folder / 'report.html'}"
     assert (run_folder / "report.html").is_file()
     assert "mean |Δ|" in done.stdout

@@ -1,12 +1,15 @@
 """A tiny series on disk with a tokenizer and a text of real English words, whose frequencies follow Zipf."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from transformers import PreTrainedTokenizerFast
 
+from rareneuron.cli import cli
 from rareneuron.embedded.recipe import make_tokenizer
 from rareneuron.pipeline.config import StudyConfig
 from tests.models.conftest import tiny_model
@@ -80,3 +83,29 @@ def config(series, text_file, tmp_path):
         return study_config(series, text_file, **{"out": str(tmp_path / "run")} | changes)
 
     return build
+
+
+def study_arguments(series: Path, text_file: Path, out: Path) -> list[str]:
+    """A study of two checkpoints in a few seconds."""
+    options = {"--data": text_file, "--n-tokens": 80, "--context-length": 32, "--group-size": 5, "--out": out}
+    options |= {"--rarity": "occurrences", "--percentile": 40}
+    return ["study", str(series), "--steps", "0,10", *(str(x) for pair in options.items() for x in pair)]
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    """The command line, in this process."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(series: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of the tiny series; tests may write its pages again, and nothing else."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = CliRunner().invoke(cli, study_arguments(series, text_file, out), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rareneuron.data.rarity import RareTypes, rare_types
     from rareneuron.errors import RareNeuronError
     from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.claims import Claims
     from rareneuron.maths.geometry import Geometry, effective_dimension, geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
     from rareneuron.maths.phases import ContextSums, Phases, fit_phases
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rareneuron.pipeline.config import StudyConfig
     from rareneuron.pipeline.run import Run, open_run
     from rareneuron.pipeline.study import run_study
+    from rareneuron.present.compare import SideBySide, compare
+    from rareneuron.present.figures import figure
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -29,6 +32,7 @@ _HOMES = {
     "RareNeuronError": "errors",
     "AblationEffects": "maths.ablation",
     "delta_loss": "maths.ablation",
+    "Claims": "maths.claims",
     "Geometry": "maths.geometry",
     "effective_dimension": "maths.geometry",
     "geometry": "maths.geometry",
@@ -51,11 +55,15 @@ _HOMES = {
     "Run": "pipeline.run",
     "open_run": "pipeline.run",
     "run_study": "pipeline.study",
+    "SideBySide": "present.compare",
+    "compare": "present.compare",
+    "figure": "present.figures",
 }
 
 __all__ = [
     "AblationEffects",
     "Adapter",
+    "Claims",
     "ContextSums",
     "Geometry",
     "NeuronGroups",
@@ -66,11 +74,14 @@ __all__ = [
     "Readout",
     "ReleasedPhases",
     "Run",
+    "SideBySide",
     "Spectrum",
     "StudyConfig",
     "alpha_hill",
+    "compare",
     "delta_loss",
     "effective_dimension",
+    "figure",
     "fit_phases",
     "geometry",
     "load_model",

@@ -4,16 +4,20 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
 import json
+import os
 from collections.abc import Callable
 from errno import EPIPE
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rareneuron.errors import RareNeuronError
 
 EXIT_ERROR = 2
+RUNS = "runs"
+PREFIX = click.style("rareneuron:", fg="red", bold=True)  # colours go to terminals alone, and not with NO_COLOR
 
 
 class Commands(click.Group):
@@ -29,13 +33,13 @@ class Commands(click.Group):
         except RareNeuronError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"rareneuron: {error}", err=True)
+            click.echo(f"{PREFIX} {error}", err=True)
             ctx.exit(EXIT_ERROR)
         except OSError as error:
             if ctx.params.get("debug") or error.errno == EPIPE:  # a reader such as `head` has gone: click knows
                 raise
             click.echo(
-                f"rareneuron: The operating system refuses: {error}. Check that the path exists, may be read or "
+                f"{PREFIX} The operating system refuses: {error}. Check that the path exists, may be read or "
                 "written, and that its disk has space; --debug shows where it happened.",
                 err=True,
             )
@@ -47,21 +51,92 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="rareneuron")
 @click.option("--debug", is_flag=True, help="Show a traceback instead of a one-paragraph error.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Find the neurons of a language model that decide how well it predicts rare tokens.
 
     \b
     rareneuron study                        the embedded series on the embedded corpus, two minutes, offline
     rareneuron study MODEL --data TEXTS     your model, your text
-    rareneuron report runs/embedded         the result as a page
+    rareneuron claims runs/embedded         the verdicts; the page is runs/embedded/report.html
+    rareneuron compare runs/a runs/b        several runs side by side
+
+    \b
+    rareneuron COMMAND --help               options and examples
+    rareneuron                              what to do next, given the runs that are here
     """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+    if ctx.invoked_subcommand is None:
+        click.echo(next_steps())
+
+
+def next_steps() -> str:
+    """What a reader who typed nothing else may do, given the runs below `runs/`."""
+    runs = runs_here()
+    if not runs:
+        return "\n".join(
+            [
+                "No runs here yet (they would be below runs/). To begin:",
+                "",
+                "  rareneuron study                      the embedded series, about three minutes, offline",
+                "  rareneuron study MODEL --data TEXTS   your model, your text; --dry-run says what it takes",
+                "  rareneuron --help                     all commands",
+            ]
+        )
+    lines = ["Runs here, the last used first:", ""]
+    lines += [
+        f"  {run}{'' if is_finished(run) else '   not finished: the same `rareneuron study` continues it'}"
+        for run in runs
+    ]
+    first = runs[0]
+    commands = [
+        (f"claims {first}", "verdicts, a sentence each"),
+        (f"groups {first}", "the neurons that boost and suppress rare tokens"),
+        (f"report {first}", f"writes the page again: {first / 'report.html'}"),
+        (f"card {first}", "a summary in Markdown"),
+        *([(f"compare {first} {runs[1]}", "side by side")] if len(runs) > 1 else []),
+        ("--help", "all commands"),
+    ]
+    width = max(len(command) for command, _ in commands)
+    return "\n".join([*lines, "", *(f"  rareneuron {command:<{width}}   {what}" for command, what in commands)])
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a study came to its end: verdicts are what it writes last."""
+    return (run / "claims.json").is_file()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+class RunFolder(click.Path):
+    """A folder that a study wrote; a shell completes those below `runs/` too."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Run folders first, or any folder where there is none."""
+        found = [CompletionItem(run) for run in map(str, runs_here()) if run.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="dir")]
+
+
+def runs_here() -> list[Path]:
+    """Run folders below `runs/`, where studies write by default; the last used comes first."""
+    found = Path(RUNS).glob("*/run.json")
+    return [manifest.parent for manifest in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+run_argument = click.argument("run", type=RunFolder())
+runs_argument = click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=RunFolder())
 step_option = click.option("--step", type=int, help="Which checkpoint.  [default: the last]")
 
 

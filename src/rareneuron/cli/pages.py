@@ -1,17 +1,28 @@
-"""Pages and figures of a run."""
+"""Pages, figures and cards of runs."""
 
 from pathlib import Path
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, run_argument
+from rareneuron.cli.base import cli, emit, json_option, run_argument, runs_argument, step_option, table_records
+
+
+def figure_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell may complete."""
+    from rareneuron.present.figures import FIGURES
+
+    return [name for name in FIGURES if name.startswith(incomplete)]
 
 
 @cli.command()
 @run_argument
 @json_option
 def report(run: Path, as_json: bool) -> None:
-    """Write RUN/report.html, RUN/figures/*.svg and RUN/tables/*.csv again."""
+    """Write RUN/report.html, RUN/figures/*.svg and RUN/tables/*.csv again.
+
+    \b
+    rareneuron report runs/embedded
+    """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
@@ -25,12 +36,17 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("name")
+@runs_argument
+@click.argument("name", shell_complete=figure_names)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
 @json_option
 def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> None:
-    """Draw one figure of a run, such as rank-curve; slope-distributions of several."""
+    """Draw one figure of a run, such as rank-curve; of several runs rank-curves or slope-distributions.
+
+    \b
+    rareneuron figure runs/embedded rank-curve -o rank-curve.pdf
+    rareneuron figure runs/a runs/b rank-curves -o curves.svg
+    """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import figure as draw
     from rareneuron.present.figures import save_figure
@@ -38,3 +54,56 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
     first, *others = (open_run(run) for run in runs)
     path = str(save_figure(draw(first, name, beside=others), output))
     emit({"figure": path}, as_json, lambda: path)
+
+
+@cli.command()
+@runs_argument
+@step_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page with curves and tables: FILE.html")
+@json_option
+def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_json: bool) -> None:
+    """Several runs side by side: numbers, verdicts, agreement of rankings, and the settings that differ.
+
+    \b
+    rareneuron compare runs/embedded runs/other
+    rareneuron compare runs/seed0 runs/seed1 -o seeds.html
+    """
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.present.compare import compare as side_by_side
+    from rareneuron.present.compare import comparison_text, write_comparison
+
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{output.name!r} is no page. Name a file such as compare.html.", param_hint="-o")
+    opened = [open_run(run) for run in runs]
+    found = side_by_side(opened, step)
+    parts = ("runs", "settings", "verdicts", "agreement")
+    content = {name: table_records(getattr(found, name)) for name in parts}
+    if output is not None:
+        content["page"] = str(write_comparison(opened, output, step))
+    emit(content, as_json, lambda: "\n".join([comparison_text(found), *([f"Page: {output}"] if output else [])]))
+
+
+@cli.command()
+@run_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file, such as card.md.")
+@json_option
+def card(run: Path, output: Path | None, as_json: bool) -> None:
+    """A run as Markdown, for a model card or an appendix: verdicts, numbers, provenance, BibTeX.
+
+    \b
+    rareneuron card runs/embedded
+    rareneuron card runs/embedded -o card.md
+    """
+    from rareneuron.pipeline.run import open_run
+    from rareneuron.pipeline.store import replacing
+    from rareneuron.present.card import card as written
+
+    text = written(open_run(run))
+    if output is not None:
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    emit(
+        {"card": text, "path": None if output is None else str(output)},
+        as_json,
+        lambda: text.rstrip("\n") if output is None else str(output),
+    )

@@ -1,11 +1,21 @@
 """What a run found, as text or JSON."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, run_argument, step_option, table_records, table_text
+from rareneuron.cli.base import (
+    cli,
+    emit,
+    json_option,
+    run_argument,
+    runs_argument,
+    step_option,
+    table_records,
+    table_text,
+)
 from rareneuron.pipeline.config import CHOICES
 
 if TYPE_CHECKING:
@@ -20,7 +30,12 @@ if TYPE_CHECKING:
 @step_option
 @json_option
 def groups(run: Path, step: int | None, as_json: bool) -> None:
-    """The boosting and suppressing neurons of a run."""
+    """The boosting and suppressing neurons of a run, largest mean |Δ| first.
+
+    \b
+    rareneuron groups runs/embedded
+    rareneuron groups runs/embedded --step 512 --json
+    """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import groups_table
 
@@ -36,6 +51,9 @@ def geometry(run: Path, step: int | None, as_json: bool) -> None:
     """How neurons of a group act together (Tables 1-3), against uniform and matched random groups.
 
     One row a statistic and group: its value, the mean of the random groups and p, two-sided, against either kind.
+
+    \b
+    rareneuron geometry runs/embedded --step 512
     """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import beside_nulls
@@ -52,6 +70,9 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
     """How heavy the tails of the groups' weight spectra are (Table 4), against random groups and random matrices.
 
     One row a matrix, statistic and group; p, two-sided, against uniform and matched groups and Marchenko-Pastur.
+
+    \b
+    rareneuron spectrum runs/embedded
     """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import beside_nulls
@@ -78,7 +99,12 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
 def phases(
     run: Path, step: int | None, ranking: "Ranking | None", definitions: "Definitions | None", as_json: bool
 ) -> None:
-    """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing."""
+    """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing.
+
+    \b
+    rareneuron phases runs/embedded
+    rareneuron phases runs/embedded --step 512 --ranking boosting --definitions released
+    """
     from rareneuron.maths.phases import Phases
     from rareneuron.pipeline.rankings import as_record
     from rareneuron.pipeline.run import open_run
@@ -149,20 +175,38 @@ def released_text(found: "ReleasedPhases", title: str) -> str:
     )
 
 
+COLOURS = {"supported": "green", "not supported": None, "inconclusive": "yellow"}
+
+
+def coloured(text: str) -> str:
+    """Verdicts at the ends of lines in colour, which goes to terminals alone."""
+
+    def paint(match: re.Match[str]) -> str:
+        colour = COLOURS[match[2]]
+        return match[1] + (click.style(match[2], fg=colour, bold=True) if colour else match[2]) + "."
+
+    return re.sub(r"^(.*: )(supported|not supported|inconclusive)\.$", paint, text, flags=re.M)
+
+
 @cli.command()
 @run_argument
 @json_option
 def claims(run: Path, as_json: bool) -> None:
-    """The paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each."""
+    """The paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each.
+
+    \b
+    rareneuron claims runs/embedded
+    rareneuron claims runs/embedded --json
+    """
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import claims_record, claims_text
 
     found = open_run(run).claims()
-    emit(claims_record(found), as_json, lambda: claims_text(found))
+    emit(claims_record(found), as_json, lambda: coloured(claims_text(found)))
 
 
 @cli.command()
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@runs_argument
 @step_option
 @click.option(
     "--format",
@@ -208,7 +252,12 @@ TRAJECTORY_COLUMNS = [
 @click.option("--onsets", "of_onsets", is_flag=True, help="Since which step groups differ from random ones, at 5 %.")
 @json_option
 def trajectory(run: Path, of_trends: bool, of_onsets: bool, as_json: bool) -> None:
-    """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them."""
+    """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them.
+
+    \b
+    rareneuron trajectory runs/embedded
+    rareneuron trajectory runs/embedded --onsets
+    """
     from rareneuron.pipeline.dynamics import onsets, trends
     from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import nulls_of_step_zero

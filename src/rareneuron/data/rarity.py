@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
+from rareneuron.shown import Shown
 
 COUNT_SUFFIXES = (".npy", ".npz", ".parquet")
 TOKEN_COLUMNS = ("token", "id")
@@ -32,7 +33,7 @@ ELBOW_DEVIATIONS = 3.0  # a change of slope is a candidate beyond mean + 3 sd
 
 
 @dataclass(frozen=True, kw_only=True)
-class RareTypes:
+class RareTypes(Shown):
     """Stage 1 of the filter: the types with `p < threshold`, p = (count + 1) / Σ(count + 1)."""
 
     mask: Bool[np.ndarray, " vocab"]

@@ -42,6 +42,7 @@ from rareneuron.maths.expansion import (
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.readout import Readout
+from rareneuron.shown import Shown
 
 Precision = Literal["fast", "exact", "reference"]
 
@@ -56,7 +57,7 @@ FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer produc
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationEffects:
+class AblationEffects(Shown):
     """What ablating each neuron does to each token's prediction, in nats.
 
     Positive `delta_loss`: the ablation hurts this token, so the neuron boosts its target; negative: it suppresses

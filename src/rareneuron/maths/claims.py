@@ -8,12 +8,13 @@ though they could have, not that it is false.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.maths.significance import AgainstNull, holm
+from rareneuron.shown import Shown
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
@@ -93,12 +94,24 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims:
+class Claims(Shown):
     """All claims of a run, Holm over `claims`, and checks of the measurement beside them."""
 
     claims: tuple[Claim, ...]
     checks: tuple[Check, ...]
     step: int | None
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """A row a claim, and one a check."""
+        rows = [(c.title, c.effect, interval(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
+        holds = {True: "holds", False: "does not hold", None: "not measured"}
+        checks = [(c.title, c.value, interval(c.low, c.high), None, holds[c.holds]) for c in self.checks]
+        return ["", "effect", "95 %", "p, Holm", "verdict"], [*rows, *checks]
+
+
+def interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Both ends, or nothing."""
+    return None if low is None or high is None else (low, high)
 
 
 def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:

@@ -22,6 +22,7 @@ from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
 from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
@@ -44,7 +45,7 @@ class Compared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
+class Geometry(Shown):
     """How neurons of one layer act together over the same `n_tokens` tokens.
 
     `within[statistic][group]` has groups boosting, suppressing and random; `between[statistic][pair]` the pairs
@@ -59,6 +60,11 @@ class Geometry:
     variance: float  # τ of the effective dimension
     definitions: Definitions
     matched_on: str | None
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """`rows`, as they are."""
+        rows = self.rows()
+        return list(rows[0]), [tuple(row.values()) for row in rows]
 
     def rows(self) -> list[dict[str, Any]]:
         """Tidy: a row per statistic, group and null, one without a null for random. What isn't defined is None."""

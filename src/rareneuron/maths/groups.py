@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.errors import TooFewNeurons
+from rareneuron.shown import Shown
 
 STRATUM = 20  # neurons: fine enough to match, and enough to choose from
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuronGroups:
+class NeuronGroups(Shown):
     """Neuron indices of one layer at one checkpoint. Groups are ordered by mean |Δ|, largest first."""
 
     boosting: Int[np.ndarray, " size"]  # mean Δ > 0: ablation hurts

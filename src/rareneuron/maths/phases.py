@@ -8,7 +8,7 @@ decay?). With sums per context δ must also leave its bootstrap band. docs/phase
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +17,7 @@ from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.maths.nulls import FAMILIES, Family, lift_removed, log_likelihood_ratio, uniform_order_statistics
 from rareneuron.maths.rank_curve import LocalSlope, RankCurve, local_slope
 from rareneuron.maths.segments import EDGE, STRAIGHT, TINY, Line, Segments, Spacings, segments
+from rareneuron.shown import Shown
 
 Outcome = Literal["three phases", "no plateau", "no decay", "no power law"]
 
@@ -34,7 +35,7 @@ class ContextSums:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phases:
+class Phases(Shown):
     """Three phases of a rank curve, or why not. A rank that is None was not found; intervals are 95 %.
 
     `null_p` holds the share of null samples that look at least as convincing: `half-normal`, `exponential` and
@@ -67,6 +68,15 @@ class Phases:
     def decay_share(self) -> float | None:
         """Neurons of the decay, zeros included, of all neurons."""
         return None if self.decay_start is None else 1 - (self.decay_start - 1) / self.n_neurons
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The outcome and the numbers behind it, each beside its interval; arrays are left out."""
+        names = (
+            *("outcome", "kappa", "beta", "r_squared", "fit_first", "fit_last", "plateau_end", "plateau_share"),
+            *("decay_start", "decay_share", "breaks", "n_neurons", "n_zero"),
+        )
+        rows = [(name, getattr(self, name), self.intervals.get(name, "")) for name in names]
+        return ["", "", "95 %"], [*rows, *((f"p against {name}", p, "") for name, p in self.null_p.items())]
 
 
 @dataclass(frozen=True, kw_only=True)

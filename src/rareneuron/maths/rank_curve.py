@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.errors import InvalidConfig
+from rareneuron.shown import Shown
 
 GRID_STEP = 0.05  # in log rank; 1 (the e of Eq. 7) is a whole number of steps
 WINDOW = 0.5  # in log rank: half of what Eq. 7 averages over anyway
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankCurve:
+class RankCurve(Shown):
     """Mean |Δ| of N neurons, largest first."""
 
     value: Float[np.ndarray, " rank"]  # nats per token; zeros come last and have no logarithm

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rareneuron.shown import Shown
+
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(Shown):
     r"""logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer`, x̂ = x/σ for `rms`.
 
     σ² is the mean square of the centred (`layer`) or raw (`rms`) residual plus `eps`. `weight` is the gain that

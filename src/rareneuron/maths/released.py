@@ -13,6 +13,7 @@ from jaxtyping import Float
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.rank_curve import RankCurve
 from rareneuron.maths.segments import Spacings
+from rareneuron.shown import Shown
 
 AHEAD = 6  # the slope at i looks to rank 6i
 BOUNDARIES = (3.5, 5.5)  # log rank: plateau | power law | decay
@@ -22,7 +23,7 @@ PLATEAU_END, DECAY_START = int(np.exp(BOUNDARIES[0])), int(np.exp(BOUNDARIES[1])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleasedPhases:
+class ReleasedPhases(Shown):
     """Two lines, a slope and a deviation; no outcome, since boundaries that are constants can't say no."""
 
     kappa: float  # over FIT

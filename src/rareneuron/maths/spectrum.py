@@ -21,6 +21,7 @@ from rareneuron.errors import InvalidConfig
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.shown import Shown
 
 RULES = ("fix-finger", "fraction", "half")  # for k of Eq. 6
 FEWEST_GAUSSIAN = 200  # draws of the Marchenko–Pastur null
@@ -28,7 +29,7 @@ BLOCK = 2**20  # pairs of eigenvalues held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrum:
+class Spectrum(Shown):
     """Every statistic of every group and matrix, beside its nulls.
 
     `against` has keys (matrix, statistic, group, null). Groups are boosting, suppressing and random; nulls `uniform`
@@ -41,6 +42,11 @@ class Spectrum:
     against: dict[tuple[str, str, str, str], AgainstNull]
     eigenvalues: dict[tuple[str, str], Float[np.ndarray, " size"]]  # by (matrix, group), largest first; 95 % of random
     edges: dict[tuple[str, str], float]  # where Marchenko–Pastur ends, for the group's mean row variance
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """`rows`, as they are."""
+        rows = self.rows()
+        return list(rows[0]), [tuple(row.values()) for row in rows]
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain record a comparison, ready for JSON: what isn't finite is None."""

@@ -51,7 +51,7 @@ HYPOTHESES = (
     ),
     Hypothesis(
         name="cosine-across",
-        title="So do those of the boosting and the suppressing group",
+        title="Activations of the boosting and the suppressing group point the same way more than random pairs'",
         source="Table 3",
         smallest=0.02,
     ),
@@ -87,7 +87,7 @@ HYPOTHESES = (
     ),
     Hypothesis(
         name="rare-specific-loss",
-        title="So they do at equal clean loss",
+        title="The groups matter more at rare than at common targets at equal clean loss, too",
         source="beyond the paper",
         smallest=0.1,
     ),

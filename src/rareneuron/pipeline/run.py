@@ -29,13 +29,14 @@ from rareneuron.pipeline.store import (
     read_table,
     read_tensors,
 )
+from rareneuron.shown import Shown
 
 if TYPE_CHECKING:
     from rareneuron.maths.claims import Claims
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Shown):
     """What a study found. `step=None` means the last finished checkpoint."""
 
     path: Path
@@ -139,6 +140,22 @@ class Run:
         from rareneuron.pipeline.verdicts import read_claims
 
         return read_claims(self.path)
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """What was studied, by what, and where it lies."""
+        config, data = self.manifest["config"], self.manifest.get("data", {})
+        steps = ", ".join("final" if step is None else f"{step:,}" for step in self.steps)
+        return ["", ""], [
+            ("folder", self.path),
+            ("model", config["model"] or "embedded series"),
+            ("layer", self.manifest.get("layer")),
+            ("checkpoints", steps or "none finished yet"),
+            ("rare tokens", data.get("n_rare")),
+            ("common tokens", data.get("n_common")),
+            ("corpus", data.get("corpus")),
+            ("definitions", self.definitions),
+            ("seed", config["seed"]),
+        ]
 
     def step_record(self, step: int | None = None) -> dict[str, Any]:
         """Model, weights, timings and audit of one checkpoint."""

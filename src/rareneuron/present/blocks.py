@@ -75,6 +75,7 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
+    wrapped: bool = False  # words in several lines, where cells hold more of them than numbers
 
 
 @dataclass(frozen=True, kw_only=True)

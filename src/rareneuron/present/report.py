@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -23,6 +23,9 @@ from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
 from rareneuron.present.findings import Findings, findings
 from rareneuron.present.sections import SECTIONS
 from rareneuron.present.wording import significant, without_hidden
+
+if TYPE_CHECKING:
+    import jinja2
 
 NAME = "report.html"
 
@@ -38,37 +41,45 @@ def write_report(run: Run) -> Path:
 
 def render_report(run: Run) -> str:
     """The report as HTML."""
+    found = findings(run)
+    data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
+    sections = [build(found) for build in SECTIONS]
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            model=found.model,
+            layer=found.layer_name,
+            corpus=found.data["corpus"],
+            version=found.manifest["environment"]["rareneuron"],
+            warnings=found.manifest.get("warnings", []),
+            verdicts=verdicts,
+            verdict_counts=counted(verdicts),
+            sections=sections,
+            told_below="claims" in {section.name for section in sections},
+            style=asset("report.css"),
+            script=script,
+            script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+            data=embedded_json(data),
+            n_neurons=f"{len(found.last):,}",
+            details_note=details_note(data),
+            slider_note=slider_note(found),
+            example=f"{found.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
+        )
+    )
+
+
+def page_environment() -> "jinja2.Environment":
+    """Templates of pages: everything escaped, nothing hidden, nothing undefined."""
     import jinja2
 
-    found = findings(run)
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("rareneuron.present"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=nothing_hidden,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
-    sections = [build(found) for build in SECTIONS]
-    return environment.get_template("report.html.j2").render(
-        model=found.model,
-        layer=found.layer_name,
-        corpus=found.data["corpus"],
-        version=found.manifest["environment"]["rareneuron"],
-        warnings=found.manifest.get("warnings", []),
-        verdicts=verdicts,
-        verdict_counts=counted(verdicts),
-        sections=sections,
-        told_below="claims" in {section.name for section in sections},
-        style=asset("report.css"),
-        script=script,
-        script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
-        data=embedded_json(data),
-        n_neurons=f"{len(found.last):,}",
-        details_note=details_note(data),
-        slider_note=slider_note(found),
-        example=f"{found.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run found, in six lines, its groups as a table, and step 0 as a null: what the command line prints."""
+"""What a run found, in five lines, its groups as a table, and step 0 as a null: what the command line prints."""
 
 import math
 from dataclasses import asdict
@@ -12,8 +12,10 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
 from rareneuron.pipeline.rankings import SIGNS, Ranking
 from rareneuron.pipeline.run import Run
+from rareneuron.present.figures.claims import claims_or_reason
 from rareneuron.present.figures.verdict import found_or_reason, verdict
 
+MOST_NAMED = 3  # claims of a verdict, in a line
 GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]
 
 
@@ -23,23 +25,19 @@ def study_summary(run: Run) -> dict[str, Any]:
     top, audit = table.iloc[0], record["audit"]
     median = table["abs_delta_loss"].median()
     steps = ["final" if step is None else str(step) for step in run.steps]
+    common = "" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"
     lines = [
         (
-            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens from {data['n_contexts']:,} contexts of "
-            f"{data['corpus']}; checkpoints {', '.join(steps)}"
+            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens of {data['corpus']}; checkpoints "
+            f"{', '.join(steps)}; at the last {record['loss_rare']:.3f} nats on rare targets{common}"
         ),
-        f"Loss at the last: {record['loss_rare']:.3f} nats on rare targets"
-        + ("" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"),
         largest_effect(top, median),
         (
             f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
-            f"{int((table['delta_loss'] < 0).sum()):,} suppress them"
+            f"{int((table['delta_loss'] < 0).sum()):,} suppress them; {audit_line(audit)}"
         ),
         phases_line(run),
-        "Audit: none, the patching engine is itself the standard"
-        if audit is None
-        else f"Audit: {audit['n_pairs']:,} pairs recomputed in float64, rms error {audit['rms_error']:.1e} nats, "
-        f"largest {audit['max_error']:.1e}",
+        claims_line(run),
     ]
     return {
         "run": str(run.path),
@@ -55,6 +53,28 @@ def study_summary(run: Run) -> dict[str, Any]:
         "audit": audit,
         "lines": lines,
     }
+
+
+def audit_line(audit: dict[str, Any] | None) -> str:
+    """How exact the effects are."""
+    if audit is None:
+        return "audit: none, the patching engine is itself the standard"
+    return (
+        f"audit: {audit['n_pairs']:,} pairs recomputed in float64, rms error {audit['rms_error']:.1e} nats, largest "
+        f"{audit['max_error']:.1e}"
+    )
+
+
+def claims_line(run: Run) -> str:
+    """What is supported by name, the rest by number."""
+    claims = claims_or_reason(run)
+    if isinstance(claims, str):
+        return f"Claims: none. {claims}"
+    told = []
+    for kind, few in (("supported", len(claims)), ("inconclusive", MOST_NAMED), ("not supported", MOST_NAMED)):
+        names = [claim.name for claim in claims if claim.verdict == kind]
+        told.append(f"{len(names)} {kind}" + (f" ({', '.join(names)})" if 0 < len(names) <= few else ""))
+    return f"Claims: {'; '.join(told)}"
 
 
 def phases_line(run: Run) -> str:

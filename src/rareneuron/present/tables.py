@@ -181,6 +181,17 @@ def subject(run: Run, step: int | None) -> Subject:
     return Subject(run=run, step=run.steps[-1] if step is None else step, record=record)
 
 
+def subjects_with_labels(runs: Sequence[Run], step: int | None = None) -> list[tuple[str, Subject]]:
+    """A checkpoint of each run under a name of its own: the folder's, where a model comes twice."""
+    subjects = [subject(run, step) for run in runs]
+    labels = [of.label for of in subjects]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({visible(of.run.path.name)})" for label, of in zip(labels, subjects, strict=True)]
+    if len(set(labels)) < len(labels):  # folders of the same name
+        labels = [f"{label} {place}" for place, label in enumerate(labels, 1)]
+    return list(zip(labels, subjects, strict=True))
+
+
 def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str:
     """Rows of a checkpoint's geometry or spectrum; or why there are none, in words that name no folder."""
     try:
@@ -243,14 +254,11 @@ def printed_rows(number: Number, of: Subject) -> list[dict[str, Any]]:
 
 def paper_table(number: Number, runs: Sequence[Run], step: int | None = None) -> PaperTable:
     """The paper's columns, a few rows a run."""
-    layout, subjects = LAYOUTS[number], [subject(run, step) for run in runs]
-    labels = [of.label for of in subjects]
-    if len(set(labels)) < len(labels):  # the same model twice
-        labels = [f"{label} ({visible(of.run.path.name)})" for label, of in zip(labels, subjects, strict=True)]
+    layout = LAYOUTS[number]
     has_kinds = number in (2, 4)
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for label, of in zip(labels, subjects, strict=True):
+    for label, of in subjects_with_labels(runs, step):
         long = pd.DataFrame(rows_of(number, of), columns=list(COLUMNS))
         for kind, name, cells in [*compact_rows(number, long), *printed_row(number, of)]:
             rows.append((label, *([kind] if has_kinds else []), name, *cells))

@@ -16,6 +16,7 @@ from rareneuron.present.figures import (
     phases,
     power_law,
     rank_curve,
+    rank_curves,
     slope_distributions,
     spectrum,
 )
@@ -29,7 +30,7 @@ __all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 FIGURES: dict[str, Figure] = {
     module.FIGURE.name: module.FIGURE
     for module in (
-        *(effect_distribution, rank_curve, phases, local_slope, slope_distributions, power_law, deviation),
+        *(effect_distribution, rank_curve, rank_curves, phases, local_slope, slope_distributions, power_law, deviation),
         *(alpha_hill, spectrum, claims),
     )
 }

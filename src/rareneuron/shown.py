@@ -1,0 +1,75 @@
+"""How results look in a notebook: a small table in HTML, the docstring's first line above it.
+
+Needs nothing but the standard library, so that every floor may use it. Text is escaped; arrays are told by shape and
+range, never printed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from html import escape
+from itertools import islice
+from typing import Any
+
+MOST_SHOWN = 6  # entries of a sequence or mapping
+
+
+class Shown:
+    """Gives a dataclass an `_repr_html_`, from its fields; `shown_table` may choose another table."""
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Heads and rows, in the order in which a reader wants them."""
+        return ["", ""], [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+
+    def shown_title(self) -> str:
+        """What stands above the table."""
+        about = (type(self).__doc__ or "").strip().split("\n")[0]
+        return f"{type(self).__name__}: {about}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.shown_title(), *self.shown_table())
+
+
+def html_table(title: str, heads: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    """A caption, heads and cells, each told in a line."""
+    body = "".join(f"<tr>{''.join(cell(told(value)) for value in row)}</tr>" for row in rows)
+    head = f"<thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in heads)}</tr></thead>" if any(heads) else ""
+    caption = f'<caption style="text-align:left;caption-side:top">{escape(title)}</caption>'
+    return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
+
+
+def cell(text: str) -> str:
+    """Left-aligned, since most cells are words."""
+    return f'<td style="text-align:left">{escape(text)}</td>'
+
+
+def told(value: Any) -> str:
+    """A value in a line: numbers to four digits, arrays by shape, dtype and range."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return told_array(value)
+    if is_dataclass(value):
+        return type(value).__name__
+    if isinstance(value, dict):
+        parts = [f"{key}: {told(item)}" for key, item in islice(value.items(), MOST_SHOWN)]
+    elif isinstance(value, tuple | list):
+        parts = [told(item) for item in value[:MOST_SHOWN]]
+    else:
+        return str(value)
+    more = [f"… {len(value):,} in all"] if len(value) > MOST_SHOWN else []
+    return ", ".join([*parts, *more]) or "none"
+
+
+def told_array(value: Any) -> str:
+    """Shape and dtype; the range of what is finite, where there is any."""
+    shape = " × ".join(f"{size:,}" for size in value.shape) or "a number"
+    words = f"{shape}, {str(value.dtype).removeprefix('torch.')}"
+    if 0 in value.shape:
+        return words
+    low, high = float(value.min()), float(value.max())
+    return f"{words}, {low:.4g} … {high:.4g}" if math.isfinite(low) and math.isfinite(high) else words

@@ -107,7 +107,8 @@ def test_phases(invoke, monkeypatch, run_folder):
     rank = np.arange(1, 513)
     y = -0.4 * np.log(rank) + (rank <= 24) - np.maximum(rank / 150 - 1, 0)
     curve = rank_curve(np.exp(y))
-    sums = np.random.default_rng(0).gamma(400.0, 1 / 400, (20, 512)) * curve.value
+    sums = np.random.default_rng(0).gamma(400.0, 1 / 400, (20, 512))
+    sums *= curve.value / sums.mean(0)  # of these contexts the curve is the mean
     contexts = ContextSums(sums=sums, n_tokens=np.ones(20, np.int64))
     monkeypatch.setattr(Run, "phases", lambda *_: fit_phases(curve, contexts, n_draws=40))
     shown = invoke("phases", run_folder).stdout

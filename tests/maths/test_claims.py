@@ -1,15 +1,20 @@
 """Verdicts: the rule, in every branch; what a planted effect and noise get; equal loss; the kink of a slope."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from rareneuron.errors import InvalidConfig
 from rareneuron.maths.claims import (
+    FEWEST_CONTEXTS,
     Check,
     Comparison,
     Hypothesis,
     against_groups,
+    as_record,
+    from_record,
     judged,
     resampled,
     weights_at_equal_loss,
@@ -114,10 +119,70 @@ def test_noise_is_supported_no_more_often_than_holm_allows_and_a_planted_effect_
     assert found >= 180
 
 
-def test_a_bootstrap_says_yes_and_no():
+def test_every_test_needs_an_effect_that_matters():
+    """The weakest by p may have a large effect; another's may be too small."""
+    small, large = made(p=0.001, effect=0.0001), made(p=0.001 + 1e-9, effect=0.5)
+    for tests in ([small, large], [large, small]):
+        claim = judged([(CLAIMED, tests)])[0]
+        assert claim.verdict == "inconclusive"
+        assert claim.p == large.p
+    assert judged([(CLAIMED, [large, large])])[0].verdict == "supported"
+
+
+def test_of_equal_p_the_smaller_effect_speaks():
+    uniform, matched = made(effect=0.7), replace(made(effect=0.3), null="matched random groups")
+    for tests in ([uniform, matched], [matched, uniform]):
+        claim = judged([(CLAIMED, tests)])[0]
+        assert claim.null == "matched random groups"
+        assert claim.effect == 0.3
+        assert claim.tests == tuple(tests)
+
+
+def test_a_claim_is_the_same_after_json():
+    test = replace(made(), effect_low=np.nan, group=None)
+    for claim in judged([(CLAIMED, [test, made()]), (CLAIMED, "There is none.")]):
+        record = json.loads(json.dumps(as_record(claim), allow_nan=False))
+        again = from_record(record)
+        assert again == from_record(record)
+        np.testing.assert_equal(asdict(again), asdict(claim))
+    assert from_record({**record, "tests": []}).tests == ()
+    del record["tests"]
+    assert from_record(record).tests == ()
+
+
+def ratio_of(totals):
+    return totals[:, 0] / totals[:, 1]
+
+
+def test_contexts_resampled_agree_with_a_loop():
     rng = np.random.default_rng(0)
-    assert resampled("x", None, 0.5, rng.normal(0.5, 0.1, 1999), 0.0).p == 1 / 2000
-    assert resampled("x", None, 0.0, rng.normal(0.0, 0.1, 1999), 0.0).p > 0.4
+    sums = np.stack([rng.normal(0.1, 1, 50), rng.uniform(1, 2, 50)], 1)
+    found = resampled("x", None, sums, ratio_of, np.random.default_rng(1), n_draws=1999)
+    picked = np.random.default_rng(2)
+    drawn = []
+    for _ in range(4000):
+        total = sums[picked.integers(0, 50, 50)].sum(0)
+        drawn.append(total[0] / total[1])
+    assert found.value == found.effect == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum())
+    assert abs(found.p - np.mean(np.array(drawn) <= 0)) < 0.04
+    assert np.allclose([found.effect_low, found.effect_high], np.quantile(drawn, [0.025, 0.975]), atol=0.02)
+
+
+def test_too_few_contexts_are_refused_since_their_p_is_too_small():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InvalidConfig, match="39 contexts are too few"):
+        resampled("x", None, np.ones((39, 2)), ratio_of, rng)
+    counts = {}
+    for n in (8, FEWEST_CONTEXTS):
+        p = []
+        for _ in range(1200):
+            sums = np.stack([rng.normal(size=n), rng.uniform(1, 2, n)], 1)
+            weights = rng.multinomial(n, np.full(n, 1 / n), size=499)
+            p.append((1 + (ratio_of(weights @ sums) <= 0).sum()) / 500)
+        counts[n] = np.mean(np.array(p) <= 0.05), np.mean(np.array(p) <= 0.0033)
+    assert 0.03 <= counts[FEWEST_CONTEXTS][0] <= 0.07
+    assert counts[FEWEST_CONTEXTS][1] <= 0.008
+    assert counts[8][1] > 0.008, "what the limit is for"
 
 
 def test_equal_loss_weighs_common_tokens_like_rare_ones():

@@ -1,6 +1,7 @@
 """Phases where they were planted, none where there are none. benchmarks/bench_phases.py is the full study."""
 
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -210,18 +211,45 @@ def test_too_few_neurons_are_refused():
 def test_sums_of_another_layer_are_refused():
     curve, contexts = planted()
     with pytest.raises(InvalidConfig, match="column order"):
-        fit_phases(curve, ContextSums(sums=contexts.sums[:, 1:], n_tokens=contexts.n_tokens), n_draws=1)
+        fit_phases(curve, ContextSums(sums=contexts.sums[:, 1:], n_tokens=contexts.n_tokens), n_draws=19)
 
 
 def test_one_context_is_refused():
-    curve, contexts = planted()
+    _, contexts = planted()
+    one = ContextSums(sums=contexts.sums[:1], n_tokens=contexts.n_tokens[:1])
+    curve = rank_curve(one.sums[0].astype(np.float64) / one.n_tokens[0])
     with pytest.raises(InvalidConfig, match="leave out the sums"):
-        fit_phases(curve, ContextSums(sums=contexts.sums[:1], n_tokens=contexts.n_tokens[:1]), n_draws=1)
+        fit_phases(curve, one, n_draws=19)
+
+
+def test_sums_of_other_tokens_or_in_another_order_are_refused():
+    curve, contexts = planted()
+    some = ContextSums(sums=contexts.sums[:-5], n_tokens=contexts.n_tokens[:-5])
+    turned = ContextSums(sums=contexts.sums[:, ::-1].copy(), n_tokens=contexts.n_tokens)
+    missing = ContextSums(sums=contexts.sums * np.nan, n_tokens=contexts.n_tokens)
+    for other in (some, turned, missing):
+        with pytest.raises(InvalidConfig, match="don't add up to the curve's values"):
+            fit_phases(curve, other, n_draws=19)
+
+
+def test_contexts_without_tokens_change_nothing():
+    curve, contexts = planted()
+    more = ContextSums(
+        sums=np.concatenate([contexts.sums, np.zeros_like(contexts.sums[:3])]),
+        n_tokens=np.concatenate([contexts.n_tokens, np.zeros_like(contexts.n_tokens[:3])]),
+    )
+    found, expected = (fit_phases(curve, sums, rng(5), n_draws=19) for sums in (more, contexts))
+    np.testing.assert_equal(asdict(found), asdict(expected))
+
+
+def test_too_few_draws_for_any_phase_are_refused():
+    with pytest.raises(InvalidConfig, match=r"n_draws = 18 no p can reach 0\.05"):
+        fit_phases(planted()[0], n_draws=18)
 
 
 def test_the_nulls_are_the_same_with_and_without_sums():
     curve, contexts = planted()
-    assert fit_phases(curve, contexts, n_draws=5).null_p == fit_phases(curve, n_draws=5).null_p
+    assert fit_phases(curve, contexts, n_draws=19).null_p == fit_phases(curve, n_draws=19).null_p
 
 
 # The parts against slow or independent ones.

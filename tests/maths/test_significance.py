@@ -3,7 +3,7 @@
 Of every test: a planted difference is found in 9 of 10 cases, and nothing in 93-97 % of cases where nothing is.
 """
 
-from itertools import permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from rareneuron.maths.significance import (
     ClusteredMean,
     against_null,
     bootstrap_interval,
+    drift,
     holm,
-    permutation_test,
     sums_by_context,
     trend,
 )
@@ -151,28 +151,22 @@ def test_one_context_cannot_be_resampled():
         bootstrap_interval(np.ones((1, 2)), np.array([3]), np.random.default_rng(0))
 
 
-# --- permutation of labels ----------------------------------------------------------------------------------------
+# --- against null draws -------------------------------------------------------------------------------------------
 
 
-def test_permutation_agrees_with_every_labelling():
-    a, b = np.array([3.0, 5.0, 4.0]), np.array([1.0, 2.0, 2.5, 3.5])
-    pooled = np.concatenate([a, b])
-    differences = [np.mean(order[:3]) - np.mean(order[3:]) for order in permutations(pooled)]
-    found = permutation_test(a, b, np.random.default_rng(0), n_draws=20_000)
-    assert np.isclose(found.value, a.mean() - b.mean())
-    # 20,000 labels of 35: two standard errors are 0.003; 1e-9 lets equal sums be equal
-    assert np.isclose(found.p_above, np.mean(np.array(differences) >= found.value - 1e-9), atol=0.005)
-
-
-def test_permutation_is_calibrated_and_has_power():
-    rng = np.random.default_rng(0)
-
-    def p(shift):
-        values = rng.standard_t(3, size=45)  # heavy tails, groups of two sizes
-        return permutation_test(values[:15] + shift, values[15:], rng, n_draws=199).p
-
-    assert 0.03 <= np.mean([p(0) <= 0.05 for _ in range(600)]) <= 0.07
-    assert np.mean([p(2.5) <= 0.05 for _ in range(50)]) >= 0.9
+def test_what_is_not_a_number_speaks_for_nothing():
+    draws = np.random.default_rng(0).normal(size=199)
+    for value in (np.nan, np.inf, -np.inf):
+        found = against_null(value, draws)
+        assert np.isnan(found.effect_size)
+    assert (against_null(np.nan, draws).p_above, against_null(np.nan, draws).p_below) == (1, 1)
+    assert against_null(np.inf, draws).p_above == 1 / 200
+    partly = against_null(9.0, np.concatenate([draws, np.full(10, np.nan), [np.inf]]))
+    assert partly.p_above == 12 / 211  # ten and the infinite one count as extreme
+    assert np.isclose(partly.null_mean, draws.mean())
+    nothing = against_null(1.0, np.full(99, np.nan))
+    assert (nothing.p_above, nothing.p_below) == (1, 1)
+    assert np.isnan(nothing.null_mean)
 
 
 # --- many tests ---------------------------------------------------------------------------------------------------
@@ -231,3 +225,51 @@ def test_trend_is_calibrated_and_has_power():
         assert 0.03 <= np.mean([trend(rng.normal(size=n))[1] <= 0.05 for _ in range(1000)]) <= 0.07
     rising = np.arange(10) / 2
     assert np.mean([trend(rising + rng.normal(size=10))[1] <= 0.05 for _ in range(100)]) >= 0.9
+
+
+# --- drift of a walk ----------------------------------------------------------------------------------------------
+
+
+def test_drift_agrees_with_every_sign():
+    """The slow way: all walks with these steps, up or down."""
+    values = np.array([0.0, 0.2, 0.2, 0.1, 0.5, 0.9, 0.8])
+    steps = np.diff(values)
+    drawn = []
+    for signs in product([1, -1], repeat=len(steps)):
+        walk = np.round(np.concatenate([[0], np.cumsum(np.abs(steps) * signs)]), 9)
+        pairs = [np.sign(b - a) for a, b in combinations(walk, 2)]
+        drawn.append(sum(pairs) / np.sqrt(max(1, np.abs(pairs).sum())))
+    pairs = [np.sign(b - a) for a, b in combinations(values, 2)]
+    expected = np.mean(np.array(drawn) >= sum(pairs) / np.sqrt(np.abs(pairs).sum()) - 1e-9)
+    tau, p, least = drift(values, np.random.default_rng(0))
+    assert p == pytest.approx(expected)
+    assert least == 1 / 32  # five steps that are not 0
+    assert tau == pytest.approx(kendalltau(np.arange(7), values).statistic)
+
+
+def test_many_steps_are_drawn_and_none_gives_nothing():
+    tau, p, least = drift(np.arange(20.0), np.random.default_rng(0))
+    assert tau == 1
+    assert p == least == 1 / 4096
+    tau, p, least = drift(np.zeros(8), np.random.default_rng(0))
+    assert np.isnan(tau)
+    assert p == least == 1
+    assert drift(-np.arange(8.0), np.random.default_rng(0))[1] == 1
+
+
+@pytest.mark.parametrize("n", [6, 10, 20])
+def test_drift_of_walks_is_calibrated_where_a_test_for_exchangeable_steps_is_not(n):
+    rng = np.random.default_rng(0)
+    walks = rng.normal(size=(600, n)).cumsum(1)
+    p = np.array([drift(walk, rng, n_draws=511)[1] for walk in walks])
+    assert 0.03 <= np.mean(p <= 0.05) <= 0.07 or n == 6  # whose p are multiples of 1/32
+    assert np.mean(p <= 0.05) <= 0.07
+    exchangeable = np.array([t[1] for t in map(trend, walks) if t[0] > 0]) / 2
+    assert np.sum(exchangeable <= 0.05) / 600 > 0.12
+    rises = np.array([drift(rng.normal(1.5, 0.7, n).cumsum(), rng, n_draws=511)[1] for _ in range(100)])
+    assert np.mean(rises <= 0.05) >= 0.9
+
+
+def test_what_has_no_order_is_refused():
+    with pytest.raises(InvalidConfig, match="1 of 3 values are not finite"):
+        trend(np.array([1.0, np.nan, 2.0]))

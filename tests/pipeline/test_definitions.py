@@ -1,6 +1,5 @@
 """Released definitions through a study: what is stored, continued, refused and computed from the other kind of run."""
 
-import json
 from dataclasses import asdict
 
 import numpy as np
@@ -14,7 +13,7 @@ from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.pipeline.dynamics import trajectory, trends
 from rareneuron.pipeline.rankings import SIGNS, fit_rankings, phases_are_whole, released_ranking, write_phases
 from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_json, read_tensors
+from rareneuron.pipeline.store import read_json, read_tensors, write_json
 from rareneuron.pipeline.study import run_study
 
 
@@ -102,13 +101,13 @@ def test_a_study_records_its_definitions_and_refuses_others(config):
 
 def test_a_run_of_before_there_was_a_choice_is_continued(config):
     run = run_study(config(steps=(0,)))
-    manifest = json.loads((run.path / "run.json").read_text())
+    manifest = read_json(run.path / "run.json")
     del manifest["config"]["definitions"]
-    (run.path / "run.json").write_text(json.dumps(manifest))
+    write_json(run.path / "run.json", manifest)
     path = run.path / "steps" / "0" / "phases.json"
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     del stored["definitions"]
-    path.write_text(json.dumps(stored))
+    write_json(path, stored)
     run = run_study(config(steps=(0, 10)))
     assert run.steps == [0, 10]
     assert run.definitions == "paper"

@@ -9,7 +9,7 @@ import pytest
 
 from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline import study as study_module
+from rareneuron.pipeline import units as units_module
 from rareneuron.pipeline.rankings import (
     N_DRAWS,
     RANKINGS,
@@ -112,6 +112,14 @@ def test_phases_are_read_back_as_they_were_found(layer, fitted, tmp_path, rankin
 def test_fewer_than_two_contexts_leave_the_nulls_alone(layer, tmp_path):
     effects, sums = layer
     few = {k: v[-2:] for k, v in sums.items()}  # of these two, one holds common targets
+    effects = effects.assign(  # as if these contexts were all
+        **{
+            f"{kind}{name}": few[f"{kind}{name}"].sum(0) / few[f"{kind}n_tokens"].sum()
+            for kind in ("", "common_")
+            for name in ("delta_loss", "abs_delta_loss")
+            if f"{kind}{name}" in few
+        }
+    )
     fitted = fit_rankings(effects, few, seed=0)
     assert fitted["all"].band is not None
     assert (fitted["common"].band, fitted["common"].intervals) == (None, {})
@@ -159,7 +167,7 @@ def test_missing_phases_are_added_and_effects_kept(finished, config, monkeypatch
     (folder / name).unlink()
     with pytest.raises(RunFolderError, match=rf"{name}.*Run the same study again"):
         open_run(finished.path).phases(0)
-    monkeypatch.setattr(study_module, "layer_effects", lambda *_, **__: pytest.fail("effects computed again"))
+    monkeypatch.setattr(units_module, "layer_effects", lambda *_, **__: pytest.fail("effects computed again"))
     (folder / f".{name}.1.partial").write_text("half")
     run_study(config(steps=(0, 10)))
     assert {p: p.read_bytes() for p in finished.path.rglob("*") if p.is_file()} == before

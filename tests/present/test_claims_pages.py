@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import RunFolderError
+from rareneuron.maths.claims import Hypothesis, against_groups, judged
+from rareneuron.maths.significance import against_null
 from rareneuron.pipeline.run import Run
 from rareneuron.present.blocks import Definitions, Notice, Table
 from rareneuron.present.figures import FIGURES, figure
@@ -39,6 +41,7 @@ class Made:
     p: float | None = 0.001
     p_holm: float | None = 0.021
     sentence: str = "It is 0.03, and 0.01 in matched groups."
+    tests: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ CLAIMS = (
 def claimed(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Runs that hold these claims."""
 
-    def build(claims: tuple[Made, ...] = CLAIMS) -> Run:
+    def build(claims: tuple[Any, ...] = CLAIMS) -> Run:
         run = make_run()
         (run.path / "claims.json").write_text("{}")
         monkeypatch.setattr(Run, "claims", lambda _: AllMade(claims), raising=False)
@@ -77,6 +80,20 @@ def test_the_frame_scales_intervals_as_it_does_effects(claimed: Callable[..., Ru
     assert frame.loc["unknown", ["effect_size", "low", "high", "p_holm"]].isna().all()
     assert frame.loc["none", ["low", "high"]].isna().all(), "an effect of 0 has no scale"
     assert frame.loc["none", "effect_size"] == 0
+
+
+def test_what_is_claimed_lies_to_the_right_where_less_is_claimed_too(claimed: Callable[..., Run]) -> None:
+    hypothesis = Hypothesis(name="lower", title="α is lower", source="Table 4", smallest=0.1)
+    other = Hypothesis(name="higher", title="ρ is higher", source="Table 1", smallest=0.1)
+    draws = np.random.default_rng(0).normal(2, 0.1, 999)
+    less, more = (
+        against_groups(against_null(value, draws), "x", "boosting", "matched", above=above)
+        for value, above in ((1.0, False), (3.0, True))
+    )
+    frame = FIGURES["claims"].frame(claimed(judged([(hypothesis, [less]), (other, [more])]))).set_index("name")
+    for name in ("lower", "higher"):
+        low, size, high = frame.loc[name, ["low", "effect_size", "high"]]
+        assert 0 < low < size < high
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -74,7 +74,9 @@ def test_the_alpha_hill_frame_is_the_spectrums(make_run: MakeRun) -> None:
 def test_since_when_is_the_rule_of_onsets(p: list[float], first: int | None, words: str) -> None:
     frame = alpha(p)
     assert frame["since"].isna().all() if first is None else set(frame["since"]) == {first}
-    ours = onsets(pd.DataFrame({"step": [0, 64, 512, 4096][: len(p)], "a": 1.0, "a_null": 2.0, "a_p": p}))
+    ours = onsets(
+        pd.DataFrame({"step": [0, 64, 512, 4096][: len(p)], "a": 1.0, "a_null": 2.0, "a_matched": 2.0, "a_p": p})
+    )
     assert pd.isna(ours["since"].iloc[0]) if first is None else ours["since"].iloc[0] == [0, 64, 512, 4096][first]
     suppressing = frame.assign(group="suppressing", value=3.0)
     drawn = FIGURES["alpha-hill"].drawn(pd.concat([frame, suppressing], ignore_index=True))

@@ -252,7 +252,7 @@ def test_a_checkpoint_without_phases_is_named_beside_the_others(planted: MakeRun
     frame = FIGURES["deviation"].frame(run)
     assert frame.loc[frame["step"] == "0", "reason"].str.contains("holds no phases").tolist() == [True]
     assert "No phases could be told at step 0." in words(run, "deviation")
-    assert len(figure(run, "deviation").axes[0].get_lines()) == 2  # zero, and step 512
+    assert len(figure(run, "deviation").axes[0].get_lines()) == 5  # zero, three nulls, and step 512
 
 
 def test_densities_have_area_one_and_the_median_of_the_effects(make_run: MakeRun) -> None:

@@ -190,18 +190,25 @@ def coloured(text: str) -> str:
 
 @cli.command()
 @run_argument
+@click.option("--tests", "of_tests", is_flag=True, help="Every test that the claims rest on: each group and null.")
 @json_option
-def claims(run: Path, as_json: bool) -> None:
+def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     """The paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each.
+
+    A claim that rests on several tests is judged by its weakest; --tests shows them all, --json holds them.
 
     \b
     rareneuron claims runs/embedded
-    rareneuron claims runs/embedded --json
+    rareneuron claims runs/embedded --tests
     """
     from rareneuron.pipeline.run import open_run
-    from rareneuron.present.summary import claims_record, claims_text
+    from rareneuron.present.summary import claim_tests, claims_record, claims_text
 
     found = open_run(run).claims()
+    if of_tests:
+        table = claim_tests(found)
+        emit(table_records(table), as_json, lambda: table_text(table.drop(columns="statistic")))
+        return
     emit(claims_record(found), as_json, lambda: coloured(claims_text(found)))
 
 

@@ -102,7 +102,7 @@ def effective_dimension(
     47 over 1,000 and more. Compare values of equal numbers of tokens only.
     """
     moments = SecondMoments()
-    moments.add(acts)
+    moments.add(acts if isinstance(acts, Tensor) else np.asarray(acts))
     refuse_unusable(moments, variance)
     if moments.constant(moments.neurons).all():
         raise TooFewNeurons(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from rareneuron.errors import TooFewNeurons
+from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.shown import Shown
 
 STRATUM = 20  # neurons: fine enough to match, and enough to choose from
@@ -83,9 +83,9 @@ def matched_groups(
     """Groups that look like `members` in `covariate`, drawn from them and `pool` together.
 
     Neurons in order of the covariate form strata of about 20; each draw takes of every stratum as many as `members`
-    has there. If membership says nothing beyond the covariate, members are one more such draw, so a p-value from the
-    draws is exact. Were members left out, draws at the covariate's end would repeat the few neurons beside them, and
-    would vary less than groups do.
+    has there. If membership says nothing beyond the stratum, members are one more such draw, and a p-value from the
+    draws is exact; a wide stratum at the covariate's end leaves some of the covariate in it (docs/geometry.md). Were
+    members left out, draws at the end would repeat the few neurons beside them, and would vary less than groups do.
     """
     if len(pool) < len(members):
         raise TooFewNeurons(
@@ -151,6 +151,13 @@ def neuron_groups(
     they look like, never of the other; matched pairs hold those of both. Of a wide layer, `most` neurons outside the
     groups, chosen at random, are enough to draw from.
     """
+    if n_draws < 1:
+        raise InvalidConfig(f"n_draws = {n_draws} random groups are nothing to compare with. Draw 200 or more.")
+    if covariate is not None and not np.isfinite(covariate).all():
+        raise InvalidConfig(
+            f"The covariate {matched_on or ''} is not finite for {int((~np.isfinite(covariate)).sum())} neurons, so "
+            "groups can't be matched on it. Mend it, or leave it out."
+        )
     boosting, suppressing = top_neurons(delta_loss, abs_delta_loss, size)
     pool = np.setdiff1d(np.arange(len(delta_loss)), np.concatenate([boosting, suppressing]))
     if most is not None and len(pool) > most:

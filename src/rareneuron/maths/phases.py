@@ -23,6 +23,8 @@ Outcome = Literal["three phases", "no plateau", "no decay", "no power law"]
 
 FEWEST_NEURONS = 128  # four segments of the least width, and what Eq. 7 looks ahead, fill a curve of 104 ranks
 LEVEL = 0.05  # of each null
+FEWEST_DRAWS = 19  # of it
+FITTING = 1e-3  # between a neuron's mean and that of its sums, which are kept in float32
 INTERVAL = (0.025, 0.975)
 
 
@@ -58,6 +60,7 @@ class Phases(Shown):
     slope: LocalSlope
     n_neurons: int
     n_zero: int  # effects of exactly 0, which have no logarithm and are left out
+    n_draws: int  # of each null: no p is below 1 / (1 + n_draws)
 
     @property
     def plateau_share(self) -> float | None:
@@ -100,6 +103,11 @@ def fit_phases(
     Any positive values will do: signed rankings, common targets. Without `rng` the seed is 0.
     """
     rng = np.random.default_rng(0) if rng is None else rng
+    if n_draws < FEWEST_DRAWS:
+        raise InvalidConfig(
+            f"With n_draws = {n_draws} no p can reach {LEVEL:g}, so no phase could ever be found. Draw {FEWEST_DRAWS} "
+            "or more."
+        )
     n = curve.n_positive
     if n < FEWEST_NEURONS:
         raise TooFewNeurons(
@@ -139,6 +147,7 @@ def fit_phases(
         slope=slope,
         n_neurons=len(curve.value),
         n_zero=len(curve.value) - n,
+        n_draws=n_draws,
     )
 
 
@@ -192,7 +201,16 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
             f"curve of {len(curve.value)} neurons, so contexts can't be resampled. Pass the sums [context, neuron] "
             "whose column order is that of the values given to rank_curve."
         )
+    held = contexts.n_tokens > 0
+    contexts = ContextSums(sums=contexts.sums[held], n_tokens=contexts.n_tokens[held])
     n, n_contexts = curve.n_positive, len(contexts.n_tokens)
+    means = contexts.sums.sum(0, dtype=np.float64)[curve.neuron] / max(1, int(contexts.n_tokens.sum()))
+    if not np.allclose(means, curve.value, rtol=FITTING, atol=FITTING * float(curve.value[n - 1])):
+        raise InvalidConfig(
+            "The sums per context don't add up to the curve's values: they are of other neurons, another order or "
+            "other tokens, and intervals from them would be wrong. Pass the sums whose columns are the array given to "
+            "rank_curve."
+        )
     if n_contexts < 2:
         raise InvalidConfig(
             "One context can't be resampled: every draw would be the same and the band of no width. Analyse more "

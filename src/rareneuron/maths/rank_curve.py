@@ -45,6 +45,9 @@ class LocalSlope:
 
 def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
     """Sort mean |Δ| from the largest; ties keep the neurons' order."""
+    values = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else np.float64)
+    if values.ndim != 1:
+        raise InvalidConfig(f"A rank curve needs one mean |Δ| for each neuron; got an array of shape {values.shape}.")
     if len(values) == 0 or not np.isfinite(values).all() or (values < 0).any():
         raise InvalidConfig(
             "A rank curve needs one finite mean |Δ| >= 0 for each neuron; got "

@@ -17,6 +17,7 @@ from torch import Tensor
 from rareneuron.errors import InvalidConfig
 
 FEWEST_DRAWS = 99
+ROUNDED = 12  # decimals to which sums of steps are equal
 EXACT_STEPS = 33  # of a trend; above, the normal approximation, whose p is within 0.015
 
 
@@ -87,22 +88,26 @@ class AgainstNull:
 
 
 def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull:
-    """One-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws."""
+    """One-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws.
+
+    What is not a number never speaks for anything: such a draw counts as extreme, and such a value has p = 1.
+    """
     if len(draws) < FEWEST_DRAWS:
         raise InvalidConfig(
             f"{len(draws)} null draws were given, and a p-value from fewer than {FEWEST_DRAWS} cannot come near 5 %. "
             "Draw more random groups (--n-random)."
         )
-    low, high = np.quantile(draws, [0.025, 0.975])
-    spread = float(draws.std(ddof=1))
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    mean, spread = (float(known.mean()), float(known.std(ddof=1))) if len(known) > 1 else (np.nan, np.nan)
     return AgainstNull(
         value=value,
-        null_mean=float(draws.mean()),
+        null_mean=mean,
         null_low=float(low),
         null_high=float(high),
-        effect_size=(value - float(draws.mean())) / spread if spread > 0 else np.nan,
-        p_above=float(1 + (draws >= value).sum()) / (1 + len(draws)),
-        p_below=float(1 + (draws <= value).sum()) / (1 + len(draws)),
+        effect_size=(value - mean) / spread if spread > 0 and np.isfinite(value) else np.nan,
+        p_above=float(1 + (~(draws < value)).sum()) / (1 + len(draws)),
+        p_below=float(1 + (~(draws > value)).sum()) / (1 + len(draws)),
         n_draws=len(draws),
     )
 
@@ -133,20 +138,6 @@ def bootstrap_interval(
     return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
-def permutation_test(
-    a: Float[np.ndarray, " neuron"], b: Float[np.ndarray, " other"], rng: np.random.Generator, *, n_draws: int = 1999
-) -> AgainstNull:
-    """mean(a) − mean(b) against random labels: is it chance which neurons are in `a`?"""
-    pooled, n = np.concatenate([a, b]), len(a)
-
-    def difference(chosen: np.ndarray) -> float:
-        first = pooled[np.sort(chosen)].sum()  # sorted: the same members give the same sum to the last bit
-        return float(first / n - (pooled.sum() - first) / len(b))
-
-    draws = [difference(rng.choice(len(pooled), n, replace=False, shuffle=False)) for _ in range(n_draws)]
-    return against_null(difference(np.arange(n)), np.array(draws))
-
-
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """p-values adjusted for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
     order = np.argsort(p)
@@ -163,6 +154,10 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
     of a multiset's orders are counted by its q-multinomial coefficient.
     """
     n = len(values)
+    if not np.isfinite(values).all():
+        raise InvalidConfig(
+            f"{int((~np.isfinite(values)).sum())} of {n} values are not finite, so they have no order. Leave them out."
+        )
     if n < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     if n > EXACT_STEPS:
@@ -173,6 +168,39 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
     counts = inversion_counts(np.unique(values, return_counts=True)[1].tolist(), pairs)
     p = 2 * sum(counts[: min(inversions, pairs - inversions) + 1]) / sum(counts)
     return float(later.sum() / np.sqrt(pairs * len(later))), min(1.0, p)
+
+
+def drift(
+    values: Float[np.ndarray, " step"], rng: np.random.Generator, *, n_draws: int = 4095
+) -> tuple[float, float, float]:
+    """Kendall's τ_b against order, its p (one-sided, upwards), and the least p that these values can have.
+
+    Under the null each step is as likely down as up, by as much: a random walk, since checkpoints follow from one
+    another and wander without any cause. (Were they independent, p would be too large.) All signs of the steps that
+    aren't 0 where they are few, else `n_draws` of them. NaN, 1, 1 where all values are equal.
+    """
+    steps = np.diff(values)
+    moves = steps[steps != 0]
+    if not len(moves):
+        return np.nan, 1.0, 1.0
+    if 2 ** len(moves) <= n_draws + 1:
+        signs = 1 - 2 * (np.arange(2 ** len(moves))[:, None] >> np.arange(len(moves)) & 1)
+        signs = signs[1:]  # without the one that changes nothing, which is counted below
+    else:
+        signs = rng.choice([-1, 1], (n_draws, len(moves)))
+    paths = np.zeros((len(signs), len(values)))
+    paths[:, 1:][:, steps != 0] = signs * moves
+    paths = np.round(paths.cumsum(1), ROUNDED)
+    drawn, found = concordance(paths), concordance(np.round(values - values[0], ROUNDED)[None])[0]
+    p = float(1 + (drawn >= found).sum()) / (1 + len(signs))
+    return trend(values)[0], p, 1 / (1 + len(signs))
+
+
+def concordance(paths: Float[np.ndarray, "path step"]) -> Float[np.ndarray, " path"]:
+    """Pairs in order less pairs against it, over the root of the pairs that differ: τ_b but for a constant."""
+    first, second = np.triu_indices(paths.shape[1], 1)
+    sign = np.sign(paths[:, second] - paths[:, first])
+    return np.asarray(sign.sum(1) / np.sqrt(np.maximum(np.abs(sign).sum(1), 1)))
 
 
 def inversion_counts(ties: list[int], most: int) -> list[int]:

@@ -114,7 +114,7 @@ def tail_sizes(spectra: Float[np.ndarray, "draw n"], k: str | int) -> Int[np.nda
         chosen = present // 10
     elif k == "half":
         chosen = present // 2
-    elif isinstance(k, int) and 2 <= k <= present.min():
+    elif isinstance(k, int | np.integer) and 2 <= k <= present.min():
         chosen = np.full(len(spectra), k)
     else:
         raise InvalidConfig(

@@ -16,6 +16,7 @@ from rareneuron.pipeline.experiments import read_experiments
 from rareneuron.pipeline.run import Run
 
 SPLITS = 99  # of the contexts into halves
+LARGEST = 1 - 1e-12  # correlation that has a finite arctanh
 WHAT = {
     "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
     "split-half-groups": "Share of a group that both halves of the contexts choose, of the group that keeps less",
@@ -71,7 +72,7 @@ def split_half(run: Run, rng: np.random.Generator) -> tuple[float, float, float]
     for _ in range(SPLITS):
         half = rng.permutation(len(held)) < len(held) // 2
         rho = rank_correlation(sums[half].sum(0), sums[~half].sum(0))
-        found.append(2 * rho / (1 + rho))
+        found.append(2 * rho / (1 + rho) if rho > 0 else rho)  # below 0 there is nothing to correct
     low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
     return float(middle), float(low), float(high)
 
@@ -95,8 +96,10 @@ def same_groups(run: Run, rng: np.random.Generator) -> tuple[float, float, float
 def zero_agrees(run: Run) -> tuple[float, float, float]:
     """Spearman's ρ with Fisher's interval over neurons."""
     found = read_experiments(run.folder())
-    rho = rank_correlation(found["rare_ablation"], found["zero_ablation"])
-    z, error = np.arctanh(rho), 1.96 * 1.06 / np.sqrt(len(found["rare_ablation"]) - 3)
+    rho, n = rank_correlation(found["mean_ablation"], found["zero_ablation"]), len(found["mean_ablation"])
+    if n <= 3:
+        raise RareNeuronError(f"{n} neurons are too few for an interval of a rank correlation.")
+    z, error = np.arctanh(min(rho, LARGEST)), 1.96 * 1.06 / np.sqrt(n - 3)
     return rho, float(np.tanh(z - error)), float(np.tanh(z + error))
 
 

@@ -139,7 +139,9 @@ def of_groups(run: Run, step: int | None) -> dict[str, float]:
                 rows, column = rows[column.isin(names)], column[column.isin(names)]
             for name, of_name in rows.groupby(column):
                 out[f"{name}"] = float(of_name["value"].iloc[0])
-                out[f"{name}_null"] = float(of_name.loc[of_name["null"] == "uniform", "null_mean"].iloc[0])
+                for null, suffix in (("uniform", "null"), ("matched", "matched")):
+                    mean = of_name.loc[of_name["null"] == null, "null_mean"]
+                    out[f"{name}_{suffix}"] = float(mean.iloc[0]) if len(mean) else np.nan
                 one_side = (of_name["value"] > of_name["null_mean"]).nunique() == 1
                 out[f"{name}_p"] = float(of_name["p"].max()) if one_side else 1.0
     return out
@@ -157,8 +159,8 @@ def geometry_columns() -> list[str]:
 def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Since which step each value differs from random groups, at 5 %, there and at every later step that has it.
 
-    column, since (missing where it doesn't at the last), value, null, p (at the last), n (steps that have it). Steps
-    are not corrected for one another.
+    column, since (missing where it doesn't at the last), value, means of uniform and of matched groups, p (at the
+    last), n (steps that have it). Steps are not corrected for one another.
     """
     rows = []
     for column in [str(name).removesuffix("_p") for name in trajectory if str(name).endswith("_p")]:
@@ -172,12 +174,14 @@ def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
                 "since": there["step"].iloc[first] if first < len(differs) else pd.NA,
                 **{
                     name: np.nan if last is None else last[f"{column}{suffix}"]
-                    for name, suffix in (("value", ""), ("null", "_null"), ("p", "_p"))
+                    for name, suffix in (("value", ""), ("uniform", "_null"), ("matched", "_matched"), ("p", "_p"))
                 },
                 "n": len(there),
             }
         )
-    return pd.DataFrame(rows, columns=["column", "since", "value", "null", "p", "n"]).astype({"since": "Int64"})
+    return pd.DataFrame(rows, columns=["column", "since", "value", "uniform", "matched", "p", "n"]).astype(
+        {"since": "Int64"}
+    )
 
 
 def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
@@ -220,6 +224,8 @@ def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
         if column.endswith("_p"):  # of a test at each step: its trend says nothing
             continue
         values = trajectory[column].to_numpy(np.float64)
+        if column == "plateau_share":  # none is a plateau of no neurons, where phases could be told
+            values = np.where(np.isnan(values) & (trajectory["outcome"] != "unavailable"), 0.0, values)
         there = np.flatnonzero(np.isfinite(values))
         tau, p = trend(values[there]) if len(there) >= FEWEST_STEPS else (np.nan, np.nan)
         rows.append({"column": column, "tau": tau, "p": p, "n": len(there)})

@@ -1,8 +1,9 @@
 """What claims need beyond every neuron's effect, at the last checkpoint only: groups ablated at once, zero-ablation.
 
 A seeded sample of whole contexts, since these cost a full readout a group and token. Kept per neuron: zero- beside
-mean-ablation at the same tokens, and effects and shifts at rare and at common targets, once more at equal clean loss;
-per group, random ones too: the joint effect beside the sum of single ones.
+mean-ablation at the same tokens; per context and neuron, effects and shifts at rare and at common targets, once more at
+equal clean loss; of either group at every rare token of the sample, and of random groups over some of them: the joint
+effect beside the sum of single ones.
 """
 
 from pathlib import Path
@@ -19,13 +20,15 @@ from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.significance import sums_by_context
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 
 RECORD, ARRAYS = "experiments.json", "experiments.safetensors"
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
-JOINT_TOKENS = 128  # of those, at most
+JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
+TOKENS_AT_ONCE = 128  # whose distributions are held
 RANDOM_GROUPS = 400  # of each kind
 
 
@@ -59,25 +62,24 @@ def experiments(
     members = {"boosting": groups.boosting, "suppressing": groups.suppressing}
     both = np.concatenate(list(members.values()))
     out: dict[str, Any] = {
-        "rare_ablation": found.delta_loss.double().abs().mean(0),
+        "mean_ablation": found.delta_loss.double().abs().mean(0),
         "zero_ablation": zeroed.double().abs().mean(0),
     }
     size, direct = found.delta_loss.double().abs(), found.direct_delta_loss.double()
-    out["rare_shift"] = shift.abs().mean(0)
+    rows, n_contexts = sample.rows, sample.n_contexts
+    out |= by_context("rare", "", size, shift, rows[rare], n_contexts)
     if len(on_common):
         common_shift = common_mean - act[on_common].double()
         found_common = whole.effects(resid[on_common], common_shift, target[on_common], direct=False)
         of_common = found_common.delta_loss.double().abs()
         weights = weights_at_equal_loss(found.loss.double().cpu().numpy(), found_common.loss.double().cpu().numpy())
-        at_rare, at_common = (torch.from_numpy(w).to(device) for w in weights)
-        out |= {
-            "common_ablation": of_common.mean(0),
-            "common_shift": common_shift.abs().mean(0),
-            "rare_ablation_equal_loss": at_rare @ size,
-            "rare_shift_equal_loss": at_rare @ shift.abs(),
-            "common_ablation_equal_loss": at_common @ of_common,
-            "common_shift_equal_loss": at_common @ common_shift.abs(),
-        }
+        at_rare, at_common = (torch.from_numpy(w).to(device)[:, None] for w in weights)
+        out |= by_context("common", "", of_common, common_shift, rows[~rare], n_contexts)
+        out |= by_context("rare", "_equal_loss", at_rare * size, at_rare * shift, rows[rare], n_contexts)
+        out |= by_context(
+            "common", "_equal_loss", at_common * of_common, at_common * common_shift, rows[~rare], n_contexts
+        )
+        out["common_n_eff"] = np.array([effective_number(w) for w in (np.ones(len(on_common)), weights[1])])
     out |= {
         "context": sample.context[rare],
         "rare_total": size[:, both].mean(1),
@@ -85,6 +87,25 @@ def experiments(
     }
     out |= joint_effects(readout, resid[on_rare], target[on_rare], shift, W_out, groups, found.delta_loss.double())
     return {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in out.items()}
+
+
+def by_context(
+    kind: str,
+    suffix: str,
+    size: Float[Tensor, "token neuron"],
+    shift: Float[Tensor, "token neuron"],
+    row: Int[np.ndarray, " token"],
+    n_contexts: int,
+) -> dict[str, Any]:
+    """Sums of |Δ| and of |shift| over the tokens of each context, in float32 as the effects' own."""
+    rows = torch.from_numpy(row).to(size.device)
+    sums = {"ablation": size, "shift": shift.abs()}
+    return {f"{kind}_{name}{suffix}": sums_by_context(x, rows, n_contexts).float() for name, x in sums.items()}
+
+
+def effective_number(weights: Float[np.ndarray, " token"]) -> float:
+    """(Σw)²/Σw²: how many equally weighted tokens say as much."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 class Sample:
@@ -106,6 +127,8 @@ class Sample:
         act, resid, target, context, rare = zip(*parts, strict=True)
         self.act, self.resid, self.target = torch.cat(act), torch.cat(resid), torch.cat(target)
         self.context, self.rare = np.concatenate(context).astype(np.int64), np.concatenate(rare)
+        contexts, self.rows = np.unique(self.context, return_inverse=True)  # of the sums per context
+        self.n_contexts = len(contexts)
 
 
 def joint_effects(
@@ -117,31 +140,35 @@ def joint_effects(
     groups: NeuronGroups,
     single: Float[Tensor, "token neuron"],
 ) -> dict[str, Any]:
-    """Per group: mean joint Δ, sum of mean single Δ, sum of mean single |Δ|; of the two groups also per token."""
+    """Of either group per token: joint Δ, sum of single Δ, sum of single |Δ|. Of random groups their means over some.
+
+    `joint_at` says which tokens these are, evenly spread over the sample.
+    """
     drawn = {"uniform": groups.random[:RANDOM_GROUPS]}
     drawn |= {f"matched_{role}": of[:RANDOM_GROUPS] for role, of in groups.matched.items()}
     vocab, d_model = readout.W_U.shape
     n_groups = 2 + sum(len(of) for of in drawn.values())
-    n = int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS))
-    joint = JointAblation(readout, resid[:n], target[:n])
-    shift, single, W = shift[:n], single[:n], W_out.double()
+    n = min(len(resid), int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS)))
+    W = W_out.double()
 
-    def ablated(group: np.ndarray) -> tuple[Tensor, Tensor]:
+    def ablated(joint: JointAblation, at: Tensor, group: np.ndarray) -> tuple[Tensor, Tensor]:
         neurons = torch.from_numpy(group).to(shift.device)
-        return joint.delta_loss(shift[:, neurons] @ W[neurons]).double(), single[:, neurons]
+        return joint.delta_loss(shift[at][:, neurons] @ W[neurons]).double(), single[at][:, neurons]
 
-    out: dict[str, Any] = {}
-    for role in ("boosting", "suppressing"):
-        together, alone = ablated(getattr(groups, role))
-        out |= {
-            f"joint_{role}": together,
-            f"sum_{role}": alone.sum(1),
-            f"abs_sum_{role}": alone.abs().sum(1),
-        }
+    parts: dict[str, list[Tensor]] = {}
+    for at in torch.arange(len(resid), device=shift.device).split(TOKENS_AT_ONCE):
+        joint = JointAblation(readout, resid[at], target[at])
+        for role in ("boosting", "suppressing"):
+            together, alone = ablated(joint, at, getattr(groups, role))
+            for name, x in (("joint", together), ("sum", alone.sum(1)), ("abs_sum", alone.abs().sum(1))):
+                parts.setdefault(f"{name}_{role}", []).append(x)
+    out: dict[str, Any] = {name: torch.cat(xs) for name, xs in parts.items()}
+    some = torch.linspace(0, len(resid) - 1, n, dtype=torch.float64).round().long().to(shift.device)
+    joint, out["joint_at"] = JointAblation(readout, resid[some], target[some]), some
     for name, of in drawn.items():
         rows = []
         for group in of:
-            together, alone = ablated(group)
+            together, alone = ablated(joint, some, group)
             rows.append([together.mean().item(), alone.sum(1).mean().item(), alone.abs().sum(1).mean().item()])
         out[f"joint_{name}"] = np.array(rows)
     return out
@@ -164,4 +191,10 @@ def read_experiments(folder: Path) -> dict[str, np.ndarray]:
     reason = read_json(folder / RECORD)["unavailable"]
     if reason is not None:
         raise TooFewNeurons(reason)
-    return read_tensors(folder / ARRAYS)
+    arrays = read_tensors(folder / ARRAYS)
+    if "joint_at" not in arrays:
+        raise RunFolderError(
+            f"{folder / ARRAYS} was written by an earlier version, which kept other sums. Remove {folder} and run the "
+            "same study again to have them."
+        )
+    return arrays

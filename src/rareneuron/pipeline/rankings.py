@@ -32,6 +32,7 @@ COLUMN = {
     "common": "common_abs_delta_loss",
 }
 N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
+LAST_DRAWS = 400  # of the ranking `all` at the last checkpoint, which a claim rests on: Holm asks for p near 1/300
 FILE, ARRAYS = "phases.json", "phases.safetensors"
 NOT_IN_JSON = ("deviation", "band", "slope")  # arrays
 
@@ -61,14 +62,21 @@ def sign(ranking: str) -> int:
 
 
 def fit_rankings(
-    effects: pd.DataFrame, context_sums: Mapping[str, np.ndarray], seed: int, definitions: str = "paper"
+    effects: pd.DataFrame,
+    context_sums: Mapping[str, np.ndarray],
+    seed: int,
+    definitions: str = "paper",
+    *,
+    is_last: bool = False,
 ) -> dict[Ranking, Found | TooFewNeurons]:
     """Phases of every ranking that the definitions know, or why they can't be told."""
     out: dict[Ranking, Found | TooFewNeurons] = {}
     for ranking in RANKINGS if definitions == "paper" else SIGNS:
         try:
             out[ranking] = (
-                fit_ranking(effects, context_sums, ranking, seed)
+                fit_ranking(
+                    effects, context_sums, ranking, seed, LAST_DRAWS if is_last and ranking == "all" else N_DRAWS
+                )
                 if definitions == "paper"
                 else released_ranking(effects, ranking)
             )
@@ -151,8 +159,9 @@ def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases
     stored, arrays = read_json(folder / FILE)[ranking], read_tensors(folder / ARRAYS)
     if "unavailable" in stored:
         raise TooFewNeurons(stored["unavailable"])
-    scalars: dict[str, Any] = {f.name: stored[f.name] for f in fields(Phases) if f.name not in NOT_IN_JSON}
+    scalars: dict[str, Any] = {f.name: stored[f.name] for f in fields(Phases) if f.name in stored}
     scalars |= {
+        "n_draws": stored.get("n_draws", N_DRAWS),
         "breaks": tuple(stored["breaks"]),
         "intervals": {name: tuple(interval) for name, interval in stored["intervals"].items()},
         "null_p": dict(stored["null_p"]),

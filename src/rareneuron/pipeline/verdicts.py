@@ -17,31 +17,34 @@ from rareneuron.errors import RareNeuronError, TooFewNeurons
 from rareneuron.maths.claims import (
     LEVEL,
     Check,
-    Claim,
     Claims,
     Comparison,
     Hypothesis,
     against_groups,
+    as_record,
+    from_record,
     judged,
     resampled,
 )
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
-from rareneuron.maths.phases import FEWEST_NEURONS
-from rareneuron.maths.significance import AgainstNull, against_null, trend
+from rareneuron.maths.phases import FEWEST_NEURONS, Phases
+from rareneuron.maths.significance import AgainstNull, against_null, drift
 from rareneuron.pipeline.checks import checks
 from rareneuron.pipeline.dynamics import onsets, trajectory
 from rareneuron.pipeline.experiments import read_experiments
 from rareneuron.pipeline.groups import MATCHED_ON, MOST_CANDIDATES
 from rareneuron.pipeline.hypotheses import HYPOTHESES, hypothesis
-from rareneuron.pipeline.rankings import fit_ranking
+from rareneuron.pipeline.rankings import LAST_DRAWS, fit_ranking
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import read_json, write_json
 from rareneuron.pipeline.sums import kept_rows
 
 FILE = "claims.json"
-PHASE_DRAWS = 400  # of each null, so that p can reach what Holm asks for
-FEWEST_STEPS = 6  # of a trend: with five, the least one-sided p is 1/120
+FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
+FEWEST_TOKENS = 60  # common ones, of equal weight
+FEW_GROUPS = 200  # matched ones, whose mean is subtracted in every draw of contexts
+CONTEXT_DRAWS = 1000
 ROLES = ("boosting", "suppressing")
 LABELS = {"d_eff_zscored": "effective dimension of z-scored activations", "alpha_hill": "α_Hill"}
 RELEASED = (
@@ -74,8 +77,10 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
     """Three phases, a growing plateau, a kink of the slope."""
 
     def three() -> list[Comparison]:
-        effects, config = run.effects(), run.manifest["config"]
-        found = fit_ranking(effects, run.context_sums(), "all", config["seed"], n_draws=PHASE_DRAWS)
+        found = run.phases(ranking="all", definitions="paper")
+        assert isinstance(found, Phases)
+        if found.n_draws < LAST_DRAWS:  # of a run that had other steps then, or other definitions
+            found = fit_ranking(run.effects(), run.context_sums(), "all", run.manifest["config"]["seed"], LAST_DRAWS)
         name, p = max(found.null_p.items(), key=lambda item: item[1])
         there = found.outcome == "three phases"
         return [
@@ -90,7 +95,7 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
                 effect_high=np.nan,
                 effect_size=np.nan,
                 p=p if there or p > LEVEL else 1.0,  # the bootstrap band has said no
-                least_p=1 / (1 + PHASE_DRAWS),
+                least_p=1 / (1 + found.n_draws),
             )
         ]
 
@@ -101,21 +106,20 @@ def phase_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
         share = table.loc[table["outcome"] != "unavailable", "plateau_share"].fillna(0.0).to_numpy()
         if len(share) < FEWEST_STEPS:
             return f"There are {len(share)} checkpoints, and a trend needs {FEWEST_STEPS}."
-        tau, both = trend(share)
-        tau, both = (0.0, 1.0) if np.isnan(tau) else (tau, both)
+        tau, p, least = drift(share, rng)
         return [
             Comparison(
                 statistic="Kendall's τ of the plateau's share of the layer over steps",
                 group=None,
-                value=tau,
-                null="no trend",
+                value=0.0 if np.isnan(tau) else tau,
+                null="a walk without drift",
                 null_mean=0.0,
-                effect=tau,
+                effect=0.0 if np.isnan(tau) else tau,
                 effect_low=np.nan,
                 effect_high=np.nan,
                 effect_size=np.nan,
-                p=both / 2 if tau > 0 else 1 - both / 2,
-                least_p=1 / float(np.prod(np.arange(1.0, len(share) + 1))),
+                p=p,
+                least_p=least,
             )
         ]
 
@@ -137,6 +141,8 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     chosen = rows
     for column, value in where.items():
         chosen = chosen[chosen[column] == value]
+    if len(chosen) != 1:
+        raise RareNeuronError(f"The run holds {len(chosen)} comparisons of {', '.join(where.values())}, and not one.")
     found = chosen.iloc[0]
     numbers: dict[str, Any] = {
         f.name: np.nan if found[f.name] is None else float(found[f.name]) for f in fields(AgainstNull)
@@ -206,25 +212,47 @@ def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
 
     def ratios(suffix: str) -> list[Comparison] | str:
         found = read_experiments(run.folder())
-        if "common_ablation" not in found:
+        if "common_n_eff" not in found:
             return "The sample holds no common targets to compare with."
+        n_eff = float(found["common_n_eff"][1 if suffix else 0])
+        if n_eff < FEWEST_TOKENS:
+            equal = " at equal loss" if suffix else ""
+            return (
+                f"The sample's common targets say{equal} as much as {n_eff:.0f} of equal weight, and {FEWEST_TOKENS} "
+                "are needed. Analyse more tokens (--n-tokens)."
+            )
         groups = groups_elsewhere(run, found["context"], rng)
         length = run.effects()["W_out_norm"].to_numpy()
+        rare, common = (
+            np.stack([found[f"{kind}_ablation{suffix}"], length * found[f"{kind}_shift{suffix}"]]).astype(np.float64)
+            for kind in ("rare", "common")
+        )  # [2, context, neuron]
 
-        def ratio(drawn: np.ndarray) -> np.ndarray:
-            rare, common = (
-                found[f"{kind}_ablation{suffix}"][drawn].mean(-1)
-                / (length * found[f"{kind}_shift{suffix}"])[drawn].mean(-1)
-                for kind in ("rare", "common")
-            )
-            return np.asarray(rare / common)
+        def ratio(drawn: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            """Of each draw of contexts and each group."""
+            within = np.zeros((len(length), len(drawn)))  # of each group, its neurons
+            within[drawn.T, np.arange(len(drawn))] = 1
+            parts = []
+            for sums in (rare, common):
+                ablation, distance = weights @ sums @ within
+                with np.errstate(divide="ignore", invalid="ignore"):  # a group that doesn't move has no ratio
+                    parts.append(ablation / distance)
+            return np.asarray(parts[0] / parts[1])
 
         label = "|Δ| for the distance moved, at rare over common targets" + (" of equal loss" if suffix else "")
-        tests = []
+        tests, n = [], rare.shape[1]
         for role in ROLES:
-            value = float(ratio(getattr(groups, role)))
-            for null, drawn in {"uniform": groups.random, "matched": groups.matched[role]}.items():
-                tests.append(against_groups(against_null(value, ratio(drawn)), label, role, null, above=True))
+            members, matched = getattr(groups, role)[None], groups.matched[role]
+            value = float(ratio(members, np.ones((1, n)))[0, 0])
+            for null, drawn in {"uniform": groups.random, "matched": matched}.items():
+                draws = ratio(drawn, np.ones((1, n)))[0]
+                tests.append(against_groups(against_null(value, draws), label, role, null, above=True))
+
+            def beyond(weights: np.ndarray, members: np.ndarray = members, matched: np.ndarray = matched) -> np.ndarray:
+                return np.asarray(ratio(members, weights)[:, 0] - ratio(matched[:FEW_GROUPS], weights).mean(1))
+
+            less = f"{label}, less that of matched groups"
+            tests.append(resampled(less, role, np.eye(n), beyond, rng, n_draws=CONTEXT_DRAWS))
         return tests
 
     return [
@@ -262,24 +290,20 @@ def joint_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
 
     def exceeds() -> list[Comparison]:
         found = read_experiments(run.folder())
-        context = found["context"]
+        _, row = np.unique(found["context"], return_inverse=True)
         tests = []
         for role, sign in (("boosting", 1), ("suppressing", -1)):
             excess = sign * (found[f"joint_{role}"] - found[f"sum_{role}"])
-            size = found[f"abs_sum_{role}"]
-            _, row = np.unique(context[: len(excess)], return_inverse=True)
-            sums = np.stack([np.bincount(row, excess), np.bincount(row, size)], 1)
-            weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=1999)
-            totals = weights @ sums
-            value = float(excess.sum() / size.sum())
-            tests.append(resampled(label, role, value, totals[:, 0] / totals[:, 1], 0.0))
+            sums = np.stack([np.bincount(row, x) for x in (excess, found[f"abs_sum_{role}"])], 1)
+            tests.append(resampled(label, role, sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
         return tests
 
     def beyond() -> list[Comparison]:
         found = read_experiments(run.folder())
-        tests = []
+        at, tests = found["joint_at"], []
         for role, sign in (("boosting", 1), ("suppressing", -1)):
-            value = sign * float((found[f"joint_{role}"] - found[f"sum_{role}"]).sum() / found[f"abs_sum_{role}"].sum())
+            excess = found[f"joint_{role}"][at] - found[f"sum_{role}"][at]
+            value = sign * float(excess.sum() / found[f"abs_sum_{role}"][at].sum())
             for null in ("uniform", f"matched_{role}"):
                 if f"joint_{null}" in found:
                     together, alone, size = found[f"joint_{null}"].T
@@ -311,7 +335,7 @@ def write_claims(run: Run) -> Claims:
             "seed": run.manifest["config"]["seed"],
             "smallest_effects": {h.name: h.smallest for h in HYPOTHESES},
             "differs_since": dict(zip(table["column"], since, strict=True)),
-            "claims": [asdict(claim) for claim in claims.claims],
+            "claims": [as_record(claim) for claim in claims.claims],
             "checks": [asdict(check) for check in claims.checks],
         },
     )
@@ -322,7 +346,7 @@ def read_claims(root: Path) -> Claims:
     """The verdicts of a run."""
     record: Any = read_json(root / FILE)
     return Claims(
-        claims=tuple(Claim(**{f.name: claim[f.name] for f in fields(Claim)}) for claim in record["claims"]),
+        claims=tuple(from_record(claim) for claim in record["claims"]),
         checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
         step=record["step"],
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rareneuron.maths import Definitions
-from rareneuron.maths.claims import Claims
+from rareneuron.maths.claims import Claims, as_record
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
 from rareneuron.pipeline.rankings import SIGNS, Ranking
@@ -28,8 +28,9 @@ def study_summary(run: Run) -> dict[str, Any]:
     common = "" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"
     lines = [
         (
-            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens of {data['corpus']}; checkpoints "
-            f"{', '.join(steps)}; at the last {record['loss_rare']:.3f} nats on rare targets{common}"
+            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens from {data['n_contexts']:,} contexts of "
+            f"{data['corpus']}; checkpoints {', '.join(steps)}; at the last {record['loss_rare']:.3f} nats on rare "
+            f"targets{common}"
         ),
         largest_effect(top, median),
         (
@@ -146,7 +147,7 @@ def claims_record(claims: Claims) -> dict[str, Any]:
     """Claims and checks as plain JSON."""
     return {
         "step": claims.step,
-        "claims": [asdict(claim) for claim in claims.claims],
+        "claims": [as_record(claim) for claim in claims.claims],
         "checks": [asdict(check) | {"holds": check.holds} for check in claims.checks],
     }
 
@@ -165,3 +166,10 @@ def claims_text(claims: Claims) -> str:
             *(f"{c.title}.\n    {c.sentence}" for c in claims.checks),
         ]
     )
+
+
+def claim_tests(claims: Claims) -> pd.DataFrame:
+    """Every test that a claim rests on, one row each; `effect` and p are in the claimed direction."""
+    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p"]
+    rows = [{"claim": claim.name, **asdict(test)} for claim in claims.claims for test in claim.tests]
+    return pd.DataFrame(rows, columns=["claim", "statistic", *columns])

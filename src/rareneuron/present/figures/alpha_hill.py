@@ -70,7 +70,8 @@ def since(table: pd.DataFrame) -> pd.Series:
 
     out = pd.Series(pd.NA, index=table.index, dtype="Int64")
     for _, line in table[table["reason"] == ""].groupby(["matrix", "group"]):
-        places = line[["checkpoint", "value", "null_mean", "p"]].set_axis(["step", "a", "a_null", "a_p"], axis=1)
+        places = line[["checkpoint", "value", "null_mean", "matched_mean", "p"]]
+        places = places.set_axis(["step", "a", "a_null", "a_matched", "a_p"], axis=1)
         out[line.index] = onsets(places)["since"].iloc[0]
     return out
 

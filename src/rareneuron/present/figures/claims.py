@@ -43,7 +43,9 @@ def claims_or_reason(run: Run) -> tuple[Any, ...] | str:
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row a claim, in the run's order: its record, and `low` and `high`, its interval in spreads of the null."""
+    """One row a claim, in the run's order: its record; `effect_size`, `low` and `high`, its interval, in spreads of the
+    null and in the claimed direction.
+    """
     run.effects()  # without any checkpoint, says what to do
     claims = claims_or_reason(run)
     if isinstance(claims, str):
@@ -59,7 +61,17 @@ def frame(run: Run) -> pd.DataFrame:
         columns=[*words, *numbers],
     )
     spreads = (table["effect_size"] / table["effect"]).where(table["effect"] != 0)
-    return table.assign(low=table["effect_low"] * spreads, high=table["effect_high"] * spreads, reason="")
+    table = table.assign(low=table["effect_low"] * spreads, high=table["effect_high"] * spreads, reason="")
+    lower = np.array([claims_less(claim) for claim in claims])
+    turned = -table.loc[lower, ["effect_size", "high", "low"]].to_numpy()
+    table.loc[lower, ["effect_size", "low", "high"]] = turned
+    return table
+
+
+def claims_less(claim: Any) -> bool:
+    """Whether the claim is that the statistic lies below its null: its tests count effects in the claimed direction."""
+    kept = [test for test in claim.tests if test.value == claim.value and test.null == claim.null]
+    return bool(kept) and claim.effect is not None and kept[0].effect * claim.effect < 0
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
@@ -86,7 +98,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-heights.sum(), 0)
     limit(axes, frame)
-    axes.set_xlabel("effect, in standard deviations of the null", fontsize=SMALL)
+    axes.set_xlabel("standard deviations of the null; right: as claimed", fontsize=SMALL)
     counts = frame["verdict"].value_counts()
     sheet.suptitle(FIGURE.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes.legend(
@@ -149,8 +161,8 @@ FIGURE = Figure(
         "One row a claim. The point is the effect, value less the mean of its null, in standard deviations of the "
         "null's draws, the line its interval; grey reaches two of them to each side of none, and beyond, the axis is "
         "logarithmic. Disc: supported. Cross: not supported, that is, not shown by these data. Hollow diamond: "
-        "inconclusive. At the right stands p after Holm's correction for the number of claims. On which side of zero a "
-        "claim would lie, its words say."
+        "inconclusive. At the right stands p after Holm's correction for the number of claims. To the right of zero "
+        "lies what is as claimed, where less is claimed, too."
     ),
     frame=frame,
     draw=draw,

@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
+from rareneuron.maths.segments import Spacings
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import log_ranks, step_legend, thinned
-from rareneuron.present.figures.verdict import checkpoint_name, headed, note, phases_or_reason, verdict, words_only
+from rareneuron.present.figures.verdict import (
+    SMALL,
+    checkpoint_name,
+    draw_nulls,
+    headed,
+    note,
+    null_bands,
+    null_samples,
+    phases_or_reason,
+    verdict,
+    words_only,
+)
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import significant, step_name
 
@@ -43,7 +56,22 @@ def deviations(run: Run, checkpoint: int, step: int | None) -> pd.DataFrame:
     low, high = (np.nan, np.nan) if found.band is None else found.band
     rank = np.arange(1.0, len(found.deviation) + 1)
     table = pd.DataFrame({"rank": rank, "deviation": found.deviation, "low": low, "high": high})
+    if step == run.steps[-1]:
+        table = table.assign(**null_deviations(run, found))
     return table.assign(**facts, verdict=verdict(found), reason="")
+
+
+def null_deviations(run: Run, found: Phases) -> dict[str, np.ndarray]:
+    """δ of samples without phases, each from its own line over the ranks of the curve's fit."""
+    value = run.rank_curve().value[: len(found.deviation)].astype(np.float64)
+    rank = np.arange(1, len(value) + 1)
+
+    def leaving(sample: np.ndarray) -> np.ndarray:
+        return np.asarray(sample - Spacings(sample).line(found.fit_first, found.fit_last).at(rank))
+
+    return null_bands(
+        {family: np.stack([leaving(sample) for sample in null_samples(np.log(value), family)]) for family in FAMILIES}
+    )
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
@@ -64,6 +92,12 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     for i, (line, colour) in enumerate(zip(lines, theme.ordered(len(lines)), strict=True)):
         is_last = i == len(lines) - 1
         if is_last:
+            if f"{next(iter(FAMILIES))} low" in line:
+                draw_nulls(axes, line, theme)
+                nulls = axes.legend(
+                    handles=list(axes.get_lines())[-len(FAMILIES) :], loc="upper right", frameon=False, fontsize=SMALL
+                )
+                axes.add_artist(nulls)
             axes.fill_between(line["rank"], line["low"], line["high"], color=colour, alpha=0.22, linewidth=0)
         handles += axes.plot(line["rank"], line["deviation"], color=colour, linewidth=2.2 if is_last else 1.1)
     top = max(shown[["deviation", "high"]].max().max(), SHALLOWEST)
@@ -85,8 +119,9 @@ FIGURE = Figure(
     description=(
         "By how much the log of mean |Δ| lies above (δ > 0) or below the power law fitted to the middle, one line a "
         "checkpoint; 0.7 is a factor 2. The band of the last, heavy line is 95 % over resampled contexts. A plateau "
-        "needs δ > 0 at the left beyond that band; δ < 0 at both ends is what smooth distributions show. The axis is "
-        "cut below, where the last ranks fall."
+        "needs δ > 0 at the left beyond that band. Grey: samples of three distributions without phases, each against "
+        "a line over the same ranks, 95 % and medians; δ < 0 at both ends is what they show. The axis is cut below, "
+        "where the last ranks fall."
     ),
     frame=frame,
     draw=draw,

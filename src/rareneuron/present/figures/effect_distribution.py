@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from rareneuron.maths.nulls import FAMILIES
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import labelled
-from rareneuron.present.figures.verdict import NO_EFFECT, words_only
+from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, draw_nulls, null_bands, null_samples, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 N_POINTS = 200  # a ridge
+N_NULLS = 80  # samples of each null, whose densities are as smooth as the ridge
 REACH = 3.0  # kernel widths beyond the extreme neurons, where a ridge has come down
 NARROWEST = 0.02  # decades: the kernel of effects that are all the same
 OVERLAP = 2.5  # height of the tallest ridge, in distances between ridges
@@ -48,6 +50,13 @@ def frame(run: Run) -> pd.DataFrame:
         )
         for i, x, value in zip(chosen, logs, effects, strict=True)
     ]
+    if len(logs[-1]):
+        nulls = {
+            family: np.stack([density(sample / np.log(10), grid) for sample in samples[:N_NULLS]])
+            for family in FAMILIES
+            for samples in [null_samples(np.log(10) * logs[-1], family)]
+        }
+        parts[-1] = parts[-1].assign(**null_bands(nulls))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -80,10 +89,15 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
         axes.fill_between(x, i, top, color=theme.paper, alpha=0.8, linewidth=0, zorder=-i)
         axes.fill_between(x, i, top, color=colour, alpha=0.45, linewidth=0, zorder=-i)
         axes.plot(x, top, color=colour, linewidth=1.1, zorder=-i)
+        if i == len(ridges) - 1 and f"{next(iter(FAMILIES))} low" in ridge:
+            columns = [name for name in ridge if str(name).split(" ")[0] in FAMILIES]
+            lifted = (i + height * ridge[columns]).assign(rank=x)
+            draw_nulls(axes, lifted, theme)
+            axes.legend(loc="upper left", frameon=False, fontsize=SMALL, ncols=len(FAMILIES))
         median = ridge["median"].iloc[0]
         axes.vlines(median, i, np.interp(median, x, top), color=theme.ink, linewidth=1.4, zorder=-i)
     axes.set_xlim(frame["log10_abs_delta_loss"].min(), frame["log10_abs_delta_loss"].max())
-    axes.set_ylim(bottom=-0.1)
+    axes.set_ylim(bottom=-0.1, top=axes.get_ylim()[1] + 0.7)  # room for the legend
     axes.set_yticks(range(len(ridges)), [ridge["step"].iloc[0] for ridge in ridges])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -101,7 +115,8 @@ FIGURE = Figure(
         "The share of neurons per decade of mean |Δ|, one ridge a checkpoint, all on one scale and smoothed; the tick "
         "is the median neuron. The axis is logarithmic: on a linear one nearly every neuron would stand at zero. "
         "Training moves ridges to the right where neurons come to matter more, and stretches their right tails where "
-        "few of them do."
+        "few of them do. Grey, behind the last: 95 % of samples of as many neurons from three distributions fitted to "
+        "it, and their medians."
     ),
     frame=frame,
     draw=draw,

@@ -8,7 +8,7 @@ import pandas as pd
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.phases import draw_line, frame
 from rareneuron.present.figures.rank_curve import log_axes, thinned
-from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, headed, words_only
+from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, draw_nulls, headed, words_only
 from rareneuron.present.style import Theme
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
     log_axes(axes, np.concatenate([value, predicted]))
+    draw_nulls(axes, line, theme)
     ends = (("left", line["rank"] <= facts["fit_first"], 0), ("right", line["rank"] >= facts["fit_last"], -1))
     for side, beyond, end in ends:
         axes.fill_between(
@@ -53,8 +54,9 @@ FIGURE = Figure(
     description=(
         "Neurons of the last checkpoint by mean |Δ|, and the power law fitted to the middle: solid over the ranks of "
         "the fit, dashed where it is continued. Hatched: how far the curve leaves that line outside its fit, with the "
-        "ratio at the first and at the last rank. Curves of many kinds fall short of a line at both ends; only a curve "
-        "above it at the left can have a plateau."
+        "ratio at the first and at the last rank. Grey: 95 % of samples of three distributions without phases, fitted "
+        "to the curve, and their medians. They fall short of a line at both ends, too; only a curve above its line at "
+        "the left can have a plateau."
     ),
     frame=frame,
     draw=draw,

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test fast-test lint format bench bench-phases train clean
+.PHONY: demo test fast-test lint format bench bench-phases fuzz docs notebooks train clean
 
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
@@ -30,6 +30,16 @@ bench: $(STAMP)  ## speed and accuracy of the engines; one JSON line per engine 
 
 bench-phases: $(STAMP)  ## how often phases are found where there are some, and where there are none; hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_phases.py
+
+fuzz: $(STAMP)  ## every reader against spoiled files; ten minutes
+	$(BIN)/python benchmarks/fuzz_readers.py
+
+notebooks: $(STAMP)  ## run those of examples/ anew, in place
+	$(BIN)/python examples/execute.py
+
+docs: $(STAMP)  ## the documentation site, offline; any warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "Documentation: $(CURDIR)/build/docs/index.html"
 
 train: $(STAMP)  ## the embedded series again, hours on a CPU
 	$(BIN)/pip install -q -e '.[train]' -c constraints.txt

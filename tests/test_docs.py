@@ -1,54 +1,252 @@
-"""Documentation is part of the code: its commands parse, its Python runs, its names exist."""
+"""Documentation is part of the code: its commands and its Python run, its names exist, its site builds.
+
+Every `sh` and `python` block of every page runs here, in a folder of small stand-ins (`docs_blocks`). Commands that
+need a GPU or a cluster are parsed by the command's own parser instead: `pytest -v -k parsed_only` lists them. What can
+run nowhere is fenced as `text` in its page.
+"""
 
 import importlib
 import re
-import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import rareneuron
 from rareneuron.cli import cli
+from rareneuron.data import texts
+from rareneuron.maths.phases import fit_phases
 from rareneuron.models.families import FAMILIES
+from rareneuron.pipeline import plan, rankings, tokens
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.present import figures, report, tables
 from rareneuron.present.figures import FIGURES
+from tests.docs_blocks import (
+    NOT_CODE,
+    PAGES,
+    ROOT,
+    RUNNABLE,
+    Block,
+    all_blocks,
+    blocks,
+    commands,
+    stand_ins,
+    with_small_options,
+)
+from tests.models.hub_server import Hub, serving
+from tests.models.test_hub import reach
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+FINISHED = [  # studies of the pages whose runs are there when a block starts
+    "rareneuron study",
+    "rareneuron study ./my-model --data texts.txt",
+    "rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.txt --counts pythia-unigrams.npy",
+    "rareneuron study EleutherAI/pythia-410m --data texts.txt --counts pythia-unigrams.npy",
+]
 
 
-def blocks(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+# --- shell
 
 
-def commands():
-    for page in PAGES:
-        for block in blocks(page.read_text(encoding="utf-8"), "sh"):
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["rareneuron"]:
-                    yield pytest.param(words[1:], id=f"{page.name}: {line[:60]}")
+def needs_hardware(words):
+    """A GPU, or a cluster."""
+    return any(word.startswith("cuda") or word in ("ray", "--address") for word in words)
 
 
-@pytest.mark.parametrize("words", list(commands()))
-def test_every_command_parses(words):
-    name, *arguments = words
+def shell_commands():
+    """Each once, at the first page that has it."""
+    seen = set()
+    for block in all_blocks("sh"):
+        for words in commands(block):
+            if tuple(words) not in seen:
+                seen.add(tuple(words))
+                yield pytest.param(words, id=f"{block.page}: {' '.join(words)[:80]}")
+
+
+def parse(words):
+    name, *arguments = words[1:]
     cli.commands[name].make_context(name, arguments)
 
 
-def test_the_check_sees_a_wrong_option():
-    with pytest.raises(Exception, match="No such option"):
-        cli.commands["study"].make_context("study", ["--no-such-option"])
+def run_command(words):
+    """One line of a block; anything but this package's commands and make's targets has no place in one."""
+    if words[0] == "make":
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] != "rareneuron":
+        raise ValueError(f"{words} is no command of this package: fence it as `text`")
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            if words[1] == "study":  # pages take seconds a study; `rareneuron report` runs by itself
+                patch.setattr(report, "write_report", lambda run: run.path / "report.html")
+                patch.setattr(figures, "write_figures", lambda run: [])
+                patch.setattr(tables, "write_tables", lambda run: [])
+            done = CliRunner().invoke(cli, with_small_options(words))
+        assert done.exit_code == 0, f"{' '.join(words)}\n{done.output}\n{done.exception!r}"
+
+
+def few_draws(curve, sums, rng, n_draws):
+    return fit_phases(curve, sums, rng, n_draws=19)  # the fewest that can find anything
+
+
+@contextmanager
+def in_place_of_the_real(there):
+    """The few things that are replaced while blocks run: shipped series and text, Hub, number of draws."""
+    with pytest.MonkeyPatch.context() as patch, serving(Hub(there.hub)) as address:
+        reach(patch, address, there.folder.parent / "cache")
+        patch.setattr(plan, "SERIES", there.embedded)
+        patch.setattr(tokens, "COUNTS", there.counts)
+        patch.setattr(tokens, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
+        patch.setattr(texts, "_hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
+        patch.setattr(rankings, "fit_phases", few_draws)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Stand-ins and finished runs."""
+    there = stand_ins(tmp_path_factory.mktemp("docs"))
+    with in_place_of_the_real(there) as patch:
+        patch.chdir(there.folder)
+        for line in FINISHED:
+            run_command(line.split())
+    return there
+
+
+@pytest.fixture
+def here(place, tmp_path):
+    """A copy that a block may change, as the working directory."""
+    shutil.copytree(place.folder, tmp_path / "here")
+    with in_place_of_the_real(place) as patch:
+        patch.chdir(tmp_path / "here")
+        yield
+
+
+ALL_COMMANDS = list(shell_commands())
+
+
+PARSED_ONLY = [case for case in ALL_COMMANDS if needs_hardware(case.values[0])]
+RUN_BEFORE = [case for case in ALL_COMMANDS if " ".join(case.values[0]) in FINISHED]
+
+
+@pytest.mark.parametrize("words", PARSED_ONLY)
+def test_what_needs_a_gpu_or_a_cluster_is_parsed_only(words):
+    parse(words)
+
+
+@pytest.mark.parametrize("words", [case for case in ALL_COMMANDS if case.values[0][0] == "rareneuron"])
+def test_every_command_parses(words):
+    parse(words)
 
 
 @pytest.mark.slow
-def test_readme_python_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("words", [c for c in ALL_COMMANDS if c not in PARSED_ONLY and c not in RUN_BEFORE])
+def test_every_command_runs(words, here):
+    if words[:2] == ["rareneuron", "study"]:
+        shutil.rmtree("runs")  # begun, not continued: other pages have other settings
+    run_command(words)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("rareneuron study ./my-model --no-such-option", "No such option"),
+        ("rareneuron study ./my-model --device cuda --n-tokens many", "not a valid integer"),
+        ("rareneuron phases", "Missing parameter: run"),
+        ("rareneuron no-such-command runs/embedded", "no-such-command"),
+    ],
+)
+def test_a_wrong_command_does_not_parse(line, complaint):
+    with pytest.raises(Exception, match=complaint):
+        parse(line.split())
+
+
+def test_the_runs_that_are_there_are_of_the_pages():
+    assert {" ".join(case.values[0]) for case in RUN_BEFORE} == set(FINISHED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("rareneuron study ./my-model --data no-such-file.txt", "no-such-file.txt"),
+        ("rareneuron phases runs/my-model", "fewer than 128"),
+        ("pip install rareneuron", "fence it as"),
+        ("make no-such-target", "no-such-target|returned non-zero"),
+    ],
+)
+def test_a_command_that_fails_is_seen(here, line, complaint):
+    with pytest.raises(Exception, match=complaint):
+        run_command(line.split())
+
+
+# --- Python, TOML, and fences
+
+
+def run_python(page_blocks):
     scope = {}
-    for code in blocks(README, "python"):
-        exec(compile(code, "README.md", "exec"), scope)
+    for block in page_blocks:
+        exec(compile("\n" * block.line + block.text, block.page, "exec"), scope)
+    return scope
+
+
+PYTHON_PAGES = sorted({ROOT / block.page for block in all_blocks("python")} - {ROOT / "README.md"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
+def test_python_of_a_page_runs(page, here, capsys):
+    """One scope a page, as a reader would type it."""
+    run_python(block for block in blocks(page) if block.language == "python")
+
+
+@pytest.mark.slow
+def test_a_wrong_name_in_python_is_seen(here):
+    code = "import rareneuron as rn\nrn.open_run('runs/embedded').no_such_name\n"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        run_python([Block("page", 1, "python", code)])
+
+
+@pytest.mark.slow
+def test_readme_python_runs_on_the_shipped_series(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope = run_python(block for block in blocks(ROOT / "README.md") if block.language == "python")
     assert scope["delta"].shape == (8, 32)
     assert len(scope["effects"]) == 1024
     assert "delta_loss_se" in capsys.readouterr().out
+
+
+def test_toml_holds_settings():
+    found = all_blocks("toml")
+    assert found
+    for block in found:
+        StudyConfig.from_settings(tomllib.loads(block.text), block.page)
+
+
+def test_every_fence_says_what_it_is():
+    """So that no block is left out for a language that no test knows."""
+    languages = {block.language for page in PAGES for block in blocks(page)}
+    assert languages >= {"sh", "python", "toml", "text"}
+    assert languages <= RUNNABLE | NOT_CODE
+
+
+def test_blocks_are_found(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    shell, nested, other = "```sh\nX=1 a \\\n  b # c\n```\n", "````text\n```sh\n```\n````\n", "```{toctree}\nx\n```\n"
+    page.write_text(shell + nested + other + "- x\n  ```python\n  y\n  ```\n", encoding="utf-8")
+    monkeypatch.setattr("tests.docs_blocks.ROOT", tmp_path)
+    found = list(blocks(page))
+    assert [(block.line, block.language) for block in found] == [(1, "sh"), (5, "text"), (13, "python")]
+    assert commands(found[0]) == [["a", "b"]]
+
+
+# --- what is named exists, and what exists is named
 
 
 def test_every_command_and_figure_is_documented():
@@ -58,11 +256,10 @@ def test_every_command_and_figure_is_documented():
 
 
 def test_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
     named = set(re.findall(r"`?make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     assert named >= {"demo", "test", "lint", "fast-test"}
-    assert named <= targets
+    assert named | {"docs"} <= targets
 
 
 def table_rows(text):
@@ -116,3 +313,97 @@ def test_the_repository_speaks_of_the_project_alone():
 def test_families_in_the_readme_exist():
     listed = re.search(r"rareneuron families\s+# (.*)", README).group(1)
     assert set(re.findall(r"[a-z]\w+", listed)) <= set(FAMILIES)
+
+
+# --- the site
+
+
+class Outside(HTMLParser):
+    """What a page makes a browser fetch from elsewhere: links that a reader follows are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            fetches = name in ("src", "srcset", "poster", "data") or (tag == "link" and name == "href")
+            if (fetches and re.match(r"(https?:)?//", value or "")) or (name == "style" and remote_in_css(value)):
+                self.found.append(f"{tag} {name}={value}")
+
+    def handle_data(self, data):
+        if remote_in_css(data):
+            self.found.append(data[:80])
+
+
+def remote_in_css(text):
+    return re.search(r"@import\s+[\"']?(url)?|url\(\s*[\"']?(https?:)?//", text or "") is not None
+
+
+def fetched_from_outside(site):
+    found = []
+    for path in site.rglob("*.html"):
+        page = Outside()
+        page.feed(path.read_text(encoding="utf-8"))
+        found += [f"{path.name}: {what}" for what in page.found]
+    return found + [path.name for path in site.rglob("*.css") if remote_in_css(path.read_text(encoding="utf-8"))]
+
+
+def test_the_check_sees_what_a_page_fetches(tmp_path):
+    for i, snippet in enumerate(
+        [
+            '<script src="https://cdn.example.org/mathjax.js"></script>',
+            '<link rel="stylesheet" href="//fonts.example.org/css">',
+            "<style>@import url(https://fonts.example.org/a.css);</style>",
+            '<p style="background: url(https://example.org/a.png)">',
+        ]
+    ):
+        (tmp_path / f"{i}.html").write_text(snippet, encoding="utf-8")
+    (tmp_path / "a.css").write_text("a { src: url('https://example.org/a.woff') }", encoding="utf-8")
+    (tmp_path / "fine.html").write_text('<a href="https://example.org">x</a><img src="a.png">', encoding="utf-8")
+    assert len(fetched_from_outside(tmp_path)) == 5
+
+
+def build(source, out):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", str(out / "trees")]
+    return subprocess.run([*command, str(source), str(out / "html")], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    done = build(ROOT / "docs", out)
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(site):
+    assert fetched_from_outside(site) == []
+
+
+@pytest.mark.slow
+def test_every_command_and_option_is_in_the_reference(site):
+    page = (site / "cli.html").read_text(encoding="utf-8")
+    for name, command in cli.commands.items():
+        for option in [option for parameter in command.params for option in parameter.opts if option[0] == "-"]:
+            assert f'id="cmdoption-rareneuron-{name}{re.sub("^-*", "-", option)}"' in page, f"{name} {option}"
+    assert "\\" not in page  # what stands for itself in Markdown does so here
+
+
+@pytest.mark.slow
+def test_every_public_name_is_in_the_reference(site):
+    page = (site / "api.html").read_text(encoding="utf-8")
+    missing = [n for n in rareneuron.__all__ if not re.search(rf'id="rareneuron\.(errors\.)?{n}"', page)]
+    assert not missing, f"docs/api.md lacks {missing}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["# A\n\n[x](no-such-page.md)\n", "# A\n\n$\\nosuch{x}$\n"])
+def test_a_wrong_page_fails_the_build(tmp_path, text):
+    source = tmp_path / "docs"
+    (source / "_static").mkdir(parents=True)
+    shutil.copy(ROOT / "docs" / "conf.py", source)
+    shutil.copytree(ROOT / "docs" / "_static", source / "_static", dirs_exist_ok=True)
+    (source / "index.md").write_text(text, encoding="utf-8")
+    assert build(source, tmp_path).returncode != 0

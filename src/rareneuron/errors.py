@@ -63,3 +63,7 @@ class OutOfRange(RareNeuronError):
 
 class WrongEffects(RareNeuronError):
     """Effects that the audit in float64 does not confirm."""
+
+
+class WorkerLost(RareNeuronError):
+    """Processes that computed a checkpoint died over it, again and again."""

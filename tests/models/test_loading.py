@@ -280,7 +280,7 @@ def test_misshapen_weights(folder):
         load_model(folder)
 
 
-@pytest.mark.parametrize("n", [1, 3, 10**9])
+@pytest.mark.parametrize("n", [1, 3, 1000])
 def test_a_depth_that_is_not_that_of_the_weights(n, folder):
     edit_config(folder, num_hidden_layers=n)
     with pytest.raises(BrokenCheckpoint, match=rf"asks for {n} blocks, and the weight files hold 2"):

@@ -1,10 +1,17 @@
 """Models, their checkpoints and counts: what a study starts from."""
 
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option
+from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.study import steps_value
+
+if TYPE_CHECKING:
+    from rareneuron.pipeline.audit import Audit
 
 
 @cli.command()
@@ -20,7 +27,11 @@ from rareneuron.cli.base import cli, emit, json_option
 def unigrams(
     tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int, as_json: bool
 ) -> None:
-    """Count how often each token of TOKENIZER (a model folder or Hub id) stands in DATA."""
+    """Count how often each token of TOKENIZER (a model folder or Hub id) stands in DATA.
+
+    \b
+    rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
+    """
     from rareneuron.pipeline.unigrams import count_corpus
 
     total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
@@ -33,19 +44,122 @@ def unigrams(
 
 @cli.command()
 @click.argument("model")
-@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--revision", help="Branch, tag or commit on the Hub; `MODEL@REVISION` says the same.")
+@click.option("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
+@click.option(
+    "--counts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Unigram counts that the study will use: see now whether they fit.",
+)
 @json_option
-def checkpoints(model: str, revision: str | None, as_json: bool) -> None:
-    """List the checkpoints of MODEL."""
-    from rareneuron.models.checkpoints import UNKNOWN_STEP, label, list_checkpoints
+def fetch(
+    model: str, revision: str | None, steps: str | tuple[int, ...] | None, counts: Path | None, as_json: bool
+) -> None:
+    """Download MODEL (a Hub id, or id@revision) ahead, so that its study runs with the network off.
 
-    found = list_checkpoints(model, revision, None if revision else "all")
-    rows = [{"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} for c in found]
+    Files go to the Hub's cache (HF_HOME), and their hashes are compared with the Hub's. The same command continues.
+
+    \b
+    rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
+    HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
+    """
+    from rareneuron.pipeline.fetch import fetch as fetch_series
+
+    quiet_libraries()
+    found = fetch_series(model, revision, steps, counts=counts, progress=said)
+    rows = [{**asdict(f), "folder": str(f.folder)} for f in found]
+    total = sum(f.n_bytes for f in found)
     emit(
         rows,
         as_json,
-        lambda: "\n".join(f"{'?' if r['step'] is None else r['step']:>8}  {r['checkpoint']}" for r in rows),
+        lambda: "\n".join(
+            [
+                *(f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit}" for f in found),
+                f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and whole. Their study runs "
+                "with HF_HUB_OFFLINE=1, given a text on this machine (--data).",
+            ]
+        ),
     )
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--audit", is_flag=True, help="Read every checkpoint (from the Hub: download it), and compare.")
+@click.option(
+    "--data",
+    metavar="PATH|HUB-ID",
+    help="Text on which --audit measures losses.  [default: the embedded corpus]",
+)
+@click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
+@click.option("--seed", default=0, show_default=True, help="Decides which windows of the text.")
+@json_option
+def checkpoints(
+    model: str | None, revision: str | None, audit: bool, data: str | None, text_field: str, seed: int, as_json: bool
+) -> None:
+    """List the checkpoints of MODEL (default: the embedded series), and see whether they are what they say.
+
+    The audit hashes every tensor, measures norms and the loss on a small sample of text, and names identical or mixed
+    up weights, missing steps, NaN, constant tensors, and jumps out of line with both neighbours.
+
+    \b
+    rareneuron checkpoints EleutherAI/pythia-70m
+    rareneuron checkpoints ./series --audit --data texts.jsonl.gz
+    """
+    if audit:
+        from rareneuron.pipeline.audit import audit_series
+
+        quiet_libraries()
+        found = audit_series(model, revision, data=data, text_field=text_field, seed=seed, progress=said)
+        emit(audit_as_dict(found), as_json, lambda: audit_as_text(found))
+        return
+    from rareneuron.embedded import SERIES
+    from rareneuron.models.checkpoints import UNKNOWN_STEP, all_checkpoints, label
+
+    listed = all_checkpoints(str(SERIES) if model is None else model, revision)
+    rows = [{"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} for c in listed]
+    emit(rows, as_json, lambda: "\n".join(f"{step_text(r['step'])}  {r['checkpoint']}" for r in rows))
+
+
+def said(name: str) -> None:
+    """What is being worked on, on stderr."""
+    click.echo(name, err=True)
+
+
+def step_text(step: Any) -> str:
+    """A step in its column; -1 and None are unknown."""
+    return f"{'?' if step in (None, -1) else step:>8}"
+
+
+def audit_as_dict(audit: "Audit") -> dict[str, Any]:
+    """For JSON: facts per checkpoint without the tensors' own, which are many, and what is suspicious."""
+    return {
+        "text": audit.text,
+        "n_tokens": audit.n_tokens,
+        "checkpoints": [
+            {
+                "step": None if c.step == -1 else c.step,
+                "checkpoint": c.name,
+                "weights_sha256": c.weights,
+                "n_params": c.n_params,
+                "loss": c.loss if c.loss is not None and isfinite(c.loss) else None,
+                "error": c.error,
+            }
+            for c in audit.checkpoints
+        ],
+        "suspicions": [asdict(s) for s in audit.suspicions],
+    }
+
+
+def audit_as_text(audit: "Audit") -> str:
+    """A line a checkpoint, and a line a suspicion."""
+    lines = [f"{'step':>8}  {'weights':<12}  {'numbers':>14}  {'loss':>7}  checkpoint"]
+    for c in audit.checkpoints:
+        loss = "–" if c.loss is None else f"{c.loss:.3f}"
+        lines.append(f"{step_text(c.step)}  {(c.weights or '–')[:12]:<12}  {c.n_params:>14,}  {loss:>7}  {c.name}")
+    lines += ["", f"Loss in nats per token, over {audit.n_tokens:,} tokens of {audit.text}.", ""]
+    return "\n".join(lines + ([s.text for s in audit.suspicions] or ["Nothing suspicious."]))
 
 
 @cli.command()
@@ -79,7 +193,11 @@ def families(as_json: bool) -> None:
 @click.option("--steps", type=int, help="Train no further than this step; for trying the recipe.")
 @json_option
 def train(out: Path, steps: int | None, as_json: bool) -> None:
-    """Train the embedded series again: hours on a CPU. The same command continues an interrupted training."""
+    """Train the embedded series again: hours on a CPU. The same command continues an interrupted training.
+
+    \b
+    rareneuron train --out build/series
+    """
     from rareneuron.embedded.recipe import Recipe, first_steps, train_series
 
     recipe = Recipe() if steps is None else first_steps(Recipe(), steps)

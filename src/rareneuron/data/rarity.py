@@ -9,6 +9,7 @@ words, is in `words`.
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -27,6 +28,12 @@ from rareneuron.shown import Shown
 
 COUNT_SUFFIXES = (".npy", ".npz", ".parquet")
 TOKEN_COLUMNS = ("token", "id")
+MOST_TYPES = 1 << 27  # a file of a few bytes can claim to hold any number
+# numpy reads a header with Python's own parser, and believes what it says.
+DAMAGED = (
+    *(ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError, TypeError, OverflowError, MemoryError),
+    *(NotImplementedError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, pa.ArrowException),
+)
 
 ELBOW_WINDOW = 2_000  # ranks in each least-squares fit
 ELBOW_DEVIATIONS = 3.0  # a change of slope is a candidate beyond mean + 3 sd
@@ -232,7 +239,7 @@ def _read_counts(path: Path) -> np.ndarray:
     refuse_other_suffix(path)
     try:
         return _count_column(path) if path.suffix == ".parquet" else _count_array(path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
+    except DAMAGED as error:
         raise UnusableCounts(
             f"{path} isn't a readable {path.suffix} file ({error}). Files of pickled objects are never opened. "
             "Fetch or write it again."
@@ -240,6 +247,9 @@ def _read_counts(path: Path) -> np.ndarray:
 
 
 def _count_array(path: Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            _refuse_many(path, max((member.file_size for member in archive.infolist()), default=0) // 8)
     with path.open("rb") as file:  # np.load leaves a damaged archive open where it opens it itself
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -252,7 +262,15 @@ def _count_array(path: Path) -> np.ndarray:
         return loaded["counts" if "counts" in names else names[0]]
 
 
+def _refuse_many(path: Path, n: int) -> None:
+    if n > MOST_TYPES:
+        raise UnusableCounts(
+            f"{path} claims {n:,} counts, and no vocabulary has so many types, so it isn't read. Write it again."
+        )
+
+
 def _count_column(path: Path) -> np.ndarray:
+    _refuse_many(path, pq.read_metadata(path).num_rows)
     table = pq.read_table(path)
     names = table.column_names
     if len(names) == 1:

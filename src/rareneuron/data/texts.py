@@ -4,7 +4,8 @@ Everything is read in pieces, so memory does not depend on the size of a corpus:
 blocks of about 256 kB cut at line ends, `.parquet` by record batch. A `.txt` file is one text: its blocks but the
 last are `Unfinished`, which `corpus` joins without an EOS. A file that is not what its name promises
 is refused with its line or record number. Bad bytes are never replaced: a replacement character would become
-a token of its own, and a rare one.
+a token of its own, and a rare one. A folder's links may not lead out of it, and no record may fill all memory: lines
+and texts are bounded, and texts that a Parquet file stores once and repeats are taken one at a time.
 """
 
 import gzip
@@ -26,6 +27,7 @@ from rareneuron.errors import HubUnavailable, MissingText, UnreadableText
 DEFAULT_CORPUS = "allenai/c4:en:validation"  # the corpus of the paper
 BLOCK_BYTES = 1 << 18
 RECORDS_PER_BATCH = 256
+MOST_BYTES = 1 << 28  # of one line or text; the longest novels have a hundredth of it
 
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 HUB_ERRORS = (OSError, ValueError, HTTPError)  # no connection; no such data set, configuration or split; cut off
@@ -91,6 +93,7 @@ def _file_corpus(path: Path, text_field: str) -> Corpus:
 
 def _folder_corpus(folder: Path, text_field: str) -> Corpus:
     everything = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    _refuse_links(folder, everything)
     readable = [(path, reader) for path in everything if (reader := _reader(path)) is not None]
     if not readable:
         raise MissingText(
@@ -104,6 +107,21 @@ def _folder_corpus(folder: Path, text_field: str) -> Corpus:
         + (f" ({ignored} of other types ignored)" if ignored else ""),
         read=lambda: (text for path, reader in readable for text in reader(path, text_field)),
     )
+
+
+def _refuse_links(folder: Path, files: list[Path]) -> None:
+    """Links may lead about the folder, and in a snapshot of the Hub's cache to that data set's blobs."""
+    home = folder.resolve()
+    roots = [home]
+    for parent in (home, *home.parents):
+        if parent.parent.name == "snapshots" and parent.parents[1].name.startswith("datasets--"):
+            roots += [parent.parents[1], parent.parents[2] / "blobs"]
+    for path in files:
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UnreadableText(
+                f"{path} is a link to {path.readlink()}, outside the folder of text, and a folder from elsewhere could "
+                "make any file be read so. Put a copy in its place, or name the files' own folder with `--data`."
+            )
 
 
 def _hidden(path: Path) -> bool:
@@ -169,25 +187,45 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
 
 
 def _lines(path: Path, file: BufferedIOBase) -> Iterator[bytes]:
+    number = 0
     try:
-        yield from file
+        while line := file.readline(MOST_BYTES + 1):
+            number += 1
+            if len(line) > MOST_BYTES:
+                _refuse_length(f"{path}, line {number}")
+            yield line
     except DAMAGED_GZIP as error:
         _refuse_gzip(path, error)
 
 
+def _refuse_length(where: str) -> NoReturn:
+    raise UnreadableText(
+        f"{where}: longer than {MOST_BYTES:,} bytes, which no text is, so it isn't read into memory. Split it, or drop "
+        "that record."
+    )
+
+
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
     try:
-        with pq.ParquetFile(path) as file:
-            if text_field not in file.schema_arrow.names:
-                raise UnreadableText(
-                    f"{path}: no column {text_field!r} (found {file.schema_arrow.names}), so it isn't known where its "
-                    "text is. Name the column that holds the text."
-                )
+        schema = pq.read_schema(path)
+        if text_field not in schema.names:
+            raise UnreadableText(
+                f"{path}: no column {text_field!r} (found {schema.names}), so it isn't known where its text is. Name "
+                "the column that holds the text."
+            )
+        kind = schema.field(text_field).type
+        if pa.types.is_nested(kind):
+            raise UnreadableText(
+                f"{path}: column {text_field!r} is of type {kind}, not of strings, so it can't be tokenized. Name the "
+                "column that holds the text."
+            )
+        once = [text_field] if pa.types.is_string(kind) else []  # a repeated text takes its place once
+        with pq.ParquetFile(path, read_dictionary=once) as file:
             number = 0
             for batch in file.iter_batches(batch_size=RECORDS_PER_BATCH, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+                for scalar in batch.column(0):
                     number += 1
-                    yield _text(value, text_field, f"{path}, record {number}")
+                    yield _text(scalar.as_py(), text_field, f"{path}, record {number}")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UnreadableText(
             f"{path}: not a readable parquet file ({error}). It may be cut short: fetch or write it again."
@@ -207,6 +245,8 @@ def _text(value: Any, text_field: str, where: str) -> str:
             f"{where}: {text_field!r} holds U+{ord(value[error.start]):04X} at character {error.start}, half of a "
             "surrogate pair, which is no character and has no tokens. Mend or drop that record."
         ) from error
+    if len(value) > MOST_BYTES:
+        _refuse_length(where)
     return value
 
 

@@ -60,6 +60,12 @@ def list_checkpoints(
     return found if steps is None else chosen(name, found, steps)
 
 
+def all_checkpoints(model: str | os.PathLike[str], revision: str | None = None) -> list[Checkpoint]:
+    """Every step of a series, or the one checkpoint that is named."""
+    name, revision = split_revision(model, revision)
+    return list_checkpoints(name, revision, None if revision is not None else "all")
+
+
 def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     """The step folders of a folder; or the folder itself, where it holds a model and no series is asked for."""
     folder = model_folder(name).folder

@@ -2,7 +2,9 @@
 
 Files are judged before anything is allocated: the headers of the safetensors files are compared with the shapes
 that config.json asks for, on torch's meta device. transformers only warns of weights that are missing and fills
-them with random numbers; here that is an error. Nothing pickled is read and no code of a repository is run.
+them with random numbers; here that is an error. Nothing pickled is read, no code of a repository is run, and nothing
+is read outside the folder, its tokenizer's and the Hub's cache. Numbers of config.json that transformers counts up to
+are bounded before it sees them.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
 from rareneuron.models.anatomy import family_of
+from rareneuron.models.confined import refuse_links, refuse_sizes
 from rareneuron.models.families import Family
 
 DTYPES = {
@@ -31,8 +34,11 @@ DTYPES = {
 }
 STORED_DTYPES = {"F64", "F32", "F16", "BF16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+MOST_WORDS = 300  # characters of another library's message
 # What a config may ask for beyond its weight files: buffers such as causal masks, and tied weights counted twice.
 ALLOCATION_FACTOR, ALLOCATION_BYTES = 4, 2**30
+MOST_JSON = {"config.json": 4 * 2**20, "model.safetensors.index.json": 64 * 2**20}  # bytes
+MOST_TOKENIZER_JSON = 256 * 2**20  # that of 262,144 types has 33 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,13 @@ class Header:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """A JSON object from a file, of a size that such a file may have."""
+    size, most = path.stat().st_size, MOST_JSON.get(path.name, MOST_TOKENIZER_JSON)
+    if size > most:
+        raise BrokenCheckpoint(
+            f"{path} has {size / 2**20:,.0f} MiB, and no such file needs more than {most / 2**20:.0f}, so it isn't "
+            "read. Restore the file that the model was saved with."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -61,6 +73,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model that this package may load."""
     path = folder / "config.json"
+    refuse_links(folder)
     if not path.is_file():
         steps = sorted(child.name for child in folder.glob("step*") if (child / "config.json").is_file())
         hint = (
@@ -71,12 +84,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
         raise ModelNotFound(f"{folder} has no config.json, so it isn't a model's folder. {hint}")
     config = read_json(path, "the model's architecture")
+    heads = config.get("architectures") or []
+    named = isinstance(heads, list) and all(isinstance(head, str) for head in heads)
+    if not named or not isinstance(config.get("model_type"), str):
+        raise BrokenCheckpoint(
+            f"{path} doesn't say by a name which architecture this is (`model_type`). Restore the config that the "
+            "weights were saved with."
+        )
     family_of(config)
     if "auto_map" in config:
         raise UnsupportedModel(
             f"{path} asks for code of the repository to be run (`auto_map`), which this package never does. If the "
             "architecture is part of transformers now, delete `auto_map` from a local copy of config.json."
         )
+    if "transformers_weights" in config or (folder / "adapter_config.json").is_file():
+        raise UnsupportedModel(
+            f"{folder} names weights that lie elsewhere (`transformers_weights`, or adapter_config.json), so what is "
+            "checked here would not be what is loaded. Merge an adapter into its model (`merge_and_unload`) and save "
+            "the whole."
+        )
+    refuse_sizes(path, config)
     if config.get("quantization_config"):
         raise UnsupportedModel(
             f"{path} describes quantised weights, whose rows are not what a neuron reads and writes. Load the "
@@ -87,6 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that make up the model."""
+    refuse_links(folder)
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
@@ -153,45 +181,67 @@ def load_causal_lm(folder: Path, config: Mapping[str, Any], dtype: str) -> Any:
     family = family_of(config)
     header = read_header(folder)
     options = {} if family.attention is None else {"attn_implementation": family.attention}
-    with config_errors(folder):
-        parsed = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    parsed = parsed_config(folder)
     refuse_wrong_depth(folder, parsed.num_hidden_layers, family, header)
     with config_errors(folder), torch.device("meta"):
         blueprint = AutoModelForCausalLM.from_config(parsed, trust_remote_code=False, **options)
     refuse_misfit(folder, blueprint, header)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=parsed,
-        dtype=DTYPES[dtype],
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **options,
-    )
+    with config_errors(folder, "generation_config.json"):  # the only file not looked at before
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=parsed,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
     refuse_missing(folder, sorted(report["missing_keys"]))
     refuse_dropped(folder, sorted(report["unexpected_keys"]), family)
     return model.eval()
 
 
+def parsed_config(folder: Path) -> Any:
+    """config.json as transformers understands it, after `read_config` has let it pass.
+
+    What computes attention is this package's choice: transformers would fetch and run a kernel that is named there.
+    """
+    with config_errors(folder):
+        parsed = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for name in ("_attn_implementation", "_experts_implementation"):
+            if hasattr(parsed, name):
+                setattr(parsed, name, None)
+    return parsed
+
+
 @contextmanager
-def config_errors(folder: Path) -> Iterator[None]:
-    """Transformers raises whatever a bad number leads to; at this point config.json is to blame."""
+def config_errors(folder: Path, name: str = "config.json") -> Iterator[None]:
+    """Transformers raises whatever a bad number leads to; at this point a config is to blame."""
     try:
         yield
     except (
         StrictDataclassError,
         ValueError,
         TypeError,
-        KeyError,
+        LookupError,
         AttributeError,
         ArithmeticError,
+        AssertionError,
+        ImportError,
         RuntimeError,
+        MemoryError,
     ) as error:
         raise BrokenCheckpoint(
-            f"{folder / 'config.json'} doesn't describe a model that can be built: {type(error).__name__}: {error}. "
+            f"{folder / name} doesn't describe a model that can be built: {type(error).__name__}: {in_brief(error)}. "
             "Restore the config that the weights were saved with."
         ) from error
+
+
+def in_brief(error: BaseException) -> str:
+    """What another library says, in one line of a paragraph."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= MOST_WORDS else f"{words[:MOST_WORDS]}…"
 
 
 def refuse_wrong_depth(folder: Path, n_layers: object, family: Family, header: Header) -> None:
@@ -273,6 +323,7 @@ def load_tokenizer(folder: Path, config: Any) -> Any | None:
             break
     else:
         return None
+    refuse_links(place)
     for name in present:
         if name.endswith(".json"):
             try:
@@ -286,8 +337,12 @@ def load_tokenizer(folder: Path, config: Any) -> Any | None:
                 )
     try:
         return AutoTokenizer.from_pretrained(place, config=config, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except BaseException as error:
+        # The tokenizers library raises bare `Exception`s, and Rust's panics, which are none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UnfitTokenizer(
-            f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: {error}. Save it "
-            "again with `save_pretrained`, or give another one with `load_model(..., tokenizer=...)`."
+            f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: "
+            f"{in_brief(error)}. Save it again with `save_pretrained`, or give another one with "
+            "`load_model(..., tokenizer=...)`."
         ) from error

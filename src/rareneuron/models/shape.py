@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from rareneuron.errors import BrokenCheckpoint
 from rareneuron.models.anatomy import anatomy
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import model_folder
-from rareneuron.models.loading import config_errors, read_config
-
-MOST_LAYERS = 1_000
+from rareneuron.models.loading import config_errors, parsed_config, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +27,7 @@ def model_shape(checkpoint: Checkpoint) -> ModelShape:
     """Build the model without memory for its weights, and count."""
     folder = model_folder(checkpoint.source, checkpoint.revision, weights=False).folder
     read_config(folder)
-    with config_errors(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if config.num_hidden_layers > MOST_LAYERS:  # even an empty model takes time per block
-        raise BrokenCheckpoint(
-            f"{folder / 'config.json'} asks for {config.num_hidden_layers} layers, which no model has. Restore the "
-            "config that the weights were saved with."
-        )
+    config = parsed_config(folder)
     with config_errors(folder), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parts = anatomy(model)

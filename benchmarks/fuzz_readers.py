@@ -1,0 +1,414 @@
+"""Spoil every kind of file that rareneuron reads from strangers, and see that each is read or refused in words.
+
+Claim: whatever a model folder, corpus, count file, settings file or run folder holds, a reader returns, or raises a
+`RareNeuronError`; it takes no more memory than `--memory` above what the process had, and no longer than 20 seconds.
+Trick: hypothesis draws changes to sound files (bytes, and JSON by its structure, so that sizes and names are reached);
+a run's JSON is sealed again with the right checksum. Hypothesis shrinks what fails. One JSON line per target on stdout;
+exit 1 where a reader failed.
+
+    python benchmarks/fuzz_readers.py --seconds 600
+"""
+
+import argparse
+import gzip
+import io
+import json
+import logging
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from rareneuron.data.rarity import load_counts
+from rareneuron.data.texts import open_corpus
+from rareneuron.errors import RareNeuronError
+from rareneuron.models.audit import tensor_facts
+from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
+from rareneuron.models.shape import model_shape
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.store import (
+    RunStore,
+    read_json,
+    read_table,
+    read_tensors,
+    text_digest,
+    write_json,
+    write_table,
+    write_tensors,
+)
+
+PER_EXAMPLE = 20  # seconds
+PER_ROUND = 100  # examples of a target before the next target has its turn
+WORDS = ["time", "people", "way", "day", "man", "thing", "woman", "life", "child", "world"]
+SIZE = {"vocab_size": 23, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {
+    "gpt2": {"n_inner": 24},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "qwen3": {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 1},
+}
+
+HOSTILE = st.one_of(
+    st.sampled_from(
+        [
+            *(0, -1, 1, 2**31 - 1, 2**31, 10**6, 10**12, 10**400, -(10**12), 1e308, 1e-308, float("nan"), float("inf")),
+            *("", "../x", "/etc/passwd", "\0", "x" * 5000, "owner/kernel", "auto", "None", "\ud800", "{{ 1 }}"),
+            *([], {}, [[]], [None] * 1000, {"a": {"b": {}}}, True, False, None),
+        ]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=30),
+    st.lists(st.integers(), max_size=5),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file: the sound one, how it is spoiled, and what reads it."""
+
+    name: str
+    file: Path
+    spoiled: st.SearchStrategy[bytes]
+    read: Callable[[], Any]
+
+
+class TooSlow(BaseException):
+    pass
+
+
+def changed_bytes(sound: bytes) -> st.SearchStrategy[bytes]:
+    """A few bytes written over, put in, taken out or repeated, or the end cut off."""
+
+    @st.composite
+    def strategy(draw: Any) -> bytes:
+        content = bytearray(sound)
+        for _ in range(draw(st.integers(1, 4))):
+            at = draw(st.integers(0, len(content)))
+            match draw(st.sampled_from(("over", "in", "out", "cut", "again"))):
+                case "over":
+                    new = draw(st.binary(min_size=1, max_size=16))
+                    content[at : at + len(new)] = new
+                case "in":
+                    content[at:at] = draw(st.binary(max_size=64))
+                case "out":
+                    del content[at : at + draw(st.integers(1, 64))]
+                case "cut":
+                    del content[at:]
+                case "again":
+                    content[at:at] = content[at : at + 64] * draw(st.integers(1, 50))
+        return bytes(content)
+
+    return strategy()
+
+
+def changed_json(sound: Any) -> st.SearchStrategy[Any]:
+    """Values replaced, removed, wrapped or added anywhere in a structure."""
+
+    @st.composite
+    def strategy(draw: Any) -> Any:
+        content = json.loads(json.dumps(sound))
+        for _ in range(draw(st.integers(1, 3))):
+            place, key = content, None
+            while isinstance(place, dict | list) and place:
+                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+                parent, key = place, draw(st.sampled_from(keys))
+                place = place[key]
+                if draw(st.booleans()):
+                    break
+            if key is None:
+                return draw(HOSTILE)
+            match draw(st.sampled_from(("replace", "replace", "remove", "wrap", "add"))):
+                case "replace":
+                    parent[key] = draw(HOSTILE)
+                case "remove":
+                    del parent[key]
+                case "wrap":
+                    parent[key] = [place] * draw(st.integers(1, 3))
+                case "add" if isinstance(parent, dict):
+                    parent[draw(st.text(max_size=12))] = draw(HOSTILE)
+        return content
+
+    return strategy()
+
+
+def as_bytes(content: Any) -> bytes:
+    return json.dumps(content).encode("utf-8", "surrogatepass")
+
+
+def spoiled_json(file: Path) -> st.SearchStrategy[bytes]:
+    sound = file.read_bytes()
+    return st.one_of(changed_json(json.loads(sound)).map(as_bytes), changed_bytes(sound))
+
+
+def spoiled_tensors(file: Path) -> st.SearchStrategy[bytes]:
+    """The header by its structure, or any bytes."""
+    sound = file.read_bytes()
+    (length,) = struct.unpack("<Q", sound[:8])
+    header = json.loads(sound[8 : 8 + length])
+
+    def joined(changed: Any) -> bytes:
+        new = as_bytes(changed)
+        return struct.pack("<Q", len(new)) + new + sound[8 + length :]
+
+    return st.one_of(changed_json(header).map(joined), changed_bytes(sound))
+
+
+def model_targets(folder: Path) -> list[Target]:
+    out = []
+    for model_type, extra in FAMILIES.items():
+        place = folder / model_type
+        defaults = AutoConfig.for_model(model_type)
+        known = {k: v for k, v in SIZE.items() if hasattr(defaults, k) or k in type(defaults).attribute_map}
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **known | extra)).save_pretrained(place)
+        words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", *WORDS])}, unk_token="<s>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(place)
+
+        def load(place: Path = place) -> None:
+            load_causal_lm(place, read_config(place), "float32")
+
+        def plan(place: Path = place) -> None:
+            model_shape(Checkpoint(step=0, source=str(place)))
+
+        def encode(place: Path = place) -> None:
+            tokenizer = load_tokenizer(place, None)
+            if tokenizer is not None:
+                len(tokenizer), tokenizer.get_vocab()
+
+        def weights(place: Path = place) -> None:
+            read_header(place)
+            tensor_facts(place)
+            load_causal_lm(place, read_config(place), "float32")
+
+        def both(load: Callable[[], None] = load, plan: Callable[[], None] = plan) -> None:
+            try:
+                plan()
+            except RareNeuronError:
+                load()
+                raise
+            load()
+
+        config = place / "config.json"
+        out.append(Target(f"config {model_type}", config, spoiled_json(config), both))
+        if model_type == "gpt2":
+            file = place / "model.safetensors"
+            out.append(Target("weights", file, spoiled_tensors(file), weights))
+            for name, read in (("tokenizer", encode), ("tokenizer_config", encode), ("generation_config", load)):
+                out.append(Target(name, place / f"{name}.json", spoiled_json(place / f"{name}.json"), read))
+    sharded = folder / "sharded"
+    AutoModelForCausalLM.from_pretrained(folder / "gpt2").save_pretrained(sharded, max_shard_size="4KB")
+    index = sharded / "model.safetensors.index.json"
+    out.append(Target("index", index, spoiled_json(index), lambda: read_header(sharded)))
+    return out
+
+
+def text_targets(folder: Path) -> list[Target]:
+    folder.mkdir()
+    texts = [" ".join(WORDS) + f" {i} ünë." for i in range(20)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    table = io.BytesIO()
+    pd.DataFrame({"id": range(20), "text": texts}).to_parquet(table)
+    sound = {"c.txt": "\n".join(texts).encode(), "c.jsonl": lines, "c.parquet": table.getvalue()}
+    sound |= {f"{name}.gz": gzip.compress(sound[name]) for name in ("c.txt", "c.jsonl")}
+    out = []
+    for name, content in sound.items():
+        file = folder / name
+        file.write_bytes(content)
+        spoiled = changed_bytes(content)
+        if name.endswith(".gz"):  # also what is inside
+            spoiled = st.one_of(spoiled, changed_bytes(sound[name.removesuffix(".gz")]).map(gzip.compress))
+        out.append(Target(name, file, spoiled, lambda file=file: sum(map(len, open_corpus(file)))))
+    return out
+
+
+def other_targets(folder: Path) -> list[Target]:
+    folder.mkdir()
+    out, counts = [], np.arange(23)
+    np.save(folder / "u.npy", counts)
+    np.savez_compressed(folder / "u.npz", counts=counts)
+    pd.DataFrame({"token": counts, "count": counts}).to_parquet(folder / "u.parquet")
+    for name in ("u.npy", "u.npz", "u.parquet"):
+        file = folder / name
+        out.append(
+            Target(f"counts {name}", file, changed_bytes(file.read_bytes()), lambda file=file: load_counts(file, 23))
+        )
+    file = folder / "study.toml"
+    file.write_text('model = "lab/tiny"\nsteps = [0, 512]\npercentile = 50.0\nwords = true\nmemory = 4\nseed = 0\n')
+    out.append(Target("settings", file, changed_bytes(file.read_bytes()), lambda: StudyConfig.from_toml(file)))
+    return out
+
+
+def run_targets(folder: Path) -> list[Target]:
+    """A run's files as `store` reads them; JSON also with the checksum of what it was changed to."""
+    step = folder / "steps" / "0"
+    store = RunStore(folder)
+    content = {"format": 1, "config": {"seed": 0}, "checkpoints": {"0": {"loss": 1.5}}, "warnings": []}
+    write_json(folder / "run.json", content)
+    write_json(step / "step.json", {"step": 0, "files": {"effects.parquet": "0" * 64}})
+    frame = {"neuron": ["1.0", "1.1"], "delta_loss": [0.5, -0.5], "rank": [1, 2]}
+    write_table(step / "effects.parquet", pd.DataFrame(frame))
+    write_tensors(step / "context_sums.safetensors", {"n": np.arange(5), "delta": np.ones((3, 4), np.float32)})
+
+    def sealed(changed: Any) -> bytes:
+        if not isinstance(changed, dict):
+            return as_bytes(changed)
+        try:
+            return as_bytes({**changed, "sha256": text_digest(changed)})
+        except ValueError:  # NaN
+            return as_bytes(changed)
+
+    def manifest() -> None:
+        store.finished_steps()
+        store.read_manifest()
+
+    run, table, tensors = folder / "run.json", step / "effects.parquet", step / "context_sums.safetensors"
+    return [
+        Target("run.json", run, st.one_of(changed_json(content).map(sealed), spoiled_json(run)), manifest),
+        Target(
+            "step.json", step / "step.json", spoiled_json(step / "step.json"), lambda: read_json(step / "step.json")
+        ),
+        Target("run table", table, changed_bytes(table.read_bytes()), lambda: read_table(table)),
+        Target("run tensors", tensors, spoiled_tensors(tensors), lambda: read_tensors(tensors)),
+    ]
+
+
+def series_targets(folder: Path) -> list[Target]:
+    """A folder's name is all that a listing reads of it."""
+    folder.mkdir()
+    file = folder / "name"
+    file.write_bytes(b"step0")
+    names = st.one_of(changed_bytes(b"step12"), st.text(max_size=20).map(lambda text: text.encode("utf-8", "ignore")))
+
+    def listing() -> None:
+        name = file.read_bytes().decode("utf-8", "ignore").replace("/", "").replace("\0", "")
+        place = folder / "series" / f"s{name}"[1:101]
+        if name in ("", ".", ".."):
+            return
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            list_checkpoints(folder / "series")
+        finally:
+            shutil.rmtree(folder / "series")
+
+    return [Target("series", file, names, listing)]
+
+
+def fuzz(target: Target, number: int, found: Counter[str]) -> str | None:
+    """One round; the traceback of the smallest failure, or None."""
+    sound = target.file.read_bytes()
+
+    def late(*_: Any) -> None:
+        raise TooSlow(f"{target.name}: more than {PER_EXAMPLE} s")
+
+    @seed(number)
+    @settings(
+        max_examples=PER_ROUND,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    @given(target.spoiled)
+    def check(content: bytes) -> None:
+        target.file.write_bytes(content)
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(PER_EXAMPLE)
+        try:
+            target.read()
+            found["read"] += 1
+        except RareNeuronError:
+            found["refused"] += 1
+        finally:
+            signal.alarm(0)
+
+    try:
+        check()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return "".join(traceback.format_exception(error))
+    finally:
+        target.file.write_bytes(sound)
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600, help="at least this long, in rounds of all targets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", type=float, default=4.0, help="GiB of address space beyond the start's")
+    parser.add_argument("--examples", type=int, default=PER_ROUND, help="of a target in a round")
+    parser.add_argument("--only", default="", help="targets whose name holds this")
+    parser.add_argument("--skip", help="targets whose name holds this")
+    options = parser.parse_args()
+    globals()["PER_ROUND"] = options.examples
+    warnings.simplefilter("ignore")
+    logging.disable()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        targets = [
+            *model_targets(folder / "models"),
+            *text_targets(folder / "texts"),
+            *other_targets(folder / "other"),
+            *run_targets(folder / "run"),
+            *series_targets(folder / "list"),
+        ]
+        targets = [target for target in targets if options.only in target.name]
+        targets = [target for target in targets if options.skip is None or options.skip not in target.name]
+        for target in targets:
+            target.read()  # sound, it is read
+        address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (address_space + int(options.memory * 2**30), resource.RLIM_INFINITY))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found: dict[str, Counter[str]] = {target.name: Counter() for target in targets}
+        spent: Counter[str] = Counter()
+        end, number = time.monotonic() + options.seconds, options.seed
+        while time.monotonic() < end and not failures:
+            for target in targets:
+                start = time.monotonic()
+                failure = fuzz(target, number, found[target.name])
+                spent[target.name] += time.monotonic() - start
+                if failure is not None:
+                    failures[target.name] = failure
+                if time.monotonic() > end:
+                    break
+            number += 1
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**10
+    for target in targets:
+        count, seconds = dict(found[target.name]), round(spent[target.name], 1)
+        print(json.dumps({"target": target.name, **count, "seconds": seconds, "failed": target.name in failures}))
+    print(json.dumps({"rounds": number - options.seed, "peak_memory_grew_mib": round(grown), "failed": len(failures)}))
+    for name, failure in failures.items():
+        print(f"\n== {name}\n{failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

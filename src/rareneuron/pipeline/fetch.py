@@ -1,0 +1,85 @@
+"""Download ahead, so that a study runs with the network off: weights, config and tokenizer of each checkpoint.
+
+Files go to the Hub's cache (HF_HOME) and are compared with the hashes that the Hub told. What is there already is kept,
+so the same command continues; one checkpoint that can't be had doesn't stop the others.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rareneuron.data.rarity import load_counts
+from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
+from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
+from rareneuron.models.hub import is_local, model_folder, split_revision
+from rareneuron.models.loading import load_tokenizer, read_config, read_header
+from rareneuron.models.shape import model_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A checkpoint that is on this machine, whole."""
+
+    step: int | None
+    checkpoint: str
+    commit: str | None
+    folder: Path
+    n_bytes: int
+
+
+def fetch(
+    model: str,
+    revision: str | None = None,
+    steps: str | Iterable[int] | None = None,
+    *,
+    counts: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Fetched, ...]:
+    """Download the checkpoints that a study with the same arguments would load, and see that it could use them.
+
+    `counts` is a file of this machine, which is compared with the model's vocabulary while there is still a network to
+    get another one from.
+    """
+    name, _ = split_revision(model, revision)
+    if is_local(name):
+        raise InvalidConfig(
+            f"{name} is a folder of this machine, so there is nothing to fetch. Study it as it is, or give a Hub id "
+            "such as `EleutherAI/pythia-70m`."
+        )
+    checkpoints = list_checkpoints(model, revision, steps)
+    found, failed = [], {}
+    for checkpoint in checkpoints:
+        progress(label(checkpoint))
+        try:
+            found.append(fetched(checkpoint))
+        except RareNeuronError as error:
+            failed[label(checkpoint)] = str(error)
+    if failed:
+        listed = " ".join(f"{name}: {why}" for name, why in failed.items())
+        raise ModelNotFound(
+            f"{len(failed)} of {len(checkpoints)} checkpoints could not be fetched; the others are here, and the same "
+            f"command tries again only what is missing. {listed}"
+        )
+    if counts is not None:
+        refuse_other_counts(checkpoints[-1], counts)
+    return tuple(found)
+
+
+def fetched(checkpoint: Checkpoint) -> Fetched:
+    """One checkpoint, downloaded and read as far as headers go."""
+    where = model_folder(checkpoint.source, checkpoint.revision)
+    read_config(where.folder)
+    header = read_header(where.folder)
+    return Fetched(
+        step=None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        checkpoint=label(checkpoint),
+        commit=where.commit,
+        folder=where.folder,
+        n_bytes=header.n_bytes,
+    )
+
+
+def refuse_other_counts(checkpoint: Checkpoint, counts: Path) -> None:
+    """Counts that a study would refuse."""
+    tokenizer = load_tokenizer(model_folder(checkpoint.source, checkpoint.revision).folder, None)
+    load_counts(counts, model_shape(checkpoint).vocab, None if tokenizer is None else len(tokenizer))

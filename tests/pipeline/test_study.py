@@ -26,7 +26,7 @@ from rareneuron.errors import (
 from rareneuron.models.adapter import load_model
 from rareneuron.pipeline import effects as effects_module
 from rareneuron.pipeline import store as store_module
-from rareneuron.pipeline import study as study_module
+from rareneuron.pipeline import units as units_module
 from rareneuron.pipeline.run import open_run
 from rareneuron.pipeline.store import read_table, read_tensors
 from rareneuron.pipeline.study import run_study
@@ -163,8 +163,8 @@ def test_a_finished_step_is_never_computed_again(config, monkeypatch):
     run = run_study(config(steps=(0, 2)))
     before = {p: p.stat().st_mtime_ns for p in run.path.glob("steps/*/*")}
     loaded = []
-    original = study_module.load_model
-    monkeypatch.setattr(study_module, "load_model", lambda *a, **k: loaded.append(a[0]) or original(*a, **k))
+    original = units_module.load_model
+    monkeypatch.setattr(units_module, "load_model", lambda *a, **k: loaded.append(a[0]) or original(*a, **k))
     again = run_study(config(steps=(0, 2, 10)))
     assert again.steps == [0, 2, 10]
     assert [Path(source).name for source in loaded] == ["step10"]
@@ -173,7 +173,7 @@ def test_a_finished_step_is_never_computed_again(config, monkeypatch):
 
 def test_continuing_gives_what_an_undisturbed_study_gives(config, tmp_path, monkeypatch):
     whole = run_study(config())
-    original, calls = study_module.layer_effects, []
+    original, calls = units_module.layer_effects, []
 
     def dies_at_the_second(*arguments, **options):
         calls.append(1)
@@ -181,12 +181,12 @@ def test_continuing_gives_what_an_undisturbed_study_gives(config, tmp_path, monk
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(study_module, "layer_effects", dies_at_the_second)
+    monkeypatch.setattr(units_module, "layer_effects", dies_at_the_second)
     interrupted = config(out=str(tmp_path / "interrupted"))
     with pytest.raises(KeyboardInterrupt):
         run_study(interrupted)
     assert open_run(tmp_path / "interrupted").steps == [10]  # the last checkpoint comes first
-    monkeypatch.setattr(study_module, "layer_effects", original)
+    monkeypatch.setattr(units_module, "layer_effects", original)
     continued = run_study(interrupted)
     for step in (0, 2, 10):
         pd.testing.assert_frame_equal(continued.effects(step), whole.effects(step), check_exact=True)
@@ -210,7 +210,7 @@ def test_same_seed_same_study_and_another_seed_another(config, tmp_path):
 
 def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch):
     held = run_study(config(steps=(10,)))
-    monkeypatch.setattr(study_module, "HELD", 0)
+    monkeypatch.setattr(units_module, "HELD", 0)
     streamed = run_study(config(steps=(10,), out=str(tmp_path / "streamed")))
     pd.testing.assert_frame_equal(streamed.effects(), held.effects(), check_exact=True)
 

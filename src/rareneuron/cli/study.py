@@ -55,6 +55,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--words",
     type=click.Choice(["on", "off"]),
+    show_default=False,
     help="Analyse only targets that are whole English words.  [default: on]",
 )
 @setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; of the embedded corpus 2,000]")
@@ -78,6 +79,10 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting("--dtype", type=click.Choice(CHOICES["dtype"]), help="Precision of the forward pass.")
 @setting("--memory", type=float, help="GiB that activations and tables may take.")
 @setting("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL]")
+@setting("--executor", type=click.Choice(CHOICES["executor"]), help="Who computes checkpoints (docs/cluster.md).")
+@setting("--workers", type=int, help="Checkpoints computed at a time; here they share cores and --memory.")
+@setting("--address", help="Ray cluster to use, such as 10.0.0.1:6379.  [default: one is started on this machine]")
+@setting("--shard", metavar="I/N", help="Compute the I-th of N parts only; `rareneuron merge` ends the study.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
 )
@@ -113,6 +118,15 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
     from rareneuron.present.tables import write_tables
 
     run = run_study(chosen)
+    if chosen.shard is not None:
+        finished = ["final" if step is None else str(step) for step in run.steps]
+        ends = f"When all shards are done, `rareneuron merge {run.path}` ends the study."
+        emit(
+            {"run": str(run.path), "shard": chosen.shard, "finished": finished},
+            as_json,
+            lambda: f"Shard {chosen.shard} is done. Finished so far in {run.path}: {', '.join(finished)}. {ends}",
+        )
+        return
     report = write_report(run)
     write_figures(run)
     write_tables(run)

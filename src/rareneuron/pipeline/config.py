@@ -1,6 +1,7 @@
 """What a study is asked to do: one frozen record, from Python, the command line or a TOML file."""
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
@@ -20,8 +21,12 @@ CHOICES = {
     "engine": ("closed-form", "patching"),
     "dtype": ("float32", "float64"),
     "definitions": get_args(Definitions),
+    "executor": ("local", "ray"),
 }
+FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
+LARGEST_TOML = 2**20
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
+AT_LEAST |= {"workers": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,10 @@ class StudyConfig:
     dtype: str = "float32"
     memory: float | int = 4  # GiB that captured activations and the engine's tables may take
     out: str | None = None  # runs/<model>
+    executor: str = "local"  # who computes checkpoints: this machine, or a Ray cluster
+    workers: int = 1  # checkpoints computed at a time; on this machine they share its cores and `memory`
+    address: str | None = None  # of a Ray cluster; otherwise one is started here
+    shard: str | None = None  # "i/n": of n commands, the i-th; `rareneuron merge` ends the study
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -75,6 +84,12 @@ class StudyConfig:
             )
         if self.steps not in (None, "all"):
             self._check_steps()
+        if self.address is not None and self.executor != "ray":
+            raise InvalidConfig(
+                f"address = {self.address!r} is that of a Ray cluster, and executor = {self.executor!r} uses none. Add "
+                "--executor ray, or leave the address out."
+            )
+        _ = self.part
 
     def _check_steps(self) -> None:
         steps = self.steps
@@ -103,6 +118,19 @@ class StudyConfig:
         return self.data is None and self.is_embedded_model
 
     @property
+    def part(self) -> tuple[int, int]:
+        """Which of how many commands this one is, from 1; (1, 1) where it is the only one."""
+        if self.shard is None:
+            return 1, 1
+        found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", self.shard)
+        i, n = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= i <= n:
+            raise InvalidConfig(
+                f"shard = {self.shard!r} is not one of several parts. Give i/n with i from 1 to n: --shard 1/8 … 8/8."
+            )
+        return i, n
+
+    @property
     def run_folder(self) -> Path:
         """Where the results go."""
         if self.out is not None:
@@ -115,14 +143,18 @@ class StudyConfig:
 
         Which steps are asked for is no part of it: a run may be continued with further checkpoints.
         """
-        free = {"out", "memory", "device", "steps"}
-        return {name: value for name, value in asdict(self).items() if name not in free} | {
+        return {name: value for name, value in asdict(self).items() if name not in FREE} | {
             "n_tokens": self.tokens_wanted
         }
 
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> "StudyConfig":
         """Read settings from a file; `overrides` (the command line) win."""
+        if path.is_file() and path.stat().st_size > LARGEST_TOML:
+            raise InvalidConfig(
+                f"{path} has more than {LARGEST_TOML:,} bytes, which no settings need, so it isn't read. Check "
+                "--config."
+            )
         try:
             found = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

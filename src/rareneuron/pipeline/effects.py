@@ -2,12 +2,14 @@
 
 Two engines, one result: `by_closed_form` (last layer, `maths.ablation`) and `by_patching` (any layer, any
 architecture: the model itself, slowly). Tokens stream through in whole contexts; kept are means, standard errors
-clustered by context, and per-context sums for the bootstrap.
+clustered by context, and per-context sums for the bootstrap. Contexts come in shards whose sums are added in their
+order, so it doesn't matter when, where and by whom each was computed (`Units`). Oracle: tests/pipeline/test_crash.py.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rareneuron.data.selection import Selection
 from rareneuron.errors import RareNeuronError, WrongEffects
 from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
 from rareneuron.maths.interventions import mean_shift
@@ -22,7 +25,8 @@ from rareneuron.maths.readout import Readout
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.pipeline.capture import Progress, TokenBatch, TokenSource, joined
-from rareneuron.pipeline.sums import EffectSums, context_sums
+from rareneuron.pipeline.store import digest
+from rareneuron.pipeline.sums import EffectSums, Gathered, as_array, context_sums
 
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
@@ -51,6 +55,43 @@ class LayerEffects:
     audit: Audit | None  # None: the patching engine, which is itself the standard
     timings: dict[str, float]  # seconds
     rates: dict[str, float]
+
+
+@runtime_checkable
+class Units(Protocol):
+    """Shards of a checkpoint's contexts, and where their sums are kept once known (`pipeline.units`)."""
+
+    shards: Sequence[range]
+
+    def batches(self, contexts: range) -> Iterable[TokenBatch]:
+        """Its captured tokens."""
+        ...
+
+    def read(self, contexts: range, given: str) -> Mapping[str, np.ndarray] | None:
+        """Its sums, if they were computed before from the same mean activations."""
+        ...
+
+    def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep them."""
+        ...
+
+
+class OnePiece:
+    """All contexts as one shard, of which nothing is kept."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self.source = source
+        self.shards: Sequence[range] = (range(len(source.selection.windows)),)
+
+    def batches(self, contexts: range) -> Iterable[TokenBatch]:
+        """All tokens."""
+        return self.source.again()
+
+    def read(self, contexts: range, given: str) -> None:
+        """Nothing."""
+
+    def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,36 +149,58 @@ def layer_effects(
     capture_progress: Progress = lambda _: None,
     effects_progress: Progress = lambda _: None,
     observe: Callable[["EffectBlock"], None] | None = None,
+    units: Units | None = None,
 ) -> LayerEffects:
     """Mean-ablate every neuron of the source's layer, one at a time, at every analysed token (Eq. 3-4).
 
     `memory`: bytes that the engine's tables may take. `observe` is shown every block, of whole contexts, as it goes by.
+    `units`: shards, and those that are known already; without, everything is computed in one piece.
     """
     adapter, selection, layer = source.adapter, source.selection, source.layer
+    units = units or OnePiece(source)
     means = mean_activations(source, reference, capture_progress)
-    sums = {kind: EffectSums(adapter.d_mlp, len(selection.windows)) for kind in (True, False)}
-    token_loss = np.full(len(selection.context), np.nan)
+    given = digest({name: as_array(mean) for name, mean in vars(means).items()})
+    n_tokens, n_contexts = len(selection.context), len(selection.windows)
     start, captured_before = time.perf_counter(), source.seconds
-    audited = None
+    audited, closed_form = None, None
     if engine == "closed-form":
         readout, W_out = adapter.readout(layer), adapter.weights(layer).W_out
-        audited = AuditedPairs(readout, W_out, len(token_loss), np.random.default_rng([seed, 1]))
-        blocks = by_closed_form(AblationEngine(readout, W_out, memory=memory), source, means, audited)
+        audited = AuditedPairs(readout, W_out, n_tokens, np.random.default_rng([seed, 1]))
+        closed_form = AblationEngine(readout, W_out, memory=memory)
+
+    def computed(contexts: range) -> Gathered:
+        out = Gathered(adapter.d_mlp, n_contexts, contexts, n_tokens)
+        batches = units.batches(contexts)
+        for block in (
+            by_patching(adapter, selection, batches, means, layer)
+            if closed_form is None or audited is None
+            else by_closed_form(closed_form, batches, means, audited)
+        ):
+            out.add(block.batch, block.statistics, block.loss, block.full_share)
+            if observe is not None:
+                observe(block)
+            effects_progress(len(block.batch.index))
+        return out
+
+    if len(units.shards) == 1:
+        gathered = computed(units.shards[0])
     else:
-        blocks = by_patching(source, means)
-    full_pairs = 0.0
-    for block in blocks:
-        batch = block.batch
-        for kind, kind_sums in sums.items():
-            chosen = batch.rare == kind
-            if chosen.any():
-                on_device = torch.from_numpy(chosen).to(block.loss.device)
-                kind_sums.add({k: v[on_device] for k, v in block.statistics.items()}, batch.context[chosen])
-        token_loss[batch.index] = block.loss.double().cpu().numpy()
-        full_pairs += (1.0 if block.full_share is None else block.full_share) * len(batch.index)
-        if observe is not None:
-            observe(block)
-        effects_progress(len(batch.index))
+        gathered = Gathered(adapter.d_mlp, n_contexts, range(n_contexts), n_tokens)
+        for contexts in units.shards:
+            part, began = units.read(contexts, given), time.perf_counter()
+            if part is None:
+                index = np.flatnonzero((selection.context >= contexts.start) & (selection.context < contexts.stop))
+                since = 0 if audited is None else len(audited.inputs)
+                part = computed(contexts).arrays(index) | ({} if audited is None else audited.taken(since))
+                part["seconds"] = np.array([time.perf_counter() - began])
+                units.write(contexts, given, part)
+            else:
+                effects_progress(len(part["index"]))
+                start -= part["seconds"].item()  # it took that long, if not now
+            gathered.absorb(part, contexts, means.rare.device)
+            if audited is not None:
+                audited.absorb(part)
+    token_loss = gathered.loss
     if not np.isfinite(token_loss).all():
         raise RareNeuronError(
             f"The clean loss is not a finite number at {int((~np.isfinite(token_loss)).sum())} analysed tokens, so "
@@ -145,14 +208,14 @@ def layer_effects(
         )
     seconds = time.perf_counter() - start
     return LayerEffects(
-        table=effects_table(adapter, layer, sums, means),
-        context_sums=context_sums(sums),
+        table=effects_table(adapter, layer, gathered.sums, means),
+        context_sums=context_sums(gathered.sums),
         token_loss=token_loss,
         audit=None if audited is None else audited.judged(),
         timings={"capture": source.seconds, "effects": seconds},
         rates={
             "capture_tokens_per_second": selection.windows.size / max(captured_before, 1e-9),
-            "full_sum_share": full_pairs / max(1, len(token_loss)),
+            "full_sum_share": gathered.full_pairs / max(1, len(token_loss)),
             "effects_microseconds_per_pair": 1e6 * seconds / max(1, len(token_loss) * adapter.d_mlp),
         },
     )
@@ -188,6 +251,20 @@ class AuditedPairs:
         self.inputs.append((batch.resid[rows], shift[rows][:, self.neurons], batch.target[rows]))
         self.found.append(as_statistics(effects)[:, rows][:, :, self.neurons].double())
 
+    def taken(self, since: int) -> dict[str, np.ndarray]:
+        """What was gathered since there were `since` batches, to be absorbed; it is no longer here."""
+        resid, shift, target = (torch.cat(parts) for parts in zip(*self.inputs[since:], strict=True))
+        kept = {"resid": resid, "shift": shift, "target": target, "found": torch.cat(self.found[since:], 1)}
+        del self.inputs[since:], self.found[since:]
+        return {f"audit.{name}": as_array(value) for name, value in kept.items()}
+
+    def absorb(self, part: Mapping[str, np.ndarray]) -> None:
+        """Add what was gathered of some contexts."""
+        names = ("resid", "shift", "target", "found")
+        resid, shift, target, found = (torch.from_numpy(part[f"audit.{n}"]).to(self.W_out.device) for n in names)
+        self.inputs.append((resid, shift, target))
+        self.found.append(found)
+
     def judged(self) -> Audit:
         """The errors; refuses effects that are farther from the truth than any sound computation's."""
         resid, shift, target = (torch.cat(parts) for parts in zip(*self.inputs, strict=True))
@@ -216,10 +293,10 @@ def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
 
 
 def by_closed_form(
-    engine: AblationEngine, source: TokenSource, means: MeanActivations, audited: AuditedPairs
+    engine: AblationEngine, batches: Iterable[TokenBatch], means: MeanActivations, audited: AuditedPairs
 ) -> Iterator[EffectBlock]:
     """The last layer, exactly, without another forward pass."""
-    for batch in joined(source.again(), TOKENS_AT_ONCE):
+    for batch in joined(batches, TOKENS_AT_ONCE):
         shift = mean_shift(batch.act.double(), means.at(batch.rare))
         effects = engine.effects(batch.resid, shift, batch.target)
         audited.add(batch, shift, effects)
@@ -231,13 +308,14 @@ def by_closed_form(
         )
 
 
-def by_patching(source: TokenSource, means: MeanActivations) -> Iterator[EffectBlock]:
+def by_patching(
+    adapter: Adapter, selection: Selection, batches: Iterable[TokenBatch], means: MeanActivations, layer: int
+) -> Iterator[EffectBlock]:
     """Any layer and architecture: the rest of the network runs again for every neuron and kind of target.
 
     There is no direct effect here (no readout to freeze), and nothing to audit: this is what audits are made of.
     """
-    adapter, selection, layer = source.adapter, source.selection, source.layer
-    for batch in source.again():
+    for batch in batches:
         contexts, row = np.unique(batch.context, return_inverse=True)
         position = selection.position[batch.index]
         windows = selection.windows[contexts]

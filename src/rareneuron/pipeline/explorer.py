@@ -9,6 +9,8 @@ test_explorer.py, loops over tokens and neurons.
 """
 
 import re
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,9 @@ class Observer:
     def __init__(self, selection: Selection, n_neurons: int) -> None:
         self.near = nearby(selection)
         self.n_rare = int(selection.rare.sum())
+        self._forget(n_neurons)
+
+    def _forget(self, n_neurons: int) -> None:
         self.n_tokens = 0
         self.sum = torch.zeros(n_neurons, dtype=torch.float64)
         self.low, self.high = torch.full((2, n_neurons), torch.inf)
@@ -122,6 +127,28 @@ class Observer:
         old = self.delta[chosen.clamp_max(held - 1), :, neurons] if held else kept
         self.delta = torch.where(is_new[..., None], new, old).transpose(1, 2).contiguous()
         self.token = token.gather(0, chosen)
+
+    def fresh(self) -> "Observer":
+        """One that has seen nothing yet, for a part of the tokens."""
+        out = copy(self)
+        out._forget(len(self.sum))
+        return out
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that was seen, to be stored and absorbed by another."""
+        out = {name: getattr(self, name).cpu().numpy() for name in SEEN}
+        return out | {"n_tokens": np.array([self.n_tokens])}
+
+    def absorb(self, part: Mapping[str, np.ndarray]) -> None:
+        """Add what another has seen of other contexts."""
+        given = {name: torch.from_numpy(np.array(part[name])).to(self.sum.device) for name in SEEN}
+        self.n_tokens += int(part["n_tokens"][0])
+        self.sum += given["sum"]
+        self.low, self.high = torch.minimum(self.low, given["low"]), torch.maximum(self.high, given["high"])
+        joined, token, delta = (torch.cat([getattr(self, name), given[name]]) for name in ("size", "token", "delta"))
+        self.size, chosen = joined.topk(min(N_CONTEXTS, len(joined)), dim=0)
+        self.token = token.gather(0, chosen)
+        self.delta = delta.gather(0, chosen[:, None].expand(-1, delta.shape[1], -1))
 
     def refuse_gaps(self) -> None:
         """Tokens that went by unseen would leave contexts out without a word."""

@@ -1,7 +1,7 @@
 """What a study will do, what it will take, and whether it can be done, before it does it. No weights are read."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.pipeline.capture import HELD
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
-from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, explained, read_json
+from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, damage, explained, read_json
 from rareneuron.pipeline.tokens import study_corpus
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
@@ -43,12 +43,13 @@ class Plan:
     config: StudyConfig
     checkpoints: tuple[Checkpoint, ...]
     finished: tuple[str, ...]  # names of checkpoints that need no work
+    damaged: tuple[str, ...]  # what was found wrong with others
     out: Path
 
     @property
     def open(self) -> list[Checkpoint]:
-        """Checkpoints to compute, the last one first: it is the one most people came for."""
-        return [c for c in reversed(self.checkpoints) if step_name(c) not in self.finished]
+        """Checkpoints to compute, the last one first: it is the one most people came for. Of a shard, only its own."""
+        return [c for c in of_shard(self.config, self.checkpoints) if step_name(c) not in self.finished]
 
     @cached_property
     def shape(self) -> ModelShape:
@@ -78,6 +79,12 @@ class Estimate:
         return self.n_open * each + self.last_seconds
 
 
+def of_shard(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Every n-th checkpoint from the last one back; all of them where there is one shard."""
+    i, n = config.part
+    return list(reversed(checkpoints))[i - 1 :: n]
+
+
 def step_name(checkpoint: Checkpoint) -> str:
     """The name of a checkpoint's folder in the run."""
     return UNKNOWN_STEP_NAME if checkpoint.step == UNKNOWN_STEP else str(checkpoint.step)
@@ -94,9 +101,14 @@ def plan_study(config: StudyConfig) -> Plan:
         begun = is_begun(store)
         if begun:
             check_same_settings(store, config)
-            check_same_weights(store, series)
-        finished = tuple(store.finished_steps()) if begun else ()
-    plan = Plan(config=config, checkpoints=tuple(checkpoints), finished=finished, out=store.root)
+        mine = {step_name(c) for c in of_shard(config, checkpoints)}  # the other shards look after theirs
+        found = {name: damage(store.step(name)) for name in store.finished_steps() if name in mine} if begun else {}
+        finished = tuple(name for name, wrong in found.items() if wrong is None)
+        if begun:
+            whole = set(store.finished_steps()) - (found.keys() - set(finished))
+            check_same_weights(store, [c for c in series if step_name(c) in whole])
+    wrong = tuple(str(error) for error in found.values() if error is not None)
+    plan = Plan(config=config, checkpoints=tuple(checkpoints), finished=finished, damaged=wrong, out=store.root)
     if plan.open:
         check_model(plan)
     if not begun:
@@ -159,13 +171,10 @@ def check_same_settings(store: RunStore, config: StudyConfig) -> None:
             )
 
 
-def check_same_weights(store: RunStore, checkpoints: Iterable[Checkpoint]) -> None:
+def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
     """Finished steps of other weights are refused: what is computed now would be followed from another model's."""
-    finished = store.finished_steps()
-    for checkpoint in checkpoints:
+    for checkpoint in finished:
         name = step_name(checkpoint)
-        if name not in finished:
-            continue
         how = changed_weights(checkpoint, read_json(store.step(name) / "step.json")["model"])
         if how is not None:
             raise RunFolderError(
@@ -202,7 +211,8 @@ def check_closed_form(plan: Plan) -> None:
             f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
     shape = plan.shape
-    memory = int((1 - HELD) * plan.config.memory * 2**30)
+    sharing = plan.config.workers if plan.config.executor == "local" else 1
+    memory = int((1 - HELD) * plan.config.memory / sharing * 2**30)
     neurons_that_fit(memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
 
 
@@ -269,6 +279,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "out": str(plan.out),
         "checkpoints": [label(c) for c in plan.checkpoints],
         "finished": list(plan.finished),
+        "damaged": list(plan.damaged),
         "open": [step_name(c) for c in plan.open],
         "rare_tokens": plan.config.tokens_wanted,
         "pairs": 2 * plan.config.tokens_wanted * e.shape.d_mlp * e.n_open,

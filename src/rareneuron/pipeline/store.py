@@ -3,7 +3,9 @@
 A file is written beside its place under a temporary name, flushed, and renamed over it; a folder likewise. So a
 reader never sees half a result, and a study killed at any moment leaves only finished work and `*.partial`
 names, which the next start removes. Tables are Parquet, tensors safetensors, the rest JSON: nothing is pickled.
-Tables and tensors carry checksums, which reading compares, so a damaged file is refused and gives no wrong number.
+Every file carries a checksum, which reading compares, so a damaged one is refused and gives no wrong number; a finished
+step lists those of its files. Locks belong to living processes: the run's to who writes its tables, a step's to who
+computes it. Domain: file systems whose `flock` and `rename` are those of POSIX. Oracle: tests/pipeline/test_crash.py.
 """
 
 import errno
@@ -12,8 +14,9 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,10 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
+from rareneuron.pipeline.confined import link_in, too_large, unpacks_too_large
 
 FORMAT = 1  # of the run folder
 PARTIAL = ".partial"
-MANIFEST, STEPS, TRAJECTORY = "run.json", "steps", "trajectory.parquet"
+MANIFEST, STEPS, UNITS, TRAJECTORY = "run.json", "steps", "units", "trajectory.parquet"
+CHECKSUM = "sha256"  # of a JSON file's other content, its last entry
+REFITTED = ("phases.json", "phases.safetensors")  # of a step: fitted again by themselves, so not in its list of files
+PATIENCE = 20.0  # seconds for a process that was just killed to be gone, on this machine or another
 UNKNOWN_STEP_NAME = "final"  # the folder of a checkpoint whose optimiser step is unknown
 
 
@@ -65,33 +72,52 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A folder in its place is removed first: it is an unfinished one, or it would not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    if STEPS in (path.parent.name, path.parent.parent.name) or (path.parent.parent / MANIFEST).is_file():
+        refuse_link(path.parent)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     with explained(path, "writing"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            if temporary.is_file():
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-            elif temporary.is_dir():
+            if temporary.exists():
+                flush(temporary)
+            if temporary.is_dir():
                 remove(path)
             os.replace(temporary, path)
+            flush(path.parent)
         finally:
             remove(temporary)
 
 
+def flush(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names: a rename is lost with the power otherwise."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows opens no folders, and its file system writes names by itself
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: Path) -> None:
-    """Remove a file or folder that may not exist."""
-    if path.is_dir():
+    """Remove a file or folder that may not exist; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """NaN is refused: JSON has none, and a result that isn't a number should be said in words."""
+    """With a checksum. NaN is refused: JSON has none, and a result that isn't a number should be said in words."""
+    sealed = {**content, CHECKSUM: text_digest(content)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def text_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of content as JSON; what was read gives what was written, since Python's floats read back exactly."""
+    return hashlib.sha256(json.dumps(content, allow_nan=False).encode()).hexdigest()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -105,7 +131,12 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         # One entry, as safetensors writes several in any order.
-        save_file(tensors, temporary, {"record": json.dumps({"sha256": digest(tensors), **(metadata or {})})})
+        record = json.dumps({"sha256": digest(tensors), **(metadata or {})})
+        try:
+            save_file(tensors, temporary, {"record": record})
+        except SafetensorError as error:  # hides the system's number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -133,8 +164,8 @@ class Record(dict[str, Any]):
 
 def remedy(path: Path) -> str:
     """How to get a file of a run back."""
-    if path.parent.parent.name == STEPS and path.stem != "phases":  # those are fitted again by themselves
-        return f"Remove {path.parent} and run the same study again: only that checkpoint is computed again."
+    if path.parent.parent.name == STEPS and path.name not in REFITTED:
+        return "Run the same study again: only that checkpoint is computed again."
     if path.name == MANIFEST:
         return "Restore it, or start over in another folder with --out: what the run was can't be told without it."
     return "Run the same study again: what is missing is made again, and finished checkpoints are kept."
@@ -145,10 +176,25 @@ def damaged(path: Path, why: object) -> RunFolderError:
     return RunFolderError(f"{path} is damaged and cannot be read ({why}). {remedy(path)}")
 
 
+CHANGED = "its content is not that which its checksum was made of"
+
+
+def refuse_link(path: Path) -> None:
+    """A way out of the run folder, which one from elsewhere may have."""
+    if (link := link_in(path)) is not None:
+        raise RunFolderError(
+            f"{link} is a link to {link.readlink()}, and a run holds none: any file could be read or written so. Put a "
+            "copy of what it leads to in its place."
+        )
+
+
 def refuse_missing(path: Path) -> None:
-    """A file that isn't there."""
+    """A file that isn't there, or leads elsewhere, or is larger than such a file can be."""
+    refuse_link(path)
     if not path.is_file():
         raise RunFolderError(f"{path} is missing, so that part of the study can't be read. {remedy(path)}")
+    if (why := too_large(path)) is not None:
+        raise damaged(path, why)
 
 
 def read_json(path: Path) -> Record:
@@ -160,6 +206,15 @@ def read_json(path: Path) -> Record:
         raise damaged(path, error) from error
     if not isinstance(content, Record):
         raise damaged(path, f"it should hold a JSON object and holds a {type(content).__name__}")
+    recorded = content.pop(CHECKSUM, None)
+    if recorded is None:
+        raise damaged(path, "it has no checksum, or comes from a version that wrote none")
+    try:
+        changed = recorded != text_digest(content)
+    except ValueError as error:  # NaN, which no run writes
+        raise damaged(path, error) from error
+    if changed:
+        raise damaged(path, CHANGED)
     return content
 
 
@@ -167,6 +222,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """A Parquet table, or an error that names the file."""
     refuse_missing(path)
     try:
+        if (why := unpacks_too_large(path)) is not None:
+            raise damaged(path, why)
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise damaged(path, error) from error
@@ -182,8 +239,34 @@ def read_tensors(path: Path) -> Record:
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from error
     if digest(tensors) != recorded:
-        raise damaged(path, "its contents are not those that its checksum was made of")
+        raise damaged(path, CHANGED)
     return Record(tensors, path)
+
+
+def file_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a step that can't be made again from the others."""
+    return {path.name: file_sum(path) for path in sorted(folder.iterdir()) if path.name not in REFITTED}
+
+
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(folder: Path) -> RunFolderError | None:
+    """What is wrong with a finished step, every byte of it read; None where it is whole."""
+    try:
+        for name, recorded in read_json(folder / "step.json")["files"].items():
+            path = folder / Path(name).name
+            refuse_missing(path)
+            if file_sum(path) != recorded:
+                raise damaged(path, CHANGED)
+    except RunFolderError as error:
+        return error
+    except OSError as error:
+        return damaged(folder, error)
+    return None
 
 
 class RunStore:
@@ -200,6 +283,10 @@ class RunStore:
     def step(self, name: str) -> Path:
         """The folder of one checkpoint's results; it exists only when complete."""
         return self.root / STEPS / name
+
+    def units(self, name: str) -> Path:
+        """Where shards of a checkpoint are kept until it is finished."""
+        return self.root / UNITS / name
 
     def read_manifest(self) -> Record:
         """`run.json`, of the format that this version knows."""
@@ -218,34 +305,63 @@ class RunStore:
         return sorted(names, key=lambda name: (name == UNKNOWN_STEP_NAME, int(name) if name.isdecimal() else 0))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for writing. The operating system frees the lock of a process that died."""
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the folder for writing; where another process does, refuse, or wait for as long as it takes."""
         with explained(self.root, "making the run folder"):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise RunFolderError(
-                    f"Another process is working on {self.root}. Wait until it has finished, or choose another folder "
-                    "with --out."
-                ) from error
-        try:
+        whose = f"Another process is working on {self.root}. Wait until it has finished, or choose another folder"
+        with held(self.root / ".lock", -1.0 if wait else 0.0, f"{whose} with --out."):
             self.remove_partials()
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def step_locked(self, name: str) -> Iterator[None]:
+        """Hold one checkpoint, which is being computed; a process that was just killed has time to be gone."""
+        whose = f"Another process is computing step {name} of {self.root}. Run the same command again when it has"
+        lock = self.step(name).with_name(f".{name}.lock")
+        with explained(lock, "locking"):
+            lock.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays removed
+        with held(lock, PATIENCE, f"{whose} finished."):
+            for path in self.partials_of_step(name):
+                remove(path)
+            yield
+
+    def partials_of_step(self, name: str) -> list[Path]:
+        """What a killed process left half-written of a checkpoint."""
+        folder = self.step(name)
+        return [
+            *folder.parent.glob(f".{name}.*{PARTIAL}"),
+            *folder.glob(f".*{PARTIAL}"),
+            *self.units(name).glob(f".*{PARTIAL}"),
+        ]
 
     def remove_partials(self) -> None:
-        """Remove what a killed process left half-written."""
-        for path in [
-            *self.root.glob(f".*{PARTIAL}"),
-            *self.root.glob(f"{STEPS}/.*{PARTIAL}"),
-            *self.root.glob(f"{STEPS}/*/.*{PARTIAL}"),
-            *self.root.glob(f"figures/.*{PARTIAL}"),
-            *self.root.glob(f"tables/.*{PARTIAL}"),
-        ]:
-            remove(path)
+        """Remove what a killed process left half-written, but for the steps that a living one is computing."""
+        for pattern in (f".*{PARTIAL}", f"figures/.*{PARTIAL}", f"tables/.*{PARTIAL}"):
+            for path in self.root.glob(pattern):
+                remove(path)
+        steps = self.root / STEPS
+        names = {path.name.split(".")[1] for path in steps.glob(f".*{PARTIAL}")}
+        names |= {path.parent.name for path in self.root.glob(f"*/*/.*{PARTIAL}")}
+        for name in names:
+            with suppress(RunFolderError), held(steps / f".{name}.lock", 0.0, "being computed"):
+                for path in self.partials_of_step(name):
+                    remove(path)
+
+
+@contextmanager
+def held(path: Path, timeout: float, refusal: str) -> Iterator[None]:
+    """A lock that the operating system frees when its process dies; a negative timeout waits for ever."""
+    lock = FileLock(path)
+    with explained(path, "locking"):
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise RunFolderError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_step(name: str) -> bool:

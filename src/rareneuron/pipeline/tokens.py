@@ -17,7 +17,7 @@ from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import MissingText, NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.store import RunStore, read_json, read_table, read_tensors, write_table, write_tensors
+from rareneuron.pipeline.store import RunStore, digest, read_json, read_table, read_tensors, write_table, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,3 +185,9 @@ def load_tokens(store: RunStore) -> TokenStage:
         n_contexts_read=record["n_contexts_read"],
     )
     return TokenStage(selection=selection, table=table, record=record)
+
+
+def selection_digest(selection: Selection) -> str:
+    """SHA-256 of which tokens are analysed."""
+    names = ("windows", "context_index", "context", "position", "target", "rare")
+    return digest({name: getattr(selection, name) for name in names})

@@ -1,0 +1,41 @@
+"""Studies computed in parts: their end."""
+
+from pathlib import Path
+
+import click
+
+from rareneuron.cli.base import cli, emit, json_option, runs_argument
+
+
+@cli.command()
+@runs_argument
+@json_option
+def merge(runs: tuple[Path, ...], as_json: bool) -> None:
+    """End a study that was computed in shards (`study --shard I/N`): trajectory, claims, report.
+
+    The first RUN is the study's folder. Further ones are folders of its shards that were computed elsewhere, whose
+    checkpoints are copied into the first, which may be new.
+
+    \b
+    rareneuron merge runs/pythia-70m
+    rareneuron merge runs/whole runs/part1 runs/part2
+    """
+    from rareneuron.pipeline.merge import merge_runs, missing_steps
+    from rareneuron.present.figures import write_figures
+    from rareneuron.present.report import write_report
+    from rareneuron.present.summary import study_summary
+    from rareneuron.present.tables import write_tables
+
+    run = merge_runs(runs[0], runs[1:])
+    missing = missing_steps(run)
+    if missing:
+        click.echo(
+            f"rareneuron: {len(missing)} checkpoints that were asked for are not there, so the study ends without "
+            f"them: {', '.join(missing)}. Run their shards again, and merge once more, to have them.",
+            err=True,
+        )
+    report = write_report(run)
+    write_figures(run)
+    write_tables(run)
+    summary = study_summary(run) | {"report": str(report), "missing": missing}
+    emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))

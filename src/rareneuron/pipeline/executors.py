@@ -1,0 +1,212 @@
+"""Who computes a study's checkpoints: this process, several beside it, or a Ray cluster. The results are the same.
+
+A task is a few words of JSON (settings and checkpoint); workers read tokens from the run folder and write their results
+there, so little travels, and a task that was lost is simply given out again. Local workers are processes that end with
+the one that started them, whatever ends that. Domain: the same bits where each has the same number of threads.
+Oracle: tests/pipeline/test_executors.py and test_ray.py, the same study computed in turn.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rareneuron import errors
+from rareneuron.errors import RareNeuronError, WorkerLost
+from rareneuron.models.adapter import Adapter
+from rareneuron.models.checkpoints import Checkpoint
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.plan import Plan, step_name
+from rareneuron.pipeline.store import RunStore
+from rareneuron.pipeline.tokens import TokenStage
+from rareneuron.pipeline.units import compute_unit
+
+TRIES = 3  # for a checkpoint whose worker died: short of memory once, it may not be again
+
+
+def compute_units(
+    store: RunStore, config: StudyConfig, plan: Plan, tokens: TokenStage, first: Adapter | None, progress: bool
+) -> None:
+    """Compute what is open. `first`: the last checkpoint, where it is loaded already."""
+    last = plan.checkpoints[-1]
+    if config.executor == "local" and min(config.workers, len(plan.open)) <= 1:
+        for checkpoint in plan.open:
+            adapter, first = (first if checkpoint == last else None), None
+            is_last = checkpoint == last
+            compute_unit(store, config, checkpoint, is_last=is_last, tokens=tokens, adapter=adapter, progress=progress)
+            del adapter
+        return
+    del first  # workers load it themselves
+    tasks = [task_of(config, checkpoint, is_last=checkpoint == last) for checkpoint in plan.open]
+    with tqdm(total=len(tasks), desc="checkpoints", disable=None if progress else True, leave=False) as bar:
+        if config.executor == "ray":
+            from rareneuron.pipeline.cluster import by_ray
+
+            done = by_ray(tasks, config)
+        else:
+            done = by_processes(tasks, config.workers)
+        for answer in done:
+            refuse_failed(answer)
+            bar.update()
+
+
+def task_of(config: StudyConfig, checkpoint: Checkpoint, *, is_last: bool) -> dict[str, Any]:
+    """Everything that a worker needs beside the run folder."""
+    return {"config": asdict(config), "checkpoint": asdict(checkpoint), "is_last": is_last}
+
+
+def do_task(task: dict[str, Any]) -> dict[str, Any]:
+    """Compute one checkpoint in a worker; what a user can mend is answered, anything else is let through."""
+    settings, checkpoint = task["config"], Checkpoint(**task["checkpoint"])
+    if isinstance(settings["steps"], list):
+        settings = settings | {"steps": tuple(settings["steps"])}
+    config = StudyConfig(**settings)
+    try:
+        compute_unit(RunStore(config.run_folder), config, checkpoint, is_last=task["is_last"])
+    except RareNeuronError as error:
+        return {"step": step_name(checkpoint), "error": type(error).__name__, "message": str(error)}
+    return {"step": step_name(checkpoint)}
+
+
+def refuse_failed(answer: dict[str, Any]) -> None:
+    """Raise what a worker ran into, as if it had happened here."""
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+
+
+def by_processes(tasks: Sequence[dict[str, Any]], n_workers: int) -> Iterator[dict[str, Any]]:
+    """Tasks given to local processes; after the first error those at work finish theirs, and no more are given out."""
+    n_workers = min(n_workers, len(tasks))
+    tasks = [task | {"config": shared(task["config"], n_workers)} for task in tasks]
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    with workers(n_workers) as started, ThreadPoolExecutor(n_workers) as pool:
+        for worker in started:
+            idle.put(worker)
+
+        def answered(task: dict[str, Any]) -> dict[str, Any]:
+            worker = idle.get()
+            try:
+                return worker.answer(task)
+            finally:
+                idle.put(worker)
+
+        futures = [pool.submit(answered, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                answer = future.result()
+                if "error" in answer:
+                    pool.shutdown(cancel_futures=True)
+                yield answer
+        except (KeyboardInterrupt, GeneratorExit):
+            for worker in started:
+                worker.end()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def shared(settings: dict[str, Any], n_workers: int) -> dict[str, Any]:
+    """One worker's part of the memory that all may take."""
+    return settings | {"memory": settings["memory"] / n_workers}
+
+
+class Worker:
+    """A process that answers tasks, begun again where it dies."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.is_ended = False
+        self.process: subprocess.Popen[str] | None = None
+
+    def answer(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Have a task done, by another process if one dies over it."""
+        for _ in range(TRIES):
+            if self.process is None:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "rareneuron.pipeline.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=self.environment,
+                )
+            line, code = self._exchange(self.process, json.dumps(task))
+            if line:
+                return json.loads(line)
+            self.process = None
+            if self.is_ended:
+                break
+            step = task["checkpoint"]["step"]
+            tqdm.write(f"rareneuron: the worker at step {step} died ({died_of(code)})", file=sys.stderr)
+        raise WorkerLost(
+            f"Workers died {TRIES} times over step {task['checkpoint']['step']}, the last of {died_of(code)}. Finished "
+            "checkpoints are kept. A signal 9 that nobody sent means that memory ran out: take fewer --workers or a "
+            "smaller --memory, and run the same command again."
+        )
+
+    @staticmethod
+    def _exchange(process: "subprocess.Popen[str]", line: str) -> tuple[str, int]:
+        """The answer; or none, and what the process ended with."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            found = process.stdout.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            found = ""
+        if found.endswith("\n"):
+            return found, 0
+        close(process)
+        return "", process.returncode
+
+    def end(self) -> None:
+        """Stop it, whatever it is doing."""
+        self.is_ended = True
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def close(process: "subprocess.Popen[str]") -> None:
+    """Wait for a process that is gone or going, and close its pipes."""
+    with suppress(BrokenPipeError), process:  # what it was told last may still be on its way
+        pass
+
+
+def died_of(code: int) -> str:
+    """What an exit status says."""
+    return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit status {code}"
+
+
+@contextmanager
+def workers(n: int) -> Iterator[list[Worker]]:
+    """Workers that share this machine's cores, and its GPUs in turn."""
+    threads = str(max(1, torch.get_num_threads() // n))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    gpus = visible_gpus()
+    found = [Worker(environment | ({"CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} if gpus else {})) for k in range(n)]
+    try:
+        yield found
+    finally:
+        for worker in found:
+            worker.end()
+            if worker.process is not None:
+                close(worker.process)
+
+
+def visible_gpus() -> list[str]:
+    """As the environment names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,103 @@
+"""The end of a study that was computed in shards: its checkpoints in one folder, followed over training, and judged.
+
+Shards of a folder that all of them see are there already; those computed elsewhere come in run folders of their own,
+whose settings and tokens must be the same. Oracle: tests/pipeline/test_executors.py, the same study in one piece.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rareneuron.errors import RunFolderError
+from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.plan import is_begun
+from rareneuron.pipeline.run import Run, open_run
+from rareneuron.pipeline.store import RunStore, damage, flush, read_json, replacing, write_json
+from rareneuron.pipeline.study import finish
+
+SHARED = ("tokens.parquet", "contexts.safetensors")
+
+
+def merge_runs(path: Path, others: Sequence[Path] = ()) -> Run:
+    """Take the checkpoints of other run folders into one, and do what a study does at its end.
+
+    `path` may be new where there are others. What is there already is kept, and the others stay as they are.
+    """
+    store = RunStore(path)
+    sources = [RunStore(open_run(other).path) for other in others]
+    if not sources or store.manifest.is_file():
+        open_run(path)  # refuses what is no run
+    is_begun(store)  # and what is something else
+    with store.locked():
+        for source in sources:
+            take(store, source)
+        names = store.finished_steps()
+        for name in names:
+            wrong = damage(store.step(name))
+            if wrong is not None:
+                raise wrong
+        if not names:
+            raise RunFolderError(
+                f"{path} has no finished checkpoint, so there is nothing to end. Run its shards first."
+            )
+        finish(store, settings_of(store))
+    return Run(path)
+
+
+def missing_steps(run: Run) -> list[str]:
+    """Checkpoints that were asked for and aren't there."""
+    there = RunStore(run.path).finished_steps()
+    return [name for name in run.manifest["planned"] if name not in there]
+
+
+def take(store: RunStore, source: RunStore) -> None:
+    """Copy finished, whole checkpoints of another run folder of the same study."""
+    theirs = source.read_manifest()
+    if not store.manifest.is_file():
+        for name in SHARED:
+            with replacing(store.root / name) as temporary:
+                shutil.copyfile(source.root / name, temporary)
+        write_json(store.manifest, {**theirs, "checkpoints": {}, "planned": []})
+    ours = store.read_manifest()
+    differing = [k for part in ("config", "resolved") for k, v in ours[part].items() if theirs[part].get(k) != v]
+    differing += ["tokens"] if ours["data"]["sha256"] != theirs["data"]["sha256"] else []
+    if differing:
+        raise RunFolderError(
+            f"{source.root} and {store.root} are not of one study: they differ in {', '.join(differing)}, and results "
+            "of both would be mixed. Merge only shards of the same command."
+        )
+    for name in source.finished_steps():
+        wrong = damage(source.step(name))
+        if wrong is not None:
+            raise wrong
+        if store.step(name).is_dir() and damage(store.step(name)) is None:
+            refuse_other_weights(store, source, name)
+            continue
+        with store.step_locked(name), replacing(store.step(name)) as folder:
+            shutil.copytree(source.step(name), folder, copy_function=copied)
+    further = [name for name in theirs["planned"] if name not in ours["planned"]]
+    write_json(store.manifest, {**ours, "planned": ours["planned"] + further})
+
+
+def copied(path: str, place: str) -> None:
+    """A file's content, on disk before its folder gets its name."""
+    shutil.copyfile(path, place)
+    flush(Path(place))
+
+
+def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:
+    """The same step of two folders must be that of one model."""
+    weights = [read_json(s.step(name) / "step.json")["model"]["weights_sha256"] for s in (store, source)]
+    if weights[0] != weights[1]:
+        raise RunFolderError(
+            f"Step {name} of {source.root} was computed from other weights than that of {store.root}, so they are not "
+            "of one study. Merge only shards of the same command."
+        )
+
+
+def settings_of(store: RunStore) -> StudyConfig:
+    """The settings that a run was made with, but for those that decide no result."""
+    known = {f.name for f in fields(StudyConfig)}
+    recorded = store.read_manifest()["config"]
+    return StudyConfig(out=str(store.root), **{name: value for name, value in recorded.items() if name in known})

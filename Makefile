@@ -10,8 +10,8 @@ PYTEST := $(BIN)/python -m pytest
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
 
-test: lint  ## the whole suite, slow tests included
-	$(PYTEST)
+test: lint  ## the whole suite, slow tests included, on two cores
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 fast-test: $(STAMP)  ## what runs in a minute
 	$(PYTEST) -m "not slow" -x -q

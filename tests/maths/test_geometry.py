@@ -388,11 +388,11 @@ def test_absent_structure_is_not_found():
     """Groups drawn at random from layers full of structure: 5 % of p-values are below 5 %, on both sides.
 
     Counts tie with their draws, and a p that counts ties on both sides errs to caution. Breaking ties at random makes
-    it uniform, which shows that nothing but ties holds it down. 400 layers scatter by 0.8-1.1 % in each of 20 cells, so
+    it uniform, which shows that nothing but ties holds it down. 300 layers scatter by 0.9-1.3 % in each of 20 cells, so
     each is held to three standard errors, and their mean to 3-7 %.
     """
     hits, tried = {}, {}
-    for seed in range(1000, 1400):
+    for seed in range(1000, 1300):
         rng = np.random.default_rng(seed)
         acts, groups = layer(rng, n=600, tokens=100), drawn_groups(rng, n=600)
         for row in geometry(acts, groups, rng).rows():
@@ -404,13 +404,13 @@ def test_absent_structure_is_not_found():
             p = [row["p_above"], row["p_below"], row["p_above"] - u * tied, row["p_below"] - (1 - u) * tied]
             tried[key] = tried.get(key, 0) + 1
             hits[key] = hits.get(key, 0) + (np.array(p) <= 0.05)
-    assert min(tried.values()) == 400
+    assert min(tried.values()) == 300
     rates = {key: 100 * hits[key] / n for key, n in tried.items()}
     assert len(rates) == 6 * 2 + 2 * 2 * 2
     for key, rate in rates.items():
-        assert (rate[:2] <= 8.3).all(), (key, rate)
-        assert (rate[2:] >= 1.7).all(), (key, rate)
-        assert (rate[2:] <= 8.3).all(), (key, rate)
+        assert (rate[:2] <= 8.8).all(), (key, rate)
+        assert (rate[2:] >= 1.2).all(), (key, rate)
+        assert (rate[2:] <= 8.8).all(), (key, rate)
     mean = np.mean(list(rates.values()), axis=0)
     assert (mean[2:] >= 3).all()
     assert (mean <= 7).all()

@@ -250,6 +250,7 @@ READERS = {
     "steps/10/experiments.json": lambda run: read_experiments(run.path / "steps" / "10"),
     "steps/10/experiments.safetensors": lambda run: read_experiments(run.path / "steps" / "10"),
     "claims.json": lambda run: asdict(run.claims()),
+    "steps/10/weights.json": lambda run: read_json(run.path / "steps" / "10" / "weights.json"),
     "steps/10/step.json": lambda run: run.step_record(10)["audit"],
 }
 

@@ -56,7 +56,7 @@ def test_run_folder_is_the_contract(finished):
         assert {p.name for p in folder.iterdir()} - of_last == {
             "effects.parquet", "rank_curve.parquet", "context_sums.safetensors", "token_loss.safetensors",
             "groups.json", "groups.safetensors", "geometry.json", "spectrum.json", "phases.json",
-            "phases.safetensors", "step.json",
+            "phases.safetensors", "weights.json", "step.json",
         }  # fmt: skip
         assert {p.name for p in folder.iterdir()} >= of_last
     assert not list(finished.path.rglob("*.partial"))

@@ -303,7 +303,7 @@ def test_a_run_older_than_its_phases_is_said_in_words_that_name_no_folder(make_r
     assert str(run.path) not in said
 
 
-@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"rank-curve", "alpha-hill", "spectrum", "claims"}))  # of effects
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"rank-curve", "alpha-hill", "spectrum", "claims"}))
 def test_no_effect_at_all_is_said_in_words(nothing: Run, name: str) -> None:
     assert re.search(r"mean \|Δ\| is zero|neurons with an effect|holds no phases", words(nothing, name))
 

@@ -63,7 +63,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     """Find the neurons of a language model that decide how well it predicts rare tokens.
 
     \b
-    rareneuron study                        the embedded series on the embedded corpus, two minutes, offline
+    rareneuron study                        the embedded series on the embedded corpus, about three minutes, offline
     rareneuron study MODEL --data TEXTS     your model, your text
     rareneuron claims runs/embedded         the verdicts; the page is runs/embedded/report.html
     rareneuron compare runs/a runs/b        several runs side by side

@@ -130,6 +130,7 @@ def test_commands_runs_and_figures_are_completed(tmp_path):
     (tmp_path / "runs" / "mine" / "run.json").write_text("{}")
     assert completed(["rareneuron", "com"], tmp_path) == ["compare", "completion"]
     assert completed(["rareneuron", "claims", "ru"], tmp_path) == ["runs/mine"]
+    assert completed(["rareneuron", "figure", "runs/mine", "rank"], tmp_path) == ["rank-curve", "rank-curves"]
     assert "--n-tokens" in completed(["rareneuron", "study", "--n"], tmp_path)
 
 

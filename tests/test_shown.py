@@ -56,6 +56,10 @@ def shown(result):
         (torch.tensor([True, False]), "2, bool, 0 … 1"),
         (np.array([np.nan, 1]), "2, float64"),
         (np.zeros((0, 3)), "0 × 3, float64"),
+        (np.float32(0.5), "0.5"),
+        (np.int64(12345), "12,345"),
+        (-0.0, "0"),
+        (np.array(["a", "b"]), "2, <U1"),
         (tuple(range(9)), "0, 1, 2, 3, 4, 5, … 9 in all"),
     ],
 )

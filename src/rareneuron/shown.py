@@ -47,8 +47,10 @@ def told(value: Any) -> str:
     """A value in a line: numbers to four digits, arrays by shape, dtype and range."""
     if value is None:
         return "–"
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of numpy's or torch's
+        return told(value.item())
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:z.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -66,10 +68,10 @@ def told(value: Any) -> str:
 
 
 def told_array(value: Any) -> str:
-    """Shape and dtype; the range of what is finite, where there is any."""
-    shape = " × ".join(f"{size:,}" for size in value.shape) or "a number"
+    """Shape and dtype; of numbers that are all finite their range."""
+    shape = " × ".join(f"{size:,}" for size in value.shape)
     words = f"{shape}, {str(value.dtype).removeprefix('torch.')}"
-    if 0 in value.shape:
+    if 0 in value.shape or not str(value.dtype).removeprefix("torch.").startswith(("float", "int", "uint", "bool")):
         return words
     low, high = float(value.min()), float(value.max())
     return f"{words}, {low:.4g} … {high:.4g}" if math.isfinite(low) and math.isfinite(high) else words

@@ -10,7 +10,7 @@ from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.pipeline.run import open_run
 from rareneuron.pipeline.store import read_json, read_table, write_json, write_table
 from rareneuron.present.compare import compare, comparison_text, same_neurons, write_comparison
-from rareneuron.present.figures import rank_curves
+from rareneuron.present.figures import FIGURES, rank_curves
 from rareneuron.present.tables import subject
 
 CLAIM = {
@@ -150,3 +150,22 @@ def test_the_page_needs_nothing_else_and_hides_nothing(make_run, tmp_path):
     assert "default-src 'none'" in page
     assert page.count("<svg") == 4, "two figures, for light and dark"
     json.dumps([row._asdict() for row in compare(runs).settings.itertuples()], default=str)
+
+
+def test_dollar_signs_in_a_name_are_no_formula(make_run, tmp_path):
+    runs = [changed(make_run(n_neurons=300), "config", model=r"a$\foo$b_c"), make_run(n_neurons=300)]
+    page = write_comparison(runs, tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert r"a$\foo$b_c, step 512" in page
+    assert "a$\\foo$b c" not in page
+
+
+def test_panels_of_one_model_are_named_by_their_folders(make_run):
+    frame = FIGURES["slope-distributions"].frame(make_run(n_neurons=300), make_run(n_neurons=300))
+    assert frame["model"].unique().tolist() == ["embedded series (run0)", "embedded series (run1)"]
+
+
+def test_released_definitions_have_no_phases_of_the_papers(make_run):
+    table = compare([make_run(n_neurons=600, definitions="released"), make_run()]).runs
+    assert table["definitions"].tolist() == ["released", "paper"]
+    assert table["kappa"].isna().all()
+    assert "--definitions paper" in table["reason"].iloc[0]

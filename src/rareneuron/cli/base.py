@@ -126,6 +126,10 @@ class RunFolder(click.Path):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Run folders first, or any folder where there is none."""
         found = [CompletionItem(run) for run in map(str, runs_here()) if run.startswith(incomplete)]
+        if ctx.command.name == "figure":  # every word may be a run, or the name that comes last
+            from rareneuron.present.figures import FIGURES
+
+            found += [CompletionItem(name) for name in FIGURES if name.startswith(incomplete)]
         return found or [CompletionItem(incomplete, type="dir")]
 
 

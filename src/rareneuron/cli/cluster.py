@@ -7,7 +7,7 @@ import click
 from rareneuron.cli.base import cli, emit, json_option, runs_argument
 
 
-@cli.command()
+@cli.command(short_help="End a study computed in shards.")
 @runs_argument
 @json_option
 def merge(runs: tuple[Path, ...], as_json: bool) -> None:

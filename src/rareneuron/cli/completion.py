@@ -9,7 +9,7 @@ PROGRAM = "rareneuron"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@cli.command()
+@cli.command(short_help="A script for your shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @json_option
 def completion(shell: str, as_json: bool) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rareneuron.pipeline.audit import Audit
 
 
-@cli.command()
+@cli.command(short_help="Count tokens of a text.")
 @click.argument("tokenizer")
 @click.argument("data")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
@@ -42,7 +42,7 @@ def unigrams(
     )
 
 
-@cli.command()
+@cli.command(short_help="Download a model's checkpoints ahead.")
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit on the Hub; `MODEL@REVISION` says the same.")
 @click.option("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
@@ -83,7 +83,7 @@ def fetch(
     )
 
 
-@cli.command()
+@cli.command(short_help="List a series, or audit it.")
 @click.argument("model", required=False)
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--audit", is_flag=True, help="Read every checkpoint (from the Hub: download it), and compare.")
@@ -162,7 +162,7 @@ def audit_as_text(audit: "Audit") -> str:
     return "\n".join(lines + ([s.text for s in audit.suspicions] or ["Nothing suspicious."]))
 
 
-@cli.command()
+@cli.command(short_help="The architectures that can be studied.")
 @json_option
 def families(as_json: bool) -> None:
     """The architectures that can be studied, and how."""
@@ -186,7 +186,7 @@ def families(as_json: bool) -> None:
     emit(rows, as_json, lambda: "\n".join(lines))
 
 
-@cli.command()
+@cli.command(short_help="Train the embedded series again.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
 )

@@ -7,14 +7,7 @@ import click
 from rareneuron.cli.base import cli, emit, json_option, run_argument, runs_argument, step_option, table_records
 
 
-def figure_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """What a shell may complete."""
-    from rareneuron.present.figures import FIGURES
-
-    return [name for name in FIGURES if name.startswith(incomplete)]
-
-
-@cli.command()
+@cli.command(short_help="Write a run's page, figures and tables.")
 @run_argument
 @json_option
 def report(run: Path, as_json: bool) -> None:
@@ -35,9 +28,9 @@ def report(run: Path, as_json: bool) -> None:
     emit(content, as_json, lambda: "\n".join([page, *figures, *tables]))
 
 
-@cli.command()
+@cli.command(short_help="Draw one figure.")
 @runs_argument
-@click.argument("name", shell_complete=figure_names)
+@click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
 @json_option
 def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> None:
@@ -56,7 +49,7 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
     emit({"figure": path}, as_json, lambda: path)
 
 
-@cli.command()
+@cli.command(short_help="Several runs side by side.")
 @runs_argument
 @step_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page with curves and tables: FILE.html")
@@ -83,7 +76,7 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
     emit(content, as_json, lambda: "\n".join([comparison_text(found), *([f"Page: {output}"] if output else [])]))
 
 
-@cli.command()
+@cli.command(short_help="A run as Markdown, with BibTeX.")
 @run_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file, such as card.md.")
 @json_option

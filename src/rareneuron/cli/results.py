@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rareneuron.pipeline.rankings import Ranking
 
 
-@cli.command()
+@cli.command(short_help="Neurons that boost and suppress rare tokens.")
 @run_argument
 @step_option
 @json_option
@@ -43,7 +43,7 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(table), as_json, lambda: table_text(table))
 
 
-@cli.command()
+@cli.command(short_help="How the groups act together.")
 @run_argument
 @step_option
 @json_option
@@ -62,7 +62,7 @@ def geometry(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["statistic", "group"])))
 
 
-@cli.command()
+@cli.command(short_help="How heavy-tailed their weights are.")
 @run_argument
 @step_option
 @json_option
@@ -81,7 +81,7 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["matrix", "statistic", "group"])))
 
 
-@cli.command()
+@cli.command(short_help="Plateau, power law, decay, or why not.")
 @run_argument
 @step_option
 @click.option(
@@ -188,7 +188,7 @@ def coloured(text: str) -> str:
     return re.sub(r"^(.*: )(supported|not supported|inconclusive)\.$", paint, text, flags=re.M)
 
 
-@cli.command()
+@cli.command(short_help="The findings as hypotheses, with verdicts.")
 @run_argument
 @click.option("--tests", "of_tests", is_flag=True, help="Every test that the claims rest on: each group and null.")
 @json_option
@@ -212,7 +212,7 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     emit(claims_record(found), as_json, lambda: coloured(claims_text(found)))
 
 
-@cli.command()
+@cli.command(short_help="The paper's Tables 1-4, beside nulls.")
 @runs_argument
 @step_option
 @click.option(
@@ -253,7 +253,7 @@ TRAJECTORY_COLUMNS = [
 ]
 
 
-@cli.command()
+@cli.command(short_help="How it all moves over training.")
 @run_argument
 @click.option("--trends", "of_trends", is_flag=True, help="Kendall's τ of every column against the order of steps.")
 @click.option("--onsets", "of_onsets", is_flag=True, help="Since which step groups differ from random ones, at 5 %.")

@@ -33,7 +33,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     return click.option(*names, default=None, **options)
 
 
-@cli.command()
+@cli.command(short_help="Measure every neuron at every checkpoint.")
 @click.argument("model", required=False)
 @setting("--revision", help="Branch, tag or commit on the Hub; `MODEL@REVISION` says the same.")
 @setting("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")

@@ -39,7 +39,7 @@ def card(run: Run) -> str:
         "",
         *verdict_rows(run),
         "",
-        text(f"{phases_line(run)}."),
+        text(f"{phases_line(run).removesuffix('.')}."),
         "",
         text(strongest(found) + (f" {contrast(found.last)}" if found.has_common else "")),
         "",

@@ -23,7 +23,7 @@ from rareneuron.pipeline.store import replacing
 from rareneuron.present.blocks import Block, Column, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES, rank_curves
 from rareneuron.present.figures.claims import claims_or_reason
-from rareneuron.present.figures.verdict import found_or_reason
+from rareneuron.present.figures.verdict import phases_or_reason
 from rareneuron.present.sections.curve import drawn_twice
 from rareneuron.present.tables import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
@@ -31,6 +31,7 @@ from rareneuron.shown import Shown, html_table
 
 IDENTITY = ("model", "revision", "steps")  # what a row says already
 TEXT_FACTS = ("corpus", "fingerprint", "n_contexts")
+NO_VERDICTS = "None of these runs holds verdicts of this checkpoint."
 NEURONS = ("run", "other", "n_neurons", "spearman", "boosting_overlap", "suppressing_overlap")
 
 
@@ -44,7 +45,8 @@ class SideBySide(Shown):
     agreement: pd.DataFrame  # a row a pair of runs with the same neurons
 
     def _repr_html_(self) -> str:
-        tables = {"Runs": self.runs, "Settings that differ": self.settings, "Verdicts": self.verdicts}
+        turned = self.runs.drop(columns="reason").set_index("run").T.reset_index(names="")
+        tables = {"Runs": turned, "Settings that differ": self.settings, "Verdicts": self.verdicts}
         tables |= {"Agreement": self.agreement} if len(self.agreement) else {}
         return "".join(
             html_table(name, list(table.columns), list(table.astype(object).itertuples(index=False, name=None)))
@@ -77,7 +79,7 @@ def compare(runs: Sequence[Run], step: int | None = None) -> SideBySide:
 def numbers(label: str, of: Subject) -> dict[str, Any]:
     """A run's row."""
     table, facts = of.run.effects(of.step), of.facts
-    found = found_or_reason(of.run, of.step, "all", "paper")
+    found = phases_or_reason(of.run, of.step)
     known = isinstance(found, Phases)
     sizes = table["abs_delta_loss"]
     audit = of.record["audit"]
@@ -183,7 +185,7 @@ def comparison_text(found: SideBySide) -> str:
     parts = [
         "\n".join(f"{letter}  {run}" for run, letter in heads.items()),
         as_text(numbers),
-        f"Verdicts\n{as_text(found.verdicts.drop(columns='claim'))}" if len(found.verdicts) else "No run has verdicts.",
+        f"Verdicts\n{as_text(found.verdicts.drop(columns='claim'))}" if len(found.verdicts) else NO_VERDICTS,
         f"What differs\n{as_text(found.settings)}"
         if len(found.settings)
         else "Settings, text and version are the same.",
@@ -210,7 +212,7 @@ def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None
             title="Verdicts",
             blocks=(table_of(found.verdicts.drop(columns="name"), "One row a claim, one column a run."),)
             if len(found.verdicts)
-            else (Paragraph(text="None of these runs holds verdicts of this checkpoint."),),
+            else (Paragraph(text=NO_VERDICTS),),
         ),
         Section(
             name="curves",
@@ -244,9 +246,13 @@ def reasons(found: SideBySide) -> tuple[Paragraph, ...]:
 
 
 def table_of(table: pd.DataFrame, caption: str) -> Table:
-    """A DataFrame as a block; numbers to four digits."""
+    """A DataFrame as a block; numbers to four digits. Heads that are runs' names stay as they are."""
     columns = tuple(
-        Column(head=str(name).replace("_", " "), numeric=pd.api.types.is_numeric_dtype(table[name])) for name in table
+        Column(
+            head=str(name).replace("_", " ") if name in NEURONS else without_hidden(str(name)),
+            numeric=pd.api.types.is_numeric_dtype(table[name]),
+        )
+        for name in table
     )
     rows = tuple(tuple(told(value) for value in row) for row in table.astype(object).itertuples(index=False, name=None))
     return Table(caption=caption, columns=columns, rows=rows, wrapped=True)

@@ -52,6 +52,7 @@ class Theme:
             "grid.color": self.faint,
             "grid.linewidth": 0.6,
             "lines.solid_capstyle": "round",
+            "text.parse_math": False,  # names may hold dollar signs
         }
 
 

@@ -30,7 +30,7 @@ def as_markdown(table: PaperTable) -> str:
 
 def escaped_markdown(text: str) -> str:
     """Text that stays text; names hold underscores, but never two around a word."""
-    return "".join(f"\\{c}" if c in "\\|*`<[" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\|*`<[$~" else c for c in text)
 
 
 LATEX = {

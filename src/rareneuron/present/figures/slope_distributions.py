@@ -29,10 +29,12 @@ LEGEND = 0.9  # inches beside the panels
 def frame(*runs: Run) -> pd.DataFrame:
     """The local slopes of every run, with its place, model and number of neurons; a run without any has no row."""
     parts = []
-    for place, run in enumerate(runs):
+    models = [visible(Path(run.manifest["config"]["model"] or "embedded series").name) for run in runs]
+    if len(set(models)) < len(models):  # the same model with other settings
+        models = [f"{model} ({visible(run.path.name)})" for model, run in zip(models, runs, strict=True)]
+    for place, (name, run) in enumerate(zip(models, runs, strict=True)):
         slopes = local_slope.frame(run)
         if not slopes.empty:
-            name = visible(Path(run.manifest["config"]["model"] or "embedded series").name)
             parts.append(slopes.assign(run=place, model=name, n_neurons=len(run.effects())))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

@@ -189,6 +189,9 @@ def test_a_figure_of_several_runs(invoke, run_folder, tmp_path):
     refused = invoke("figure", run_folder, run_folder, "rank-curve", "-o", tmp_path / "r.svg")
     assert refused.exit_code == 2
     assert "shows one run" in refused.stderr
+    unnamed = invoke("figure", run_folder, "-o", tmp_path / "r.svg")
+    assert unnamed.exit_code == 2
+    assert "the name of a figure, one of: effect-distribution" in unnamed.stderr
 
 
 def test_families_lists_every_record(invoke):

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, run_argument, runs_argument, step_option, table_records
+from rareneuron.cli.base import (
+    RunFolder,
+    cli,
+    emit,
+    json_option,
+    run_argument,
+    runs_argument,
+    step_option,
+    table_records,
+)
 
 
 @cli.command(short_help="Write a run's page, figures and tables.")
@@ -29,7 +38,7 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @cli.command(short_help="Draw one figure.")
-@runs_argument
+@click.argument("runs", metavar="RUN…", nargs=-1, type=RunFolder())
 @click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
 @json_option
@@ -41,9 +50,11 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
     rareneuron figure runs/a runs/b rank-curves -o curves.svg
     """
     from rareneuron.pipeline.run import open_run
+    from rareneuron.present.figures import FIGURES, save_figure
     from rareneuron.present.figures import figure as draw
-    from rareneuron.present.figures import save_figure
 
+    if not runs:
+        raise click.UsageError(f"Give a run and the name of a figure, one of: {', '.join(FIGURES)}.")
     first, *others = (open_run(run) for run in runs)
     path = str(save_figure(draw(first, name, beside=others), output))
     emit({"figure": path}, as_json, lambda: path)

@@ -39,6 +39,13 @@ def test_alone_it_lists_runs_and_what_to_do_with_them(invoke, tmp_path, monkeypa
     (tmp_path / "runs" / "good").symlink_to(run_folder)
     assert [run.name for run in runs_here()] == ["good", "broken"]
     assert [is_finished(run) for run in runs_here()] == [True, False]
+    begun = tmp_path / "asked-for-more"  # finished once, then asked for a step that isn't there yet
+    begun.mkdir()
+    (begun / "claims.json").write_text("{}")
+    (begun / "run.json").write_text('{"planned": ["0"]}')
+    assert not is_finished(begun)
+    (begun / "steps" / "0").mkdir(parents=True)
+    assert is_finished(begun)
     said = invoke().stdout
     assert "runs/good\n" in said
     assert "runs/broken   not finished: the same `rareneuron study` continues it" in said

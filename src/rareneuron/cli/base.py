@@ -110,8 +110,12 @@ def next_steps() -> str:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a study came to its end: verdicts are what it writes last."""
-    return (run / "claims.json").is_file()
+    """Whether a study came to its end: every checkpoint asked for is there, and verdicts, which it writes last."""
+    try:
+        planned = json.loads((run / "run.json").read_text(encoding="utf-8")).get("planned", [])
+    except (OSError, ValueError, AttributeError):  # damaged: opening it says so
+        return False
+    return (run / "claims.json").is_file() and all((run / "steps" / str(name)).is_dir() for name in planned)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -83,7 +83,7 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
     parts = ("runs", "settings", "verdicts", "agreement")
     content = {name: table_records(getattr(found, name)) for name in parts}
     if output is not None:
-        content["page"] = str(write_comparison(opened, output, step))
+        content["page"] = str(write_comparison(opened, output, step, found))
     emit(content, as_json, lambda: "\n".join([comparison_text(found), *([f"Page: {output}"] if output else [])]))
 
 

@@ -21,7 +21,7 @@ MOST_NEURONS = 10  # of either group
 LIMITS = (
     "Effects are of one neuron at a time at the targets named above; they don't say what a neuron does elsewhere.",
     "“Not supported” means that these data don't show it, not that it is false; the p of a claim is corrected for the "
-    "number of claims (Holm), and its null is named in docs/claims.md.",
+    "number of claims (Holm), and its null is named in the report.",
     "Random groups are drawn within one layer of one trained model: another training may differ.",
 )
 

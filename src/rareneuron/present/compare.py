@@ -1,8 +1,8 @@
 """Several runs side by side: numbers in a row each, verdicts in a grid, curves in the same axes, rankings correlated.
 
 Nothing is computed anew but the agreement of rankings, and that only where neurons are the same: same series or
-the same weights, same layer. What differs between the runs' settings and text is said first, since it is the
-usual reason why their numbers differ.
+the same weights, same layer. What differs between the runs' settings and text stands beside them, since it is the
+usual reason why their numbers differ. Oracle: tests/present/test_compare.py, the runs' own tables.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,6 @@ def numbers(label: str, of: Subject) -> dict[str, Any]:
     """A run's row."""
     table, facts = of.run.effects(of.step), of.facts
     found = phases_or_reason(of.run, of.step)
-    known = isinstance(found, Phases)
     sizes = table["abs_delta_loss"]
     audit = of.record["audit"]
     return {
@@ -102,7 +101,7 @@ def numbers(label: str, of: Subject) -> dict[str, Any]:
         "n_boosting": int((table["delta_loss"] > 0).sum()),
         "n_suppressing": int((table["delta_loss"] < 0).sum()),
         "audit_rms_error": None if audit is None else audit["rms_error"],
-        "reason": "" if known else str(found),
+        "reason": found if isinstance(found, str) else "",
     }
 
 
@@ -281,9 +280,9 @@ def told(value: Any) -> str:
     return without_hidden(str(value))
 
 
-def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None) -> Path:
-    """The page at `path`, whole or not at all."""
-    found = compare(runs, step)
+def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None, found: SideBySide | None = None) -> Path:
+    """The page at `path`, whole or not at all; `found`: what `compare` gave of the same runs and step."""
+    found = found or compare(runs, step)
     from rareneuron.present.report import asset, page_environment
 
     page = (

@@ -48,21 +48,21 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunFolderError(
                 f"The disk is full: {doing} {path} failed. Finished steps are kept. Free some space and run the same "
-                "command again, or choose another disk with --out."
+                "command again, or choose another disk with --out (a file: -o)."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise RunFolderError(
                 f"No permission: {doing} {path} failed ({os.strerror(error.errno)}). Make the folder writable, or "
-                "choose another with --out."
+                "choose another with --out (a file: -o)."
             ) from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise RunFolderError(
                 f"{doing} {path} failed: something that isn't a folder lies there ({os.strerror(error.errno)}). Choose "
-                "another place with --out."
+                "another place with --out (a file: -o)."
             ) from error
         raise RunFolderError(
             f"{doing} {path} failed ({os.strerror(error.errno) if error.errno else error}). Finished steps are kept. "
-            "Mend that and run the same command again, or choose another place with --out."
+            "Mend that and run the same command again, or choose another place with --out (a file: -o)."
         ) from error
 
 

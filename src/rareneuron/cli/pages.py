@@ -1,6 +1,7 @@
 """Pages, figures and cards of runs."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -80,8 +81,14 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
         raise click.BadParameter(f"{output.name!r} is no page. Name a file such as compare.html.", param_hint="-o")
     opened = [open_run(run) for run in runs]
     found = side_by_side(opened, step)
-    parts = ("runs", "settings", "verdicts", "agreement")
-    content = {name: table_records(getattr(found, name)) for name in parts}
+    # A row a run, not a column: runs are data, and names in JSON stay the same.
+    tables = {
+        "runs": found.runs,
+        "settings": found.settings.melt("setting", var_name="run"),
+        "verdicts": found.verdicts.melt(["name", "claim"], var_name="run", value_name="verdict"),
+        "agreement": found.agreement,
+    }
+    content: dict[str, Any] = {name: table_records(table) for name, table in tables.items()}
     if output is not None:
         content["page"] = str(write_comparison(opened, output, step, found))
     emit(content, as_json, lambda: "\n".join([comparison_text(found), *([f"Page: {output}"] if output else [])]))

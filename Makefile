@@ -11,7 +11,7 @@ demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
 
 test: lint  ## the whole suite, slow tests included, on two cores
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 fast-test: $(STAMP)  ## what runs in a minute
 	$(PYTEST) -m "not slow" -x -q

@@ -14,6 +14,12 @@ _hook = install_import_hook("rareneuron", "beartype.beartype")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two workers neither is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """Reference data beside the repository; see tests/SKIPS.md."""

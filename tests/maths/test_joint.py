@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rareneuron.maths.ablation import delta_loss
+from rareneuron.maths import joint as joint_module
 from rareneuron.maths.joint import JointAblation
 from tests.maths.conftest import random_case
 
@@ -52,3 +53,16 @@ def test_no_move_changes_nothing():
     case = random_case("rms", 1.0, seed=6)
     joint = JointAblation(case.readout, case.resid, case.target)
     assert (joint.delta_loss(torch.zeros_like(case.resid)) == 0).all()
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_groups_at_once_are_groups_one_by_one(norm, monkeypatch):
+    case = random_case(norm, 0.3, seed=7)
+    joint = JointAblation(case.readout, case.resid, case.target, dtype=torch.float64)
+    moves = torch.stack([case.shift[:, [i]] @ case.W_out[[i]] * size for i, size in ((0, 1), (1, 1), (2, 1e3))])
+    one_by_one = torch.stack([joint.delta_loss(move) for move in moves])
+    assert one_by_one.abs().max() > 1  # the large move takes the other branch
+    for elements in (1, 2 * len(case.resid) * len(joint.A), 2**23):  # one, two, all at once
+        monkeypatch.setattr(joint_module, "ELEMENTS_AT_ONCE", elements)
+        torch.testing.assert_close(joint.delta_loss(moves), one_by_one, rtol=1e-12, atol=1e-14)
+    assert joint.delta_loss(moves[:, None]).shape == (3, 1, len(case.resid))

@@ -1,7 +1,8 @@
 r"""The change in loss when a whole group of neurons is ablated at once, exactly.
 
 The group moves the residual stream by $v = \sum_i c_i w_{out}^{(i)}$, one vector a token, so the clean distribution is
-computed once and each group costs one product with the unembedding. With x̂ and x̂′ the normalised residual before and
+computed once and each group costs one product with the unembedding, several groups at a time, since a few tokens alone
+would only wait for A to be read. With x̂ and x̂′ the normalised residual before and
 after, δ = A (x̂′ − x̂), a difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses.
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from rareneuron.maths.readout import Readout
 
+ELEMENTS_AT_ONCE = 2**22  # group · token · vocab: 16 MB in float32
 
 class JointAblation:
     """Some tokens as the clean model sees them; then Δ of any movement of their residual stream.
 
-    Memory: A [vocab, d_model] and three arrays [token, vocab]; time O(token · vocab · d_model) a group.
+    Memory: A [vocab, d_model] and three arrays [token, vocab], and two of those of a few groups; time O(token · vocab · d_model) a group.
     """
 
     def __init__(
@@ -35,14 +37,25 @@ class JointAblation:
         self.logp = logits.log_softmax(-1)
         self.p = self.logp.exp()
 
-    def delta_loss(self, move: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-        """Δ in nats, when each token's residual stream is moved by `move`; positive: the loss rises."""
+    def delta_loss(self, move: Float[Tensor, "*group token d_model"]) -> Float[Tensor, "*group token"]:
+        """Δ in nats, when each token's residual stream is moved by `move`; positive: the loss rises.
+
+        Moves of several groups are taken a few at a time.
+        """
+        if move.ndim > 2:
+            vocab = len(self.A)
+            at_once = max(1, ELEMENTS_AT_ONCE // max(1, move.shape[-2] * vocab))
+            parts = [self._delta_loss(part) for part in move.flatten(0, -3).split(at_once)]
+            return torch.cat(parts).unflatten(0, move.shape[:-2])
+        return self._delta_loss(move[None])[0]
+
+    def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
         moved = self.centred + self.readout.centre(move.double())
-        change = moved / self.readout.sigma(moved)[:, None] - self.direction
+        change = moved / self.readout.sigma(moved)[..., None] - self.direction
         delta = change.to(self.dtype) @ self.A.T
-        delta -= delta.gather(1, self.target[:, None])
+        delta -= delta.gather(-1, self.target[:, None].expand(len(move), -1, 1))
         rise = torch.expm1(delta).mul_(self.p).sum(-1)
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp
         out, large = torch.log1p(rise), ~(rise.abs() < 0.5)
-        out[large] = (self.logp[large] + delta[large]).logsumexp(-1)
+        out[large] = (self.logp.expand_as(delta)[large] + delta[large]).logsumexp(-1)
         return out

@@ -47,7 +47,7 @@ class Readout(Shown):
         """What the norm subtracts before it scales: the mean over d_model, or nothing."""
         return x - x.mean(-1, keepdim=True) if self.norm == "layer" else x
 
-    def sigma(self, centred: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+    def sigma(self, centred: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
         """The norm's scale σ per token."""
         return (centred.square().mean(-1) + self.eps).sqrt()
 

@@ -6,6 +6,7 @@ equal clean loss; of either group at every rare token of the sample, and of rand
 effect beside the sum of single ones.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are held
 RANDOM_GROUPS = 400  # of each kind
+GROUPS_AT_ONCE = 32  # whose moves are held
 
 
 def experiments(
@@ -151,26 +153,30 @@ def joint_effects(
     n = min(len(resid), int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS)))
     W = W_out.double()
 
-    def ablated(joint: JointAblation, at: Tensor, group: np.ndarray) -> tuple[Tensor, Tensor]:
-        neurons = torch.from_numpy(group).to(shift.device)
-        return joint.delta_loss(shift[at][:, neurons] @ W[neurons]).double(), single[at][:, neurons]
+    def moves(at: Tensor, of: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """How far each group moves each token, and single Δ: [group, token, d_model] and [group, token, neuron]."""
+        moved, alone = shift[at], single[at]
+        members = [torch.from_numpy(group).to(shift.device) for group in of]
+        return torch.stack([moved[:, i] @ W[i] for i in members]), torch.stack([alone[:, i] for i in members])
 
     parts: dict[str, list[Tensor]] = {}
     for at in torch.arange(len(resid), device=shift.device).split(TOKENS_AT_ONCE):
         joint = JointAblation(readout, resid[at], target[at])
         for role in ("boosting", "suppressing"):
-            together, alone = ablated(joint, at, getattr(groups, role))
-            for name, x in (("joint", together), ("sum", alone.sum(1)), ("abs_sum", alone.abs().sum(1))):
-                parts.setdefault(f"{name}_{role}", []).append(x)
+            move, alone = moves(at, [getattr(groups, role)])
+            together = joint.delta_loss(move).double()
+            for name, x in (("joint", together), ("sum", alone.sum(-1)), ("abs_sum", alone.abs().sum(-1))):
+                parts.setdefault(f"{name}_{role}", []).append(x[0])
     out: dict[str, Any] = {name: torch.cat(xs) for name, xs in parts.items()}
     some = torch.linspace(0, len(resid) - 1, n, dtype=torch.float64).round().long().to(shift.device)
     joint, out["joint_at"] = JointAblation(readout, resid[some], target[some]), some
     for name, of in drawn.items():
         rows = []
-        for group in of:
-            together, alone = ablated(joint, some, group)
-            rows.append([together.mean().item(), alone.sum(1).mean().item(), alone.abs().sum(1).mean().item()])
-        out[f"joint_{name}"] = np.array(rows)
+        for first in range(0, len(of), GROUPS_AT_ONCE):
+            move, alone = moves(some, of[first : first + GROUPS_AT_ONCE])
+            sizes = joint.delta_loss(move).double(), alone.sum(-1), alone.abs().sum(-1)
+            rows.append(torch.stack([x.mean(-1) for x in sizes], 1).cpu().numpy())
+        out[f"joint_{name}"] = np.concatenate(rows)
     return out
 
 

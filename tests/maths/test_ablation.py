@@ -218,7 +218,7 @@ def test_blocks_of_neurons_do_not_matter(monkeypatch):
 
 def test_too_little_memory_is_refused_with_what_is_needed():
     case = random_case(neurons=40)
-    with pytest.raises(InvalidConfig, match=r"9.54e-07 GiB do not hold .* of 50 .*at least 0\.002 GiB .--memory"):
+    with pytest.raises(InvalidConfig, match=r"9.54e-07 GiB do not hold .* of 50 .*at least 0\.003 GiB .--memory"):
         AblationEngine(case.readout, case.W_out, memory=1024)
 
 

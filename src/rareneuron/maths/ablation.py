@@ -50,7 +50,7 @@ TOLERANCE = 5e-6  # nats per pair, bound on the error of KL; float32 recomputati
 TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
 ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
 ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
-BLOCK_COPIES = 5  # arrays [token, vocab] of a block: the four of the workspace, and weights in the fast dtype
+BLOCK_COPIES = 6  # arrays [token, vocab] of a block: the five of the workspace, and weights in the fast dtype
 PAIR_COPIES = 24  # arrays [token, neuron] of a block, in single precision, before any result is returned
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
 FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
@@ -128,7 +128,7 @@ class AblationEngine:
         self._held: NeuronTables | None = None
         self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
-        self._workspace = torch.empty(4, self.block, len(self.A), dtype=dtype, device=self.A.device)
+        self._workspace = torch.empty(5 * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
     def effects(
         self,
@@ -187,7 +187,7 @@ class AblationEngine:
 
     def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
         """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
-        logp, p, G, weighted = self._workspace[:, : len(resid)]
+        logp, p, G, of_G, others = workspace = self._workspace[: 5 * len(resid)].unflatten(0, (5, -1))
         at = target[:, None]
         centred = self.readout.centre(resid)
         torch.mm(centred / self.readout.sigma(centred)[:, None], self.A.T, out=G)
@@ -196,12 +196,14 @@ class AblationEngine:
         total = torch.exp(logp, out=p).sum(-1, keepdim=True)
         p /= total
         logp -= total.log()
-        G -= torch.mul(p, G, out=weighted).sum(-1, keepdim=True)
-        GA = summed(torch.mul(p, G, out=weighted), self.A)
-        powers = [weighted.mul_(G).sum(1) for _ in range(3)]
+        G -= torch.mul(p, G, out=of_G).sum(-1, keepdim=True)
+        torch.mul(p, G, out=of_G)
         # With the target's own term left out, nothing cancels where the target has nearly all probability.
-        others = weighted.copy_(p).scatter_(1, at, 0.0)
-        from_target = summed(others, self.A) - others.sum(1, keepdim=True) * self.A[target]
+        others.copy_(p).scatter_(1, at, 0.0)
+        # In one product: as many rows again cost little more than half of two.
+        GA, of_others = summed(workspace[3:].flatten(0, 1), self.A).unflatten(0, (2, -1))
+        from_target = of_others - others.sum(1, keepdim=True) * self.A[target]
+        powers = [of_G.mul_(G).sum(1) for _ in range(3)]
         return CleanTokens(
             p=p,
             logp=logp,

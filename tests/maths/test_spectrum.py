@@ -341,8 +341,8 @@ def test_nothing_is_found_where_nothing_is():
         drawn = NeuronGroups(
             boosting=shuffled[:SIZE],
             suppressing=shuffled[SIZE : 2 * SIZE],
-            random=random_groups(shuffled[2 * SIZE :], SIZE, 399, rng),
-            matched_random=random_groups(shuffled[2 * SIZE :], SIZE, 399, rng),  # halves of 200 and 199
+            random=random_groups(shuffled[2 * SIZE :], SIZE, 199, rng),
+            matched_random=random_groups(shuffled[2 * SIZE :], SIZE, 398, rng),  # halves of 199
             matched_on=None,
         )
         found = spectrum({"W": rng.normal(size=(N, D))}, drawn, rng=rng)

@@ -1,12 +1,18 @@
 """Claims of whole studies: on random models nothing is supported; what is kept is what is computed."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
+from rareneuron.maths.claims import weights_at_equal_loss
+from rareneuron.pipeline.experiments import ARRAYS, effective_number
 from rareneuron.pipeline.hypotheses import HYPOTHESES
 from rareneuron.pipeline.run import open_run
+from rareneuron.pipeline.store import read_tensors, write_tensors
 from rareneuron.pipeline.study import run_study
+from rareneuron.pipeline.verdicts import claims_of
 from tests.tiny_series import study_config
 
 
@@ -66,3 +72,16 @@ def test_groups_of_a_random_model_do_not_repeat(run):
     check = next(check for check in run.claims().checks if check.name == "split-half-groups")
     assert 0 < check.low <= check.value <= check.high < 1
     assert check.holds is False
+
+
+@pytest.mark.parametrize("n_eff", [0.0, np.nan])
+def test_rare_and_common_tokens_of_no_common_loss_are_not_compared(run, tmp_path, n_eff):
+    weights = weights_at_equal_loss(np.linspace(8, 9, 30), np.linspace(1, 2, 20))[1]
+    assert effective_number(weights) == 0
+    assert effective_number(np.ones(20)) == 20
+    copied = open_run(shutil.copytree(run.path, tmp_path / "run"))
+    arrays = dict(read_tensors(copied.folder() / ARRAYS))
+    write_tensors(copied.folder() / ARRAYS, arrays | {"common_n_eff": np.array([100.0, n_eff])})
+    of = {claim.name: claim for claim in claims_of(copied).claims}
+    assert of["rare-specific-loss"].verdict == "inconclusive"
+    assert "at equal loss as much as" in of["rare-specific-loss"].sentence

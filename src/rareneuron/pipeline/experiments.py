@@ -106,8 +106,8 @@ def by_context(
 
 
 def effective_number(weights: Float[np.ndarray, " token"]) -> float:
-    """(Σw)²/Σw²: how many equally weighted tokens say as much."""
-    return float(weights.sum() ** 2 / (weights**2).sum())
+    """(Σw)²/Σw²: how many equally weighted tokens say as much; none where none has any weight."""
+    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
 
 
 class Sample:

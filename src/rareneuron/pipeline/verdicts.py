@@ -215,7 +215,7 @@ def specificity_claims(run: Run, rng: np.random.Generator) -> list[Evidence]:
         if "common_n_eff" not in found:
             return "The sample holds no common targets to compare with."
         n_eff = float(found["common_n_eff"][1 if suffix else 0])
-        if n_eff < FEWEST_TOKENS:
+        if not n_eff >= FEWEST_TOKENS:  # a number that isn't one is too few
             equal = " at equal loss" if suffix else ""
             return (
                 f"The sample's common targets say{equal} as much as {n_eff:.0f} of equal weight, and {FEWEST_TOKENS} "

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rareneuron.maths.ablation import delta_loss
 from rareneuron.maths import joint as joint_module
+from rareneuron.maths.ablation import delta_loss
 from rareneuron.maths.joint import JointAblation
 from tests.maths.conftest import random_case
 

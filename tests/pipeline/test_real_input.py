@@ -80,7 +80,7 @@ def test_babyllama_on_novels(babyllama):
 
 
 def test_babyllama_closed_form_agrees_with_patching(babyllama):
-    few = {"--n-tokens": 20, "--context-length": 32, "--dtype": "float64"}
+    few = {"--n-tokens": 20, "--context-length": 64, "--dtype": "float64"}
     _, closed = babyllama("closed", **few)
     _, patched = babyllama("patched", **few, **{"--engine": "patching"})
     assert closed.tokens().drop(columns="loss").equals(patched.tokens().drop(columns="loss"))

@@ -15,10 +15,12 @@ from rareneuron.maths.readout import Readout
 
 ELEMENTS_AT_ONCE = 2**22  # group · token · vocab: 16 MB in float32
 
+
 class JointAblation:
     """Some tokens as the clean model sees them; then Δ of any movement of their residual stream.
 
-    Memory: A [vocab, d_model] and three arrays [token, vocab], and two of those of a few groups; time O(token · vocab · d_model) a group.
+    Memory: A [vocab, d_model], three arrays [token, vocab] and three more of a few groups; time
+    O(token · vocab · d_model) a group.
     """
 
     def __init__(

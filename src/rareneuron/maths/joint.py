@@ -2,8 +2,8 @@ r"""The change in loss when a whole group of neurons is ablated at once, exactly
 
 The group moves the residual stream by $v = \sum_i c_i w_{out}^{(i)}$, one vector a token, so the clean distribution is
 computed once and each group costs one product with the unembedding, several groups at a time, since a few tokens alone
-would only wait for A to be read. With x̂ and x̂′ the normalised residual before and
-after, δ = A (x̂′ − x̂), a difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses.
+would only wait for A to be read. With x̂ and x̂′ the normalised residual before and after, δ = A (x̂′ − x̂), a
+difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses.
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-INNER_FOLDERS = {"steps", "figures", "tables"}
+INNER_FOLDERS = {"steps", "units", "figures", "tables"}
 # What a file of a run may hold, in bytes and rows; those of real runs have a hundredth of it.
 MOST_BYTES, MOST_JSON, MOST_ROWS = 4 * 2**30, 256 * 2**20, 50_000_000
 

@@ -13,8 +13,19 @@ from rareneuron.errors import RunFolderError
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.plan import is_begun
 from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import RunStore, damage, flush, read_json, replacing, write_json
+from rareneuron.pipeline.store import (
+    REFITTED,
+    RunStore,
+    damage,
+    damaged,
+    flush,
+    read_json,
+    refuse_missing,
+    replacing,
+    write_json,
+)
 from rareneuron.pipeline.study import finish
+from rareneuron.pipeline.tokens import load_tokens, selection_digest
 
 SHARED = ("tokens.parquet", "contexts.safetensors")
 
@@ -55,9 +66,7 @@ def take(store: RunStore, source: RunStore) -> None:
     """Copy finished, whole checkpoints of another run folder of the same study."""
     theirs = source.read_manifest()
     if not store.manifest.is_file():
-        for name in SHARED:
-            with replacing(store.root / name) as temporary:
-                shutil.copyfile(source.root / name, temporary)
+        take_tokens(store, source)
         write_json(store.manifest, {**theirs, "checkpoints": {}, "planned": []})
     ours = store.read_manifest()
     differing = [k for part in ("config", "resolved") for k, v in ours[part].items() if theirs[part].get(k) != v]
@@ -67,6 +76,10 @@ def take(store: RunStore, source: RunStore) -> None:
             f"{source.root} and {store.root} are not of one study: they differ in {', '.join(differing)}, and results "
             "of both would be mixed. Merge only shards of the same command."
         )
+    try:
+        load_tokens(store)
+    except RunFolderError:
+        take_tokens(store, source)
     for name in source.finished_steps():
         wrong = damage(source.step(name))
         if wrong is not None:
@@ -75,15 +88,36 @@ def take(store: RunStore, source: RunStore) -> None:
             refuse_other_weights(store, source, name)
             continue
         with store.step_locked(name), replacing(store.step(name)) as folder:
-            shutil.copytree(source.step(name), folder, copy_function=copied)
+            folder.mkdir()
+            for file in step_files(source.step(name)):
+                copied(file, folder / file.name)
     further = [name for name in theirs["planned"] if name not in ours["planned"]]
     write_json(store.manifest, {**ours, "planned": ours["planned"] + further})
 
 
-def copied(path: str, place: str) -> None:
+def take_tokens(store: RunStore, source: RunStore) -> None:
+    """Copy the tokens of another run folder, once they have been read and are those that its study chose."""
+    if selection_digest(load_tokens(source).selection) != source.read_manifest()["data"]["sha256"]:
+        raise damaged(source.root / SHARED[0], "its tokens are not those that the study chose")
+    for name in SHARED:
+        with replacing(store.root / name) as temporary:
+            shutil.copyfile(source.root / name, temporary)
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The files that make up a checkpoint, none of them a link; whatever else lies there is none of ours."""
+    refitted = [name for name in REFITTED if (folder / name).exists()]
+    listed = [Path(name).name for name in read_json(folder / "step.json")["files"]]
+    files = [folder / name for name in (*listed, *refitted, "step.json")]
+    for file in files:
+        refuse_missing(file)
+    return files
+
+
+def copied(path: Path, place: Path) -> None:
     """A file's content, on disk before its folder gets its name."""
     shutil.copyfile(path, place)
-    flush(Path(place))
+    flush(place)
 
 
 def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:

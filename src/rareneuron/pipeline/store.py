@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.confined import link_in, too_large, unpacks_too_large
+from rareneuron.pipeline.confined import INNER_FOLDERS, link_in, too_large, unpacks_too_large
 
 FORMAT = 1  # of the run folder
 PARTIAL = ".partial"
@@ -56,8 +56,9 @@ def explained(path: Path, doing: str) -> Iterator[None]:
                 "choose another with --out (a file: -o)."
             ) from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            what = "a link to nothing" if path.is_symlink() and not path.exists() else "something that isn't a folder"
             raise RunFolderError(
-                f"{doing} {path} failed: something that isn't a folder lies there ({os.strerror(error.errno)}). Choose "
+                f"{doing} {path} failed: {what} lies there ({os.strerror(error.errno)}). Choose "
                 "another place with --out (a file: -o)."
             ) from error
         raise RunFolderError(
@@ -72,9 +73,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A folder in its place is removed first: it is an unfinished one, or it would not be written.
     """
-    if STEPS in (path.parent.name, path.parent.parent.name) or (path.parent.parent / MANIFEST).is_file():
+    if {STEPS, UNITS} & {path.parent.name, path.parent.parent.name} or (path.parent.parent / MANIFEST).is_file():
         refuse_link(path.parent)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")  # is_living reads that
     with explained(path, "writing"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +133,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     with replacing(path) as temporary:
         # One entry, as safetensors writes several in any order.
         record = json.dumps({"sha256": digest(tensors), **(metadata or {})})
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask leaves; safetensors would write for the owner alone
         try:
             save_file(tensors, temporary, {"record": record})
+            temporary.chmod(mode)
         except SafetensorError as error:  # hides the system's number in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
@@ -311,6 +315,7 @@ class RunStore:
             self.root.mkdir(parents=True, exist_ok=True)
         whose = f"Another process is working on {self.root}. Wait until it has finished, or choose another folder"
         with held(self.root / ".lock", -1.0 if wait else 0.0, f"{whose} with --out."):
+            self.refuse_links()
             self.remove_partials()
             yield
 
@@ -322,9 +327,18 @@ class RunStore:
         with explained(lock, "locking"):
             lock.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays removed
         with held(lock, PATIENCE, f"{whose} finished."):
+            self.refuse_links()
             for path in self.partials_of_step(name):
                 remove(path)
             yield
+
+    def refuse_links(self) -> None:
+        """Ways out of the run among its folders, before anything in them is written or removed."""
+        for inner in INNER_FOLDERS:
+            refuse_link(self.root / inner)
+        for inner in (STEPS, UNITS):
+            for path in (self.root / inner).glob("*"):
+                refuse_link(path)
 
     def partials_of_step(self, name: str) -> list[Path]:
         """What a killed process left half-written of a checkpoint."""
@@ -336,22 +350,41 @@ class RunStore:
         ]
 
     def remove_partials(self) -> None:
-        """Remove what a killed process left half-written, but for the steps that a living one is computing."""
+        """Remove what a killed process left half-written, but not what a living one is at: a step, a report."""
         for pattern in (f".*{PARTIAL}", f"figures/.*{PARTIAL}", f"tables/.*{PARTIAL}"):
             for path in self.root.glob(pattern):
-                remove(path)
+                if not is_living(path):
+                    remove(path)
         steps = self.root / STEPS
         names = {path.name.split(".")[1] for path in steps.glob(f".*{PARTIAL}")}
-        names |= {path.parent.name for path in self.root.glob(f"*/*/.*{PARTIAL}")}
+        names |= {path.parent.name for inner in (STEPS, UNITS) for path in self.root.glob(f"{inner}/*/.*{PARTIAL}")}
         for name in names:
             with suppress(RunFolderError), held(steps / f".{name}.lock", 0.0, "being computed"):
                 for path in self.partials_of_step(name):
                     remove(path)
 
 
+def is_living(partial: Path) -> bool:
+    """Whether another process of this machine is writing it: reports are written without the lock.
+
+    This process writes nothing yet; where one died with its number in a container of its name, the file is that one's.
+    """
+    writer = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+){re.escape(PARTIAL)}$", partial.name)
+    if writer is None or int(writer[1]) == os.getpid():
+        return False
+    try:
+        os.kill(int(writer[1]), 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 @contextmanager
 def held(path: Path, timeout: float, refusal: str) -> Iterator[None]:
     """A lock that the operating system frees when its process dies; a negative timeout waits for ever."""
+    refuse_link(path)  # filelock would truncate what it leads to, or refuse in the system's words
     lock = FileLock(path)
     with explained(path, "locking"):
         try:

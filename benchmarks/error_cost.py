@@ -66,16 +66,18 @@ def plot(rows: list[dict], path: Path) -> None:
         of = [row for row in rows if row["case"] == name]
         curve = [row for row in of if row["kind"] == "expansion"]
         panel.loglog([r["us_per_pair"] for r in curve], [r["rms"] for r in curve], "o-", color="C0", label="expansion")
-        for row in curve:
+        for n, row in enumerate(curve):
             default = " (default)" if row["tolerance"] == TOLERANCE else ""
             text = f"{row['tolerance']:.0e}".replace("e-0", "e-") + default
-            panel.annotate(text, (row["us_per_pair"], row["rms"]), (6, 2), textcoords="offset points", fontsize=7)
+            offset, side = ((6, 2), "left") if n % 2 else ((-6, -4), "right")  # by turns, since points lie close
+            place = row["us_per_pair"], row["rms"]
+            panel.annotate(text, place, offset, textcoords="offset points", fontsize=7, ha=side)
         for kind, marker, colour in (("full sums", "s", "C2"), ("recomputed", "D", "C1")):
             row = next(row for row in of if row["kind"] == kind)
             panel.plot(row["us_per_pair"], row["rms"], marker, color=colour, label=f"{kind}, float32")
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("µs per pair")
-        panel.margins(x=0.15, y=0.12)
+        panel.margins(x=0.22, y=0.12)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("rms error of a pair's Δ, nats")
     panels[0].legend(fontsize=8)

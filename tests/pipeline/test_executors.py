@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,6 +68,37 @@ def test_a_worker_that_dies_again_and_again_is_said(config, monkeypatch):
                 [executors.task_of(config(), c, is_last=False) for c in plan_study(config()).open], 2
             )
         )
+
+
+def test_ctrl_c_ends_the_workers_and_begins_none(config, monkeypatch):
+    begun, sleep, popen = [], [sys.executable, "-S", "-c", "import time; time.sleep(8)"], subprocess.Popen
+    two_at_work = threading.Event()
+
+    def begin(_, **pipes):
+        begun.append(popen(sleep, **pipes))
+        if len(begun) == 2:
+            two_at_work.set()
+        return begun[-1]
+
+    def interrupt():
+        two_at_work.wait()
+        time.sleep(0.2)  # both have their tasks
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = [executors.task_of(config(), c, is_last=False) for c in plan_study(config()).open * 2]
+    monkeypatch.setattr(executors.subprocess, "Popen", begin)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(executors.by_processes(tasks, 2))
+    assert [process.poll() for process in begun] == [-signal.SIGKILL] * 2
+
+
+def test_a_worker_that_is_ended_begins_no_process(config, monkeypatch):
+    monkeypatch.setattr(executors.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was begun"))
+    worker = executors.Worker({})
+    worker.end()
+    with pytest.raises(WorkerLost, match="interrupted"):
+        worker.answer({"checkpoint": {"step": 0}})
 
 
 def test_what_a_worker_runs_into_is_raised_here(config, series):

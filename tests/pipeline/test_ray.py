@@ -4,16 +4,20 @@ import importlib.util
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from rareneuron.errors import InvalidConfig
+from rareneuron.errors import InvalidConfig, RunFolderError, WorkerLost
 from rareneuron.pipeline import cluster
-from rareneuron.pipeline.executors import task_of
+from rareneuron.pipeline.executors import refuse_failed, task_of
 from rareneuron.pipeline.plan import plan_study
 from tests.pipeline.kills import contents
 from tests.pipeline.test_executors import started
@@ -130,6 +134,118 @@ def test_a_cluster_of_its_own_is_reached_from_here_alone_and_with_its_token(conf
     assert wrong != 0
     assert found["left"] == []
     assert contents(Path(config().out)) == whole
+
+
+# --- without a cluster
+
+
+@needs_ray
+def test_without_a_token_the_token_is_named(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray would find one
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InvalidConfig, match=r"No Ray cluster .*RAY_AUTH_TOKEN_PATH\), which must be the cluster's"):
+            cluster.connected(address).__enter__()
+
+
+@needs_ray
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch, scheme):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", 64 * "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        cluster.refuse_silent(address)  # somebody does
+    began = time.monotonic()
+    with pytest.raises(InvalidConfig, match=rf"Nothing answers at {address}: .*refused.*ray start --head"):
+        cluster.connected(address).__enter__()
+    assert time.monotonic() - began < 2 * cluster.PATIENCE
+
+
+def test_addresses_that_can_be_tried():
+    assert cluster.host_and_port("head:6379") == ("head", 6379)
+    assert cluster.host_and_port("ray://10.0.0.1:10001") == ("10.0.0.1", 10001)
+    assert cluster.host_and_port("[::1]:6379") == ("::1", 6379)
+    for address in (None, "auto", "local", "head", "head:", "head:99999", "head:port", "other://head:1"):
+        assert cluster.host_and_port(address) is None
+        cluster.refuse_silent(address)
+    with pytest.raises(InvalidConfig, match="Nothing answers"):
+        cluster.refuse_silent(f"{64 * 'a'}:1")  # no name of a host
+
+
+def task_error(cause):
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("do_task", "Traceback: in the task", cause).as_instanceof_cause()
+
+
+def ray_errors():
+    from ray import exceptions
+
+    return {
+        "memory": exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nAnd more."),
+        "crash": exceptions.WorkerCrashedError(),
+        "node": exceptions.NodeDiedError("gone"),
+        "raylet": exceptions.LocalRayletDiedError(),
+        "object": exceptions.ObjectLostError("ab" * 14, None, ""),
+        "environment": exceptions.RuntimeEnvSetupError("no pip"),
+        "nowhere": exceptions.TaskUnschedulableError("no node"),
+        "fault": task_error(KeyError("seed")),
+        "own": task_error(RunFolderError("run.json is gone.")),
+    }
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("name", "wanted", "message"),
+    [
+        ("memory", WorkerLost, r"with OutOfMemoryError: .* low on memory\. Finished .*the nodes' memory"),
+        ("crash", WorkerLost, r"Step 0 was lost .*4 tries, with WorkerCrashedError.*the nodes' memory"),
+        ("node", WorkerLost, "with NodeDiedError"),
+        ("raylet", WorkerLost, "with LocalRayletDiedError"),
+        ("object", WorkerLost, "with ObjectLostError"),
+        ("environment", WorkerLost, "with RuntimeEnvSetupError.*no pip"),
+        ("nowhere", WorkerLost, "with TaskUnschedulableError.*no node"),
+        ("fault", WorkerLost, r"Step 0 failed .*with KeyError: 'seed'\. .*same packages"),
+        ("own", RunFolderError, r"^run\.json is gone\.$"),
+    ],
+)
+def test_what_ray_raises_is_a_failure_and_those_at_work_finish(config, monkeypatch, capsys, name, wanted, message):
+    import ray.exceptions
+
+    given, error = [], ray_errors()[name]
+
+    def get(step):
+        if step == 0:
+            raise error
+        return {"step": str(step)}
+
+    def remote(task):
+        given.append(task["checkpoint"]["step"])
+        return given[-1]
+
+    fake = SimpleNamespace(
+        remote=lambda _: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote)),
+        nodes=list,
+        wait=lambda running, num_returns: ([running[0]], running[1:]),
+        get=get,
+        exceptions=ray.exceptions,
+    )
+
+    @contextmanager
+    def connected(_):
+        yield fake
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    asked = config(executor="ray", workers=2)
+    tasks = [task_of(asked, c, is_last=False) for c in sorted(plan_study(asked).open, key=lambda c: c.step)]
+    one, failed = cluster.by_ray(tasks, asked)  # of three, of which two at work
+    assert one == {"step": "2"}
+    assert given == [0, 2]
+    with pytest.raises(wanted, match=message):
+        refuse_failed(failed)
+    assert ("in the task" in capsys.readouterr().err) == (name == "fault")
 
 
 # --- without Ray

@@ -9,6 +9,7 @@ import click
 
 from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
 from rareneuron.cli.study import steps_value
+from rareneuron.errors import BrokenCheckpoint
 
 if TYPE_CHECKING:
     from rareneuron.pipeline.audit import Audit
@@ -115,11 +116,24 @@ def checkpoints(
         emit(audit_as_dict(found), as_json, lambda: audit_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import UNKNOWN_STEP, all_checkpoints, label
+    from rareneuron.models.checkpoints import UNKNOWN_STEP, all_checkpoints, label, without_weights
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
-    rows = [{"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} for c in listed]
-    emit(rows, as_json, lambda: "\n".join(f"{step_text(r['step'])}  {r['checkpoint']}" for r in rows))
+    missing = [without_weights(c) for c in listed]
+    if listed and all(missing):
+        raise BrokenCheckpoint(missing[0])
+    rows = [
+        {"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c), "error": why}
+        for c, why in zip(listed, missing, strict=True)
+    ]
+    emit(
+        rows,
+        as_json,
+        lambda: "\n".join(
+            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if r["error"] else "")
+            for r in rows
+        ),
+    )
 
 
 def said(name: str) -> None:

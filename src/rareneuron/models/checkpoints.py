@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.models.hub import branches, is_local, model_folder, split_revision
+from rareneuron.models.loading import weight_files
 
 UNKNOWN_STEP = -1
 
@@ -79,6 +80,16 @@ def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
             "a folder that `save_pretrained` wrote, or one of step<N>/ folders."
         )
     return [Checkpoint(step=step_of(Path(folder).resolve().name), source=name)]
+
+
+def without_weights(checkpoint: Checkpoint) -> str | None:
+    """Why a folder of this machine has no weights that could be read; None where it has, and for the Hub's models."""
+    if is_local(checkpoint.source):
+        try:
+            weight_files(Path(checkpoint.source).expanduser())
+        except BrokenCheckpoint as error:
+            return str(error)
+    return None
 
 
 def chosen(name: str, found: list[Checkpoint], steps: str | Iterable[int]) -> list[Checkpoint]:

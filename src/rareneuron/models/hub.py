@@ -40,7 +40,9 @@ WANTED_FILES = ["*.safetensors", *SMALL_FILES]
 UNWANTED_FILES = ["*/*", "consolidated*"]  # subfolders; the same weights once more under Mistral's names
 
 PATIENCE = (1.0, 4.0, 16.0)  # seconds before each further try
-LONGEST_WAIT = 120.0  # that a Hub may ask for in `Retry-After`
+LONGEST_WAIT = 330.0  # that a Hub may ask for; its limits are on windows of 300 s
+# `"api";r=0;t=55`: no request left, the next window begins in 55 s. The client reads that too, but not in all versions.
+USED_UP = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 DROPPED = {"RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError"}  # httpx's names, and requests'
 
@@ -216,6 +218,8 @@ def patiently(ask: Callable[[], T]) -> T:
             pause = max(wait, asked_to_wait(error))
             if not passes(error) or pause > LONGEST_WAIT:
                 raise
+        if pause > PATIENCE[-1]:
+            log.warning("The Hub asks for a pause of %.0f seconds.", pause)
         time.sleep(pause)
     return ask()
 
@@ -244,12 +248,15 @@ def passes(error: BaseException) -> bool:
 
 
 def asked_to_wait(error: BaseException) -> float:
-    """Seconds, by the `Retry-After` of an answer."""
+    """Seconds, by the `Retry-After` or the `ratelimit` of an answer, whichever is longer."""
+    asked = [0.0]
     for cause in causes(error):
         headers = getattr(getattr(cause, "response", None), "headers", {})
         with suppress(ValueError):
-            return float(headers.get("Retry-After", ""))
-    return 0.0
+            asked.append(float(headers.get("Retry-After", "")))
+        if (window := USED_UP.search(headers.get("ratelimit", ""))) is not None:
+            asked.append(float(window[1]) + 1)  # it is rounded
+    return max(asked)
 
 
 def is_out_of_reach(error: BaseException | None) -> bool:

@@ -9,12 +9,17 @@ Oracle: tests/pipeline/test_ray.py, a node killed in mid-study.
 import logging
 import os
 import secrets
+import socket
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-from rareneuron.errors import InvalidConfig, WorkerLost
+from tqdm import tqdm
+
+from rareneuron.errors import InvalidConfig, RareNeuronError
 from rareneuron.models.hub import is_local
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.executors import TRIES, do_task
@@ -24,10 +29,11 @@ LOOPBACK = "127.0.0.1"
 # Read when ray is imported. At 0, Ray binds to and speaks with the loopback interface; otherwise 127.0.0.1 becomes the
 # machine's address in the network.
 NOT_BEYOND = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PATIENCE = 5.0  # seconds for a connection to a cluster's address; Ray itself looks for it for more than a minute
 PATHS = ("model", "data", "counts", "out")
 
 
-def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Iterator[dict[str, Any]]:
+def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[dict[str, Any], None, None]:
     """Tasks given to a cluster, `workers` at a time; after an error those at work finish, and no more are given out."""
     with connected(config.address) as ray:
         remote = ray.remote(do_task).options(
@@ -44,11 +50,8 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Iterator[dic
             step = running.pop(done)
             try:
                 answer = ray.get(done)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-                raise WorkerLost(
-                    f"Step {step} was lost on the cluster {TRIES + 1} times, at last with {type(error).__name__}. "
-                    "Finished checkpoints are kept. Look at the nodes' memory, and run the same command again."
-                ) from error
+            except ray.exceptions.RayError as error:
+                answer = lost(step, error)
             if "error" in answer:
                 waiting.clear()
                 failed = failed or answer
@@ -56,6 +59,29 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Iterator[dic
                 yield answer
         if failed is not None:
             yield failed
+
+
+def lost(step: int, error: Exception) -> dict[str, Any]:
+    """What Ray raised instead of an answer, as an answer; the traceback of a fault goes to stderr."""
+    cause = getattr(error, "cause", None)  # of a RayTaskError: what was raised in the task
+    if isinstance(cause, RareNeuronError):
+        return {"step": str(step), "error": type(cause).__name__, "message": str(cause)}
+    if cause is not None:
+        tqdm.write(str(error), file=sys.stderr)
+    shown = error if cause is None else cause
+    said = (str(shown).strip().splitlines() or [""])[0].rstrip(".")
+    what = f"{type(shown).__name__}{said and ': '}{said}. Finished checkpoints are kept."
+    if cause is None:
+        message = (
+            f"Step {step} was lost on the cluster, after up to {TRIES + 1} tries, with {what} Look at the nodes' "
+            "memory, and run the same command again."
+        )
+    else:
+        message = (
+            f"Step {step} failed on the cluster with {what} Check that every node has the same packages and sees the "
+            "run folder under the same path, and run the same command again."
+        )
+    return {"step": str(step), "error": "WorkerLost", "message": message}
 
 
 def anywhere(task: dict[str, Any], out: str) -> dict[str, Any]:
@@ -91,10 +117,11 @@ def connected(address: str | None) -> Iterator[Any]:
                 "--executor ray needs the package ray, which isn't installed. Run `pip install 'rareneuron[ray]'`, or "
                 "use --workers N alone for several processes of this machine."
             ) from error
+        refuse_silent(address)
         own: dict[str, Any] = {} if address else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
         try:
             ray.init(address=address or "local", log_to_driver=True, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
             raise InvalidConfig(
                 f"No Ray cluster can be used at {address or 'this machine'}: {error}. Check --address, and the token "
                 "(RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH), which must be the cluster's."
@@ -109,6 +136,34 @@ def connected(address: str | None) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def refuse_silent(address: str | None) -> None:
+    """Refuse an address where nobody listens, in seconds and in words."""
+    place = host_and_port(address)
+    if place is None:
+        return
+    try:
+        socket.create_connection(place, timeout=PATIENCE).close()
+    except (OSError, UnicodeError) as error:  # the latter of a host's name
+        raise InvalidConfig(
+            f"Nothing answers at {address}: {error}. Without the cluster no checkpoint can be computed. Check that it "
+            "runs (`ray status` there), that --address is HOST:PORT as its `ray start --head` gave it, and that a "
+            "firewall lets this machine through."
+        ) from error
+
+
+def host_and_port(address: str | None) -> tuple[str, int] | None:
+    """Where an address can be tried; none of `auto` and the like, which Ray itself looks up."""
+    scheme, _, rest = (address or "").rpartition("://")
+    if scheme not in ("", "ray"):
+        return None
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # Ray says what is wrong with it
+        return None
+    return None if host is None or port is None else (host, port)
 
 
 def secured(address: str | None, given: Mapping[str, str]) -> dict[str, str]:

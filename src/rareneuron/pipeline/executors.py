@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any
@@ -55,9 +56,10 @@ def compute_units(
             done = by_ray(tasks, config)
         else:
             done = by_processes(tasks, config.workers)
-        for answer in done:
-            refuse_failed(answer)
-            bar.update()
+        with closing(done):  # Ctrl-C between two answers ends the workers too
+            for answer in done:
+                refuse_failed(answer)
+                bar.update()
 
 
 def task_of(config: StudyConfig, checkpoint: Checkpoint, *, is_last: bool) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def refuse_failed(answer: dict[str, Any]) -> None:
         raise getattr(errors, answer["error"])(answer["message"])
 
 
-def by_processes(tasks: Sequence[dict[str, Any]], n_workers: int) -> Iterator[dict[str, Any]]:
+def by_processes(tasks: Sequence[dict[str, Any]], n_workers: int) -> Generator[dict[str, Any], None, None]:
     """Tasks given to local processes; after the first error those at work finish theirs, and no more are given out."""
     n_workers = min(n_workers, len(tasks))
     tasks = [task | {"config": shared(task["config"], n_workers)} for task in tasks]
@@ -100,19 +102,18 @@ def by_processes(tasks: Sequence[dict[str, Any]], n_workers: int) -> Iterator[di
             finally:
                 idle.put(worker)
 
-        futures = [pool.submit(answered, task) for task in tasks]
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(answered, task) for task in tasks]):
                 answer = future.result()
                 if "error" in answer:
                     pool.shutdown(cancel_futures=True)
                 yield answer
-        except (KeyboardInterrupt, GeneratorExit):
-            for worker in started:
-                worker.end()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)  # first: whoever loses a worker looks for another task
+            if not isinstance(error, Exception):  # Ctrl-C, or nobody asks for more
+                for worker in started:
+                    worker.end()
             raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def shared(settings: dict[str, Any], n_workers: int) -> dict[str, Any]:
@@ -121,16 +122,37 @@ def shared(settings: dict[str, Any], n_workers: int) -> dict[str, Any]:
 
 
 class Worker:
-    """A process that answers tasks, begun again where it dies."""
+    """A process that answers tasks, begun again where it dies, until it is ended from another thread."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
         self.is_ended = False
         self.process: subprocess.Popen[str] | None = None
+        self.lock = threading.Lock()  # for both: no process begins once it is ended
 
     def answer(self, task: dict[str, Any]) -> dict[str, Any]:
         """Have a task done, by another process if one dies over it."""
         for _ in range(TRIES):
+            line, code = self._exchange(self._begun(), json.dumps(task))
+            if line:
+                return json.loads(line)
+            with self.lock:
+                self.process = None
+                is_ended = self.is_ended
+            step = task["checkpoint"]["step"]
+            if not is_ended:
+                tqdm.write(f"rareneuron: the worker at step {step} died ({died_of(code)})", file=sys.stderr)
+        raise WorkerLost(
+            f"Workers died {TRIES} times over step {step}, the last of {died_of(code)}. Finished checkpoints are kept. "
+            "A signal 9 that nobody sent means that memory ran out: take fewer --workers or a smaller --memory, and "
+            "run the same command again."
+        )
+
+    def _begun(self) -> "subprocess.Popen[str]":
+        """The process, started where there is none."""
+        with self.lock:
+            if self.is_ended:
+                raise WorkerLost("The study was interrupted. Run the same command again to continue.")
             if self.process is None:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "rareneuron.pipeline.worker"],
@@ -139,19 +161,7 @@ class Worker:
                     text=True,
                     env=self.environment,
                 )
-            line, code = self._exchange(self.process, json.dumps(task))
-            if line:
-                return json.loads(line)
-            self.process = None
-            if self.is_ended:
-                break
-            step = task["checkpoint"]["step"]
-            tqdm.write(f"rareneuron: the worker at step {step} died ({died_of(code)})", file=sys.stderr)
-        raise WorkerLost(
-            f"Workers died {TRIES} times over step {task['checkpoint']['step']}, the last of {died_of(code)}. Finished "
-            "checkpoints are kept. A signal 9 that nobody sent means that memory ran out: take fewer --workers or a "
-            "smaller --memory, and run the same command again."
-        )
+            return self.process
 
     @staticmethod
     def _exchange(process: "subprocess.Popen[str]", line: str) -> tuple[str, int]:
@@ -171,10 +181,12 @@ class Worker:
 
     def end(self) -> None:
         """Stop it, whatever it is doing."""
-        self.is_ended = True
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        with self.lock:
+            self.is_ended = True
+            process = self.process
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def close(process: "subprocess.Popen[str]") -> None:
@@ -200,8 +212,9 @@ def workers(n: int) -> Iterator[list[Worker]]:
     finally:
         for worker in found:
             worker.end()
-            if worker.process is not None:
-                close(worker.process)
+            process = worker.process  # a thread that Ctrl-C didn't let end may still change it
+            if process is not None:
+                close(process)
 
 
 def visible_gpus() -> list[str]:

@@ -53,13 +53,17 @@ def fetch(
         try:
             found.append(fetched(checkpoint))
         except RareNeuronError as error:
+            if len(checkpoints) == 1:
+                raise
             failed[label(checkpoint)] = str(error)
     if failed:
         listed = " ".join(f"{name}: {why}" for name, why in failed.items())
-        raise ModelNotFound(
-            f"{len(failed)} of {len(checkpoints)} checkpoints could not be fetched; the others are here, and the same "
-            f"command tries again only what is missing. {listed}"
+        how_many = (
+            f"{len(failed)} of {len(checkpoints)} checkpoints could not be fetched; the others are here, and the"
+            if found
+            else f"None of the {len(checkpoints)} checkpoints could be fetched. The"
         )
+        raise ModelNotFound(f"{how_many} same command tries again only what is missing. {listed}")
     if counts is not None:
         refuse_other_counts(checkpoints[-1], counts)
     return tuple(found)

@@ -51,6 +51,11 @@ class Plan:
         """Checkpoints to compute, the last one first: it is the one most people came for. Of a shard, only its own."""
         return [c for c in of_shard(self.config, self.checkpoints) if step_name(c) not in self.finished]
 
+    @property
+    def n_workers(self) -> int:
+        """How many checkpoints are computed at a time: no more than are open. On one machine they share its memory."""
+        return max(1, min(self.config.workers, len(self.open)))
+
     @cached_property
     def shape(self) -> ModelShape:
         """Of the last checkpoint, from its config."""
@@ -211,7 +216,7 @@ def check_closed_form(plan: Plan) -> None:
             f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
     shape = plan.shape
-    sharing = plan.config.workers if plan.config.executor == "local" else 1
+    sharing = plan.n_workers if plan.config.executor == "local" else 1
     memory = int((1 - HELD) * plan.config.memory / sharing * 2**30)
     neurons_that_fit(memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
 

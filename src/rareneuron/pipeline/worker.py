@@ -11,8 +11,6 @@ import sys
 import threading
 from queue import SimpleQueue
 
-from rareneuron.pipeline.executors import do_task
-
 
 def listen(tasks: "SimpleQueue[str]") -> None:
     """Hand on what comes; the end of input is the end of the process."""
@@ -24,6 +22,8 @@ def listen(tasks: "SimpleQueue[str]") -> None:
 def main() -> None:
     """Work until there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    from rareneuron.pipeline.executors import do_task  # takes seconds, in which Ctrl-C is no matter of this one either
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     tasks: SimpleQueue[str] = SimpleQueue()

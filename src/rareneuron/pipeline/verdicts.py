@@ -7,7 +7,6 @@ Oracles: tests/maths/test_claims.py for the rule; tests/pipeline/test_claims.py,
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,11 @@ import pandas as pd
 from rareneuron.errors import RareNeuronError, TooFewNeurons
 from rareneuron.maths.claims import (
     LEVEL,
-    Check,
     Claims,
     Comparison,
     Hypothesis,
     against_groups,
     as_record,
-    from_record,
     judged,
     resampled,
 )
@@ -31,6 +28,7 @@ from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
 from rareneuron.maths.significance import AgainstNull, against_null, drift
 from rareneuron.pipeline.checks import checks
+from rareneuron.pipeline.claims_file import FILE, read_claims
 from rareneuron.pipeline.dynamics import onsets, trajectory
 from rareneuron.pipeline.experiments import read_experiments
 from rareneuron.pipeline.groups import MATCHED_ON, MOST_CANDIDATES
@@ -40,7 +38,6 @@ from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import read_json, write_json
 from rareneuron.pipeline.sums import kept_rows
 
-FILE = "claims.json"
 FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
 FEWEST_TOKENS = 60  # common ones, of equal weight
 FEW_GROUPS = 200  # matched ones, whose mean is subtracted in every draw of contexts
@@ -340,13 +337,3 @@ def write_claims(run: Run) -> Claims:
         },
     )
     return claims
-
-
-def read_claims(root: Path) -> Claims:
-    """The verdicts of a run."""
-    record: Any = read_json(root / FILE)
-    return Claims(
-        claims=tuple(from_record(claim) for claim in record["claims"]),
-        checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
-        step=record["step"],
-    )

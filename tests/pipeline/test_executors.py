@@ -60,8 +60,9 @@ def test_two_workers_give_what_one_process_gives_even_if_one_dies(config, whole,
 
 
 def test_a_worker_that_dies_again_and_again_is_said(config, monkeypatch):
+    never_begun = object.__new__(subprocess.Popen)
     monkeypatch.setattr(executors.Worker, "_exchange", staticmethod(lambda process, line: ("", -9)))
-    monkeypatch.setattr(executors.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(executors.subprocess, "Popen", lambda *_, **__: never_begun)
     with pytest.raises(WorkerLost, match=r"died 3 times over step .*--workers"):
         list(
             executors.by_processes(

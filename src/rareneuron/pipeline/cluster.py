@@ -62,12 +62,11 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[di
 
 
 def lost(step: int, error: Exception) -> dict[str, Any]:
-    """What Ray raised instead of an answer, as an answer; the traceback of a fault goes to stderr."""
+    """What Ray raised instead of an answer, as an answer; all of it, as a traceback, goes to stderr."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: what was raised in the task
     if isinstance(cause, RareNeuronError):
         return {"step": str(step), "error": type(cause).__name__, "message": str(cause)}
-    if cause is not None:
-        tqdm.write(str(error), file=sys.stderr)
+    tqdm.write(f"rareneuron: step {step} on the cluster: {error}", file=sys.stderr)
     shown = error if cause is None else cause
     said = (str(shown).strip().splitlines() or [""])[0].rstrip(".")
     what = f"{type(shown).__name__}{said and ': '}{said}. Finished checkpoints are kept."

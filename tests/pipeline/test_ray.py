@@ -127,7 +127,7 @@ def test_a_node_killed_in_mid_study_changes_nothing(config, whole):
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_of_its_own_is_reached_from_here_alone_and_with_its_token(config, whole):
-    found = script(OF_ITS_OWN, config(executor="ray", workers=2))
+    found = script(OF_ITS_OWN, config(executor="ray", workers=2, address="local"))  # as without an address
     assert {address.removeprefix("::ffff:") for address in found["open_to"]} == {"127.0.0.1"}
     right, wrong = found["answers"]
     assert right == 0

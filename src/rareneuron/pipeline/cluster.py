@@ -108,6 +108,7 @@ def resources(config: StudyConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[s
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
     """Ray, speaking to the cluster at an address, or to one of its own that ends with it."""
+    address = None if address == "local" else address  # Ray's word for one of its own, without our defaults
     with variables(secured(address, os.environ)):
         try:
             import ray

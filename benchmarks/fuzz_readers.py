@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,11 @@ from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.merge import missing_steps, settings_of
+from rareneuron.pipeline.run import Run, open_run
 from rareneuron.pipeline.store import (
     RunStore,
-    read_json,
+    damage,
     read_table,
     read_tensors,
     text_digest,
@@ -56,6 +59,11 @@ from rareneuron.pipeline.store import (
     write_table,
     write_tensors,
 )
+from rareneuron.present.findings import Findings
+from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
+from rareneuron.present.sections.provenance import provenance_section
+from rareneuron.present.sections.targets import rule, stage_table
+from rareneuron.present.summary import audit_line
 
 PER_EXAMPLE = 20  # seconds
 PER_ROUND = 100  # examples of a target before the next target has its turn
@@ -81,6 +89,55 @@ HOSTILE = st.one_of(
     st.text(max_size=30),
     st.lists(st.integers(), max_size=5),
 )
+
+STEP = {
+    "step": 0,
+    "model": {
+        "source": "lab/tiny",
+        "revision": "step0",
+        "commit": None,
+        "weights_sha256": "0" * 64,
+        "model_type": "gpt2",
+        "n_params": 3000,
+        "dtype": "float32",
+        "weight_stamps": {"model.safetensors": [6000, 1_700_000_000_000_000_000]},
+    },
+    "closed_form": {"ok": True, "readout_gap": 1e-7, "ablation_gap": 1e-5, "reason": ""},
+    "engine": "closed-form",
+    "loss_rare": 9.5,
+    "loss_common": None,
+    "audit": {"n_pairs": 1024, "max_error": 1e-7, "rms_error": 1e-8, "rms_delta_loss": 0.01},
+    "timings": {"capture": 0.1, "effects": 0.2},
+    "rates": {"capture_tokens_per_second": 2e4, "full_sum_share": 0.0, "effects_microseconds_per_pair": 1.6},
+    "files": {"effects.parquet": "0" * 64},
+}
+RUN = {
+    "format": 1,
+    "config": StudyConfig(model="lab/tiny").identity(),
+    "resolved": {"model": "lab/tiny", "data": None},
+    "environment": {"rareneuron": "0.1.0", "commit": None, "threads": 1},
+    "data": {
+        "corpus": "texts",
+        "description": "some texts",
+        "fingerprint": "0" * 64,
+        "n_texts": 20,
+        "n_text_tokens": 2000,
+        "n_contexts_read": 11,
+        "n_contexts": 11,
+        "n_rare": 60,
+        "n_common": 60,
+        "stages": [{"name": "all", "types": 12, "occurrences": 90}, {"name": "sampled", "types": 4, "occurrences": 6}],
+        "counts": {"source": None, "of": "corpus", "sha256": None},
+        "rarity": {"rule": "types", "percentile": 50.0, "threshold": 1e-5, "n_types": 9, "mass": 0.1},
+    },
+    "layer": 1,
+    "n_layers": 2,
+    "planned": ["0"],
+    "checkpoints": {"0": STEP},
+    "warnings": [],
+    "timings": [{"seconds": 31.1, "checkpoints": 1}],
+}
+SHOWN = pd.DataFrame({"neuron": ["1.0"], "rank": [1], "abs_delta_loss": [0.1]})
 
 
 @dataclass(frozen=True)
@@ -137,16 +194,16 @@ def changed_json(sound: Any) -> st.SearchStrategy[Any]:
                 if draw(st.booleans()):
                     break
             if key is None:
-                return draw(HOSTILE)
+                return deepcopy(draw(HOSTILE))
             match draw(st.sampled_from(("replace", "replace", "remove", "wrap", "add"))):
                 case "replace":
-                    parent[key] = draw(HOSTILE)
+                    parent[key] = deepcopy(draw(HOSTILE))  # the next change may be inside it
                 case "remove":
                     del parent[key]
                 case "wrap":
                     parent[key] = [place] * draw(st.integers(1, 3))
                 case "add" if isinstance(parent, dict):
-                    parent[draw(st.text(max_size=12))] = draw(HOSTILE)
+                    parent[draw(st.text(max_size=12))] = deepcopy(draw(HOSTILE))
         return content
 
     return strategy()
@@ -260,13 +317,19 @@ def other_targets(folder: Path) -> list[Target]:
     return out
 
 
+def found_in(run: Run) -> Findings:
+    """What the report's sections go by, but for the tables."""
+    return Findings(
+        run=run, manifest=run.manifest, steps=(0,), records=(run.step_record(0),), effects=(SHOWN,), tokens=SHOWN
+    )
+
+
 def run_targets(folder: Path) -> list[Target]:
     """A run's files as `store` reads them; JSON also with the checksum of what it was changed to."""
     step = folder / "steps" / "0"
     store = RunStore(folder)
-    content = {"format": 1, "config": {"seed": 0}, "checkpoints": {"0": {"loss": 1.5}}, "warnings": []}
-    write_json(folder / "run.json", content)
-    write_json(step / "step.json", {"step": 0, "files": {"effects.parquet": "0" * 64}})
+    write_json(folder / "run.json", RUN)
+    write_json(step / "step.json", STEP)
     frame = {"neuron": ["1.0", "1.1"], "delta_loss": [0.5, -0.5], "rank": [1, 2]}
     write_table(step / "effects.parquet", pd.DataFrame(frame))
     write_tensors(step / "context_sums.safetensors", {"n": np.arange(5), "delta": np.ones((3, 4), np.float32)})
@@ -281,14 +344,23 @@ def run_targets(folder: Path) -> list[Target]:
 
     def manifest() -> None:
         store.finished_steps()
-        store.read_manifest()
+        found = found_in(open_run(folder))
+        missing_steps(found.run), settings_of(store), found.run.shown_table(), found.layer_name, found.model
+        stage_table(found.data, words=True), rule(found.data), provenance_section(found)
+
+    def record() -> None:
+        damage(step)
+        found = found_in(open_run(folder))
+        audit_text(found.records[0]), audit_line(found.records[0]["audit"]), provenance_section(found)
+        checkpoint_row(0, found.records[0], SHOWN, 1.0)
+
+    def spoiled_record(file: Path, sound: dict[str, Any]) -> st.SearchStrategy[bytes]:
+        return st.one_of(changed_json(sound).map(sealed), spoiled_json(file))
 
     run, table, tensors = folder / "run.json", step / "effects.parquet", step / "context_sums.safetensors"
     return [
-        Target("run.json", run, st.one_of(changed_json(content).map(sealed), spoiled_json(run)), manifest),
-        Target(
-            "step.json", step / "step.json", spoiled_json(step / "step.json"), lambda: read_json(step / "step.json")
-        ),
+        Target("run.json", run, spoiled_record(run, RUN), manifest),
+        Target("step.json", step / "step.json", spoiled_record(step / "step.json", STEP), record),
         Target("run table", table, changed_bytes(table.read_bytes()), lambda: read_table(table)),
         Target("run tensors", tensors, spoiled_tensors(tensors), lambda: read_tensors(tensors)),
     ]

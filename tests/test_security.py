@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -23,7 +24,19 @@ from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import load_tokenizer, parsed_config, read_config
 from rareneuron.models.shape import model_shape
 from rareneuron.pipeline import confined
-from rareneuron.pipeline.store import RunStore, read_json, read_table, replacing, write_json, write_table
+from rareneuron.pipeline.kinds import wrong_kind
+from rareneuron.pipeline.merge import merge_runs
+from rareneuron.pipeline.run import Run, open_run
+from rareneuron.pipeline.store import (
+    FORMAT,
+    RunStore,
+    damage,
+    read_json,
+    read_table,
+    replacing,
+    write_json,
+    write_table,
+)
 from tests.models.conftest import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +192,90 @@ def test_a_partial_name_that_is_a_link_is_removed_and_not_what_it_leads_to(run, 
     with RunStore(run).locked():
         pass
     assert (tmp_path / "outside" / "kept").read_text() == "kept"
+
+
+# --- a run that was made to be read wrongly
+
+RUN = {
+    "format": 1,
+    "config": {"model": None, "n_tokens": 60, "seed": 0, "definitions": "paper"},
+    "resolved": {"model": None},
+    "data": {
+        "n_contexts": 11,
+        "stages": [{"name": "all", "types": 5, "occurrences": 9}],
+        "rarity": {"rule": "types", "percentile": 50.0, "threshold": 0.1, "mass": 0.5},
+    },
+    "layer": 2,
+    "planned": ["0"],
+    "checkpoints": {"0": {"audit": None}},
+}
+STEP = {
+    "step": 0,
+    "model": {"commit": None, "n_params": 9, "weight_stamps": {"model.safetensors": [1, 2]}},
+    "loss_rare": 9.5,
+    "loss_common": None,
+    "audit": {"n_pairs": 4, "max_error": 0},
+    "timings": {"effects": 0.5},
+    "files": {},
+}
+SOUND = {"run.json": RUN, "step.json": STEP}
+FORGED = [
+    ("run.json", ("config",), None, r"`config` should be an object and is null"),
+    ("run.json", ("config", "seed"), "x", r"`config`: seed = 'x' should be of the type"),
+    ("run.json", ("config", "seed"), -1, r"seed = -1 must be a whole number"),
+    ("run.json", ("planned",), None, r"`planned` should be a list and is null"),
+    ("run.json", ("planned",), [0], r"`planned\[0\]` should be a text and is 0"),
+    ("run.json", ("data",), None, r"`data` should be an object and is null"),
+    ("run.json", ("data", "n_contexts"), 0, r"`data\.n_contexts` should be a whole number from 1 on and is 0"),
+    ("run.json", ("data", "stages"), [], r"`data\.stages` should be a list with something in it and is a list"),
+    ("run.json", ("data", "stages", 0, "types"), "x" * 500, r"`data\.stages\[0\]\.types` .* is 'x{59}…"),
+    ("run.json", ("data", "rarity", "percentile"), None, r"`data\.rarity` has none of the forms"),
+    ("run.json", ("layer",), 10**400, r"`layer` should be a whole number"),
+    ("run.json", ("checkpoints", "0", "audit"), 5, r"`checkpoints\.0\.audit` should be an object and is 5"),
+    ("step.json", ("files",), None, r"`files` should be an object"),
+    ("step.json", ("model",), None, r"`model` should be an object"),
+    (
+        "step.json",
+        ("model", "weight_stamps", "model.safetensors"),
+        [None],
+        r"`model\.weight_stamps\.model\.safetensors\[0\]` should",
+    ),
+    ("step.json", ("audit",), 5, r"`audit` should be an object and is 5"),
+    ("step.json", ("audit", "max_error"), 10**400, r"`audit\.max_error` should be a number"),
+    ("step.json", ("loss_common",), "x", r"`loss_common` should be a number and is 'x'"),
+    ("step.json", ("timings", "effects"), True, r"`timings\.effects` should be a number and is True"),
+]
+
+
+def with_value(content, way, value):
+    """A copy with another value at the end of a way."""
+    content = json.loads(json.dumps(content))
+    place = content
+    for name in way[:-1]:
+        place = place[name]
+    place[way[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize(("file", "way", "value", "said"), FORGED)
+def test_a_value_of_another_kind_is_told(file, way, value, said):
+    assert wrong_kind(file, SOUND[file], FORMAT) is None
+    assert re.search(said, wrong_kind(file, with_value(SOUND[file], way, value), FORMAT))
+
+
+@pytest.mark.parametrize(("file", "way", "value", "said"), FORGED)
+def test_a_forged_run_is_refused_in_words(tmp_path, file, way, value, said):
+    """Its checksums are right: whoever forges a file can write those too."""
+    run, step = tmp_path / "run", tmp_path / "run" / "steps" / "0"
+    forged = {name: with_value(content, way, value) if name == file else content for name, content in SOUND.items()}
+    write_json(run / "run.json", forged["run.json"])
+    write_json(step / "step.json", forged["step.json"])
+    said = f"{file} is damaged and cannot be read .{said}.*(Restore it|Run the same study again)"
+    readers = [lambda: open_run(run)] if file == "run.json" else [lambda: Run(run).step_record()]
+    for read in (*readers, lambda: merge_runs(run)):
+        with pytest.raises(RunFolderError, match=said):
+            read()
+    assert (damage(step) is None) == (file == "run.json")
 
 
 # --- memory

@@ -43,6 +43,12 @@ def says(status: int, **headers: str) -> Callable[[Answer], Answer]:
     return lambda _: Answer(status, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
+def limits(remaining: int, seconds: int, status: int = 429) -> Callable[[Answer], Answer]:
+    """As the Hub's own limits say how long: requests that are left, and seconds to the next window."""
+    policy = {"ratelimit": f'"api";r={remaining};t={seconds}', "ratelimit-policy": '"fixed window";"api";q=500;w=300'}
+    return lambda _: Answer(status, policy)
+
+
 def drops(after: int) -> Callable[[Answer], Answer]:
     return lambda answer: Answer(answer.status, answer.headers, answer.body, sent=after)
 

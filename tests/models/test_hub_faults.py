@@ -14,7 +14,7 @@ from rareneuron.models.checkpoints import list_checkpoints
 from rareneuron.models.hub import model_folder, wrong_files
 
 from .conftest import tiny_model, tiny_tokenizer
-from .hub_server import Fault, Hub, corrupts, drops, etag, says, serving, truncates
+from .hub_server import Fault, Hub, corrupts, drops, etag, limits, says, serving, truncates
 from .test_hub import closed_port, reach
 
 WEIGHTS = r"GET /cdn/.*safetensors"
@@ -121,10 +121,23 @@ def test_trouble_that_lasts_is_said_in_one_paragraph_and_can_be_continued(hub, b
         assert hub.served[len(before) :] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("spoil", "asked"),
+    [(limits(0, 55), 56), (limits(0, 300), 301), (limits(7, 290, status=503), 0)],
+    ids=["55 s", "a whole window", "none asked for: requests are left"],
+)
+def test_a_limit_is_waited_out(hub, slept, spoil, asked):
+    hub.faults = [Fault("refs$", spoil, 1)]
+    assert [c.step for c in list_checkpoints("lab/tiny", steps="all")] == [0, 16]
+    assert hub.faults[0].times == 0
+    assert slept == [max(asked, hub_module.PATIENCE[0])]
+
+
 def test_a_hub_that_asks_for_an_hour_is_not_waited_for(hub, slept):
-    hub.faults = [Fault("revision/step16", says(429, Retry_After="3600"))]
-    with pytest.raises(ModelNotFound, match="asked too often"):
-        model_folder("lab/tiny@step16")
+    for asks in (says(429, Retry_After="3600"), limits(0, 3600)):
+        hub.faults = [Fault("refs$", asks)]
+        with pytest.raises(ModelNotFound, match="asked too often"):
+            list_checkpoints("lab/tiny", steps="all")
     assert sum(slept) < 60
 
 

@@ -80,6 +80,18 @@ def test_one_checkpoint_that_cannot_be_had_does_not_stop_the_others(hub):
     assert hub.served[before:].count("model.safetensors") == 1
 
 
+def test_where_there_are_no_others_none_are_spoken_of(hub):
+    done = invoke("fetch", "nope/nothing")
+    assert done.exit_code == 2
+    assert "no model of that name on the Hub" in done.stderr
+    assert "others" not in done.stderr
+    hub.faults = [Fault("revision/step", says(500))]
+    with pytest.raises(
+        ModelNotFound, match=r"^None of the 3 checkpoints could be fetched\. The same command tries again"
+    ):
+        fetch("lab/tiny", steps="all")
+
+
 def test_a_folder_has_nothing_to_fetch(series):
     with pytest.raises(InvalidConfig, match="nothing to fetch"):
         fetch(str(series))
@@ -184,6 +196,22 @@ def test_the_audit_through_the_command_line(series, text_file, tmp_path):
     assert [c["step"] for c in found["checkpoints"]] == [0, 2, 10]
     assert found["checkpoints"][1]["loss"] is None
     assert {s["kind"] for s in found["suspicions"]} >= {"unreadable", "identical", "non-finite"}
+
+
+def test_a_list_says_which_checkpoints_have_no_weights_that_could_be_read(series, tmp_path):
+    shutil.copytree(series, tmp_path / "model")
+    (tmp_path / "model" / "step2" / "model.safetensors").rename(tmp_path / "model" / "step2" / "pytorch_model.bin")
+    done = invoke("checkpoints", tmp_path / "model")
+    assert done.exit_code == 0
+    assert "step2 has its weights only as pickles (pytorch_model.bin)" in done.stdout
+    assert done.stdout.count("pickles") == 1
+    rows = json.loads(invoke("checkpoints", tmp_path / "model", "--json").stdout)
+    assert [("error" in row) for row in rows] == [False, True, False]
+    done = invoke("checkpoints", tmp_path / "model" / "step2")
+    assert done.exit_code == 2
+    assert "convert once: `AutoModelForCausalLM" in done.stderr
+    (tmp_path / "model" / "step2" / "pytorch_model.bin").unlink()
+    assert "Only weights in safetensors files" in invoke("checkpoints", tmp_path / "model" / "step2").stderr
 
 
 def test_an_audit_is_decided_by_its_seed(series, text_file):

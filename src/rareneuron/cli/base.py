@@ -113,9 +113,10 @@ def is_finished(run: Path) -> bool:
     """Whether a study came to its end: every checkpoint asked for is there, and verdicts, which it writes last."""
     try:
         planned = json.loads((run / "run.json").read_text(encoding="utf-8")).get("planned", [])
-    except (OSError, ValueError, AttributeError):  # damaged: opening it says so
+    except (OSError, ValueError, AttributeError, RecursionError):  # damaged: opening it says so
         return False
-    return (run / "claims.json").is_file() and all((run / "steps" / str(name)).is_dir() for name in planned)
+    there = isinstance(planned, list) and all((run / "steps" / str(name)).is_dir() for name in planned)
+    return there and (run / "claims.json").is_file()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -165,6 +166,6 @@ def table_records(table: Any) -> Any:
 
 def quiet_libraries() -> None:
     """No progress bars of other libraries' into a log file; ours notice by themselves."""
-    from transformers.utils import logging
+    from rareneuron.models.loading import without_bars
 
-    logging.disable_progress_bar()
+    without_bars()

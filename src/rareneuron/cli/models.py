@@ -123,14 +123,14 @@ def checkpoints(
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows = [
-        {"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c), "error": why}
+        {"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
         rows,
         as_json,
         lambda: "\n".join(
-            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if r["error"] else "")
+            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
             for r in rows
         ),
     )

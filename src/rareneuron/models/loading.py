@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
 from rareneuron.models.anatomy import family_of
@@ -346,3 +347,8 @@ def load_tokenizer(folder: Path, config: Any) -> Any | None:
             f"{in_brief(error)}. Save it again with `save_pretrained`, or give another one with "
             "`load_model(..., tokenizer=...)`."
         ) from error
+
+
+def without_bars() -> None:
+    """No progress bars of transformers' in this process any more."""
+    logging.disable_progress_bar()

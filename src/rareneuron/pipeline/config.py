@@ -183,7 +183,8 @@ class StudyConfig:
             values["steps"] = tuple(values["steps"])
         for name, value in values.items():
             if not fits(known[name], value):
-                raise InvalidConfig(f"{origin}: {name} = {value!r} should be of the type {known[name].type}.")
+                wanted = getattr(known[name].type, "__name__", known[name].type)
+                raise InvalidConfig(f"{origin}: {name} = {value!r} should be of the type {wanted}.")
         return replace(cls(**values), **overrides)
 
 

@@ -26,6 +26,7 @@ from rareneuron import errors
 from rareneuron.errors import RareNeuronError, WorkerLost
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
+from rareneuron.models.loading import without_bars
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.plan import Plan, step_name
 from rareneuron.pipeline.store import RunStore
@@ -40,7 +41,7 @@ def compute_units(
 ) -> None:
     """Compute what is open. `first`: the last checkpoint, where it is loaded already."""
     last = plan.checkpoints[-1]
-    if config.executor == "local" and min(config.workers, len(plan.open)) <= 1:
+    if config.executor == "local" and plan.n_workers <= 1:
         for checkpoint in plan.open:
             adapter, first = (first if checkpoint == last else None), None
             is_last = checkpoint == last
@@ -55,7 +56,7 @@ def compute_units(
 
             done = by_ray(tasks, config)
         else:
-            done = by_processes(tasks, config.workers)
+            done = by_processes(tasks, plan.n_workers)
         with closing(done):  # Ctrl-C between two answers ends the workers too
             for answer in done:
                 refuse_failed(answer)
@@ -69,6 +70,7 @@ def task_of(config: StudyConfig, checkpoint: Checkpoint, *, is_last: bool) -> di
 
 def do_task(task: dict[str, Any]) -> dict[str, Any]:
     """Compute one checkpoint in a worker; what a user can mend is answered, anything else is let through."""
+    without_bars()  # several workers' would run into one another
     settings, checkpoint = task["config"], Checkpoint(**task["checkpoint"])
     if isinstance(settings["steps"], list):
         settings = settings | {"steps": tuple(settings["steps"])}

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.config import FREE, StudyConfig
 from rareneuron.pipeline.plan import is_begun
 from rareneuron.pipeline.run import Run, open_run
 from rareneuron.pipeline.store import (
@@ -132,6 +132,6 @@ def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:
 
 def settings_of(store: RunStore) -> StudyConfig:
     """The settings that a run was made with, but for those that decide no result."""
-    known = {f.name for f in fields(StudyConfig)}
+    known = {f.name for f in fields(StudyConfig)} - FREE  # one from elsewhere may hold more
     recorded = store.read_manifest()["config"]
     return StudyConfig(out=str(store.root), **{name: value for name, value in recorded.items() if name in known})

@@ -137,7 +137,7 @@ class Run(Shown):
 
     def claims(self) -> "Claims":
         """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
-        from rareneuron.pipeline.verdicts import read_claims
+        from rareneuron.pipeline.claims_file import read_claims
 
         return read_claims(self.path)
 

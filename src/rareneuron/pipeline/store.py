@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
 from rareneuron.pipeline.confined import INNER_FOLDERS, link_in, too_large, unpacks_too_large
+from rareneuron.pipeline.kinds import wrong_kind
 
 FORMAT = 1  # of the run folder
 PARTIAL = ".partial"
@@ -219,6 +220,8 @@ def read_json(path: Path) -> Record:
         raise damaged(path, error) from error
     if changed:
         raise damaged(path, CHANGED)
+    if (why := wrong_kind(path.name, content, FORMAT)) is not None:
+        raise damaged(path, why)
     return content
 
 

@@ -88,9 +88,13 @@ def test_ctrl_c_ends_the_workers_and_begins_none(config, monkeypatch):
 
     tasks = [executors.task_of(config(), c, is_last=False) for c in plan_study(config()).open * 2]
     monkeypatch.setattr(executors.subprocess, "Popen", begin)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(executors.by_processes(tasks, 2))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(executors.by_processes(tasks, 2))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [process.poll() for process in begun] == [-signal.SIGKILL] * 2
 
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rareneuron.errors import RunFolderError
+
 INNER_FOLDERS = {"steps", "units", "figures", "tables"}
 # What a file of a run may hold, in bytes and rows; those of real runs have a hundredth of it.
 MOST_BYTES, MOST_JSON, MOST_ROWS = 4 * 2**30, 256 * 2**20, 50_000_000
@@ -23,6 +25,15 @@ def link_in(path: Path) -> Path | None:
     elif path.parent.parent.name in INNER_FOLDERS:
         places += [path.parent, path.parent.parent]
     return next((place for place in places if place.is_symlink()), None)
+
+
+def refuse_link(path: Path) -> None:
+    """A way out of the run folder, which one from elsewhere may have."""
+    if (link := link_in(path)) is not None:
+        raise RunFolderError(
+            f"{link} is a link to {link.readlink()}, and a run holds none: any file could be read or written so. Put a "
+            "copy of what it leads to in its place."
+        )
 
 
 def too_large(path: Path) -> str | None:

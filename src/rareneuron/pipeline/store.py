@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.confined import INNER_FOLDERS, link_in, too_large, unpacks_too_large
+from rareneuron.pipeline.confined import INNER_FOLDERS, refuse_link, too_large, unpacks_too_large
 from rareneuron.pipeline.kinds import wrong_kind
 
 FORMAT = 1  # of the run folder
@@ -182,15 +182,6 @@ def damaged(path: Path, why: object) -> RunFolderError:
 
 
 CHANGED = "its content is not that which its checksum was made of"
-
-
-def refuse_link(path: Path) -> None:
-    """A way out of the run folder, which one from elsewhere may have."""
-    if (link := link_in(path)) is not None:
-        raise RunFolderError(
-            f"{link} is a link to {link.readlink()}, and a run holds none: any file could be read or written so. Put a "
-            "copy of what it leads to in its place."
-        )
 
 
 def refuse_missing(path: Path) -> None:
@@ -373,7 +364,7 @@ def is_living(partial: Path) -> bool:
     This process writes nothing yet; where one died with its number in a container of its name, the file is that one's.
     """
     writer = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+){re.escape(PARTIAL)}$", partial.name)
-    if writer is None or int(writer[1]) == os.getpid():
+    if os.name != "posix" or writer is None or int(writer[1]) == os.getpid():  # on Windows 0 would be Ctrl-C
         return False
     try:
         os.kill(int(writer[1]), 0)

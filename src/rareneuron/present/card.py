@@ -5,12 +5,12 @@ is escaped, so that a name is never markup.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.maths.claims import Claim
 from rareneuron.pipeline.run import Run
-from rareneuron.present.figures.claims import claims_or_reason
 from rareneuron.present.findings import Findings, findings
+from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections.reproduce import PAPER, command, told_environment, tool_entry
 from rareneuron.present.sections.summary import contrast, measured, signs, strongest
 from rareneuron.present.summary import audit_line, phases_line
@@ -30,7 +30,7 @@ def card(run: Run) -> str:
     """The card of a run's last checkpoint."""
     found = findings(run)
     parts = [
-        f"## Rare-token neurons of {text(found.model)}",
+        f"## Rare-token neurons of {text(found.subject.model)}",
         "",
         text(f"{measured(found)} {signs(found)}"),
         "",
@@ -89,7 +89,7 @@ def verdict_rows(run: Run) -> list[str]:
     return table_lines(("claim", "verdict", "effect", "95 %", "p (Holm)"), 2, rows)
 
 
-def interval(claim: Any) -> str:
+def interval(claim: Claim) -> str:
     """Of a claim's effect."""
     if claim.effect_low is None or claim.effect_high is None:
         return NOTHING
@@ -130,7 +130,7 @@ def facts(found: Findings) -> list[str]:
     """What identifies model, text and code."""
     record = found.records[-1]
     told = [
-        ("model", f"{found.model}, {found.layer_name}, {record['model']['n_params']:,} parameters"),
+        ("model", f"{found.subject.model}, {found.subject.layer_name}, {record['model']['n_params']:,} parameters"),
         ("weights", f"SHA-256 {record['model']['weights_sha256']}"),
         ("text", f"{found.data['corpus']}, fingerprint {found.data['fingerprint']}"),
         ("definitions", found.run.definitions),

@@ -20,12 +20,12 @@ from rareneuron.maths.phases import Phases
 from rareneuron.pipeline.dynamics import overlap, participation_ratio
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import replacing
-from rareneuron.present.blocks import Block, Column, Paragraph, Section, Table
+from rareneuron.present.blocks import Block, Column, Illustration, Paragraph, Section, Table
+from rareneuron.present.figure import Figure, ready_sheet
 from rareneuron.present.figures import FIGURES, rank_curves
-from rareneuron.present.figures.claims import claims_or_reason
-from rareneuron.present.figures.verdict import phases_or_reason
-from rareneuron.present.sections.curve import drawn_twice
-from rareneuron.present.tables import Subject, subjects_with_labels
+from rareneuron.present.readable import claims_or_reason, phases_or_reason
+from rareneuron.present.sections.curve import on_page
+from rareneuron.present.subject import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
 from rareneuron.shown import Shown, html_table
 
@@ -170,16 +170,16 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
 
 
 def comparison_text(found: SideBySide) -> str:
-    """For a terminal: a column a run, then what differs, the verdicts and the agreement."""
+    """Return a column for each run, then the verdicts, what differs, and the agreement."""
     runs = found.runs.drop(columns=["reason", "model"])
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
     heads = dict(zip(runs["run"], letters, strict=True))
     numbers = pd.DataFrame(
-        {"": runs.columns[1:]} | {heads[row["run"]]: [*map(told, row[1:])] for _, row in runs.iterrows()}
+        {"": runs.columns[1:]} | {heads[row["run"]]: [*map(cell_text, row[1:])] for _, row in runs.iterrows()}
     )
 
     def as_text(table: pd.DataFrame) -> str:
-        return str(table.rename(columns=heads).map(told).to_string(index=False))
+        return str(table.rename(columns=heads).map(cell_text).to_string(index=False))
 
     parts = [
         "\n".join(f"{letter}  {run}" for run, letter in heads.items()),
@@ -217,8 +217,8 @@ def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None
             name="curves",
             title="Curves",
             blocks=(
-                drawn_twice(FIGURES["rank-curves"], rank_curves.frame(*runs, step=step)),
-                drawn_twice(FIGURES["slope-distributions"], FIGURES["slope-distributions"].frame(*runs)),
+                of_frame(FIGURES["rank-curves"], rank_curves.frame(*runs, step=step)),
+                of_frame(FIGURES["slope-distributions"], FIGURES["slope-distributions"].frame(*runs)),
             ),
         ),
     ]
@@ -238,6 +238,11 @@ def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None
     return [*sections, Section(name="settings", title="What differs", blocks=(differ,))]
 
 
+def of_frame(figure: Figure, frame: pd.DataFrame) -> Illustration:
+    """Return a figure of several runs, for the page."""
+    return on_page(figure, ready_sheet(figure, frame))
+
+
 def reasons(found: SideBySide) -> tuple[Paragraph, ...]:
     """Why a run has no phases."""
     lacking = found.runs[found.runs["reason"] != ""]
@@ -253,13 +258,15 @@ def table_of(table: pd.DataFrame, caption: str) -> Table:
         )
         for name in table
     )
-    rows = tuple(tuple(told(value) for value in row) for row in table.astype(object).itertuples(index=False, name=None))
+    rows = tuple(
+        tuple(cell_text(value) for value in row) for row in table.astype(object).itertuples(index=False, name=None)
+    )
     return Table(caption=caption, columns=columns, rows=rows, wrapped=True)
 
 
 def turned(table: pd.DataFrame, caption: str) -> Table:
     """The same with a column for each of its rows, named by the first cell: two runs are read from left to right."""
-    names, *others = (tuple(told(value) for value in table[name]) for name in table)
+    names, *others = (tuple(cell_text(value) for value in table[name]) for name in table)
     heads = [str(name).replace("_", " ") for name in table.columns[1:]]
     return Table(
         caption=caption,
@@ -269,8 +276,8 @@ def turned(table: pd.DataFrame, caption: str) -> Table:
     )
 
 
-def told(value: Any) -> str:
-    """A cell."""
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a cell."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return NOTHING
     if isinstance(value, float):
@@ -283,16 +290,18 @@ def told(value: Any) -> str:
 def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None, found: SideBySide | None = None) -> Path:
     """The page at `path`, whole or not at all; `found`: what `compare` gave of the same runs and step."""
     found = found or compare(runs, step)
-    from rareneuron.present.report import asset, page_environment
+    from rareneuron.present.report import asset, page_environment, rules_of
 
+    sections = comparison_sections(found, runs, step)
     page = (
         page_environment()
         .get_template("compare.html.j2")
         .render(
             title=" · ".join(found.runs["run"]),
             version=runs[0].manifest["environment"]["rareneuron"],
-            sections=comparison_sections(found, runs, step),
+            sections=sections,
             style=asset("report.css"),
+            dark_rules=rules_of(sections),
         )
     )
     with replacing(path) as temporary:

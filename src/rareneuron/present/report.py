@@ -10,6 +10,7 @@ the same bytes.
 import hashlib
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,13 @@ from markupsafe import Markup
 
 from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.store import replacing
-from rareneuron.present.explorer import MOST_STEPS, embedded_json, page_data
-from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
+from rareneuron.present.blocks import Illustration, Section
+from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings, findings
+from rareneuron.present.page_data import MOST_STEPS, embedded_json, page_data
+from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections import SECTIONS
+from rareneuron.present.style import dark_rules
 from rareneuron.present.wording import significant, without_hidden
 
 if TYPE_CHECKING:
@@ -30,26 +34,26 @@ if TYPE_CHECKING:
 NAME = "report.html"
 
 
-def write_report(run: Run) -> Path:
-    """Write RUN/report.html, whole or not at all, and return its path."""
-    page = render_report(run)
+def write_report(run: Run, found: Findings | None = None) -> Path:
+    """Write RUN/report.html, whole or not at all, and return its path; `found` is what `findings` gave of it."""
+    page = render_report(run, found)
     path = run.path / NAME
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def render_report(run: Run) -> str:
-    """The report as HTML."""
-    found = findings(run)
+def render_report(run: Run, found: Findings | None = None) -> str:
+    """Return the report as HTML; `found` is what `findings` gave of the run."""
+    found = found or findings(run)
     data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
     sections = [build(found) for build in SECTIONS]
     return (
         page_environment()
         .get_template("report.html.j2")
         .render(
-            model=found.model,
-            layer=found.layer_name,
+            model=found.subject.model,
+            layer=found.subject.layer_name,
             corpus=found.data["corpus"],
             version=found.manifest["environment"]["rareneuron"],
             warnings=found.manifest.get("warnings", []),
@@ -58,15 +62,22 @@ def render_report(run: Run) -> str:
             sections=sections,
             told_below="claims" in {section.name for section in sections},
             style=asset("report.css"),
+            dark_rules=rules_of(sections),
             script=script,
             script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
             data=embedded_json(data),
             n_neurons=f"{len(found.last):,}",
             details_note=details_note(data),
             slider_note=slider_note(found),
-            example=f"{found.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
+            example=f"{found.subject.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
         )
     )
+
+
+def rules_of(sections: Sequence[Section]) -> Markup:
+    """Return the CSS by which the figures of these sections change their colours on dark screens."""
+    blocks = [block for section in sections for block in section.blocks]
+    return Markup(dark_rules("".join(block.svg for block in blocks if isinstance(block, Illustration))))
 
 
 def page_environment() -> "jinja2.Environment":

@@ -23,6 +23,11 @@ def step_name(step: int | None) -> str:
     return "final" if step is None else f"{step:,}"
 
 
+def checkpoint_name(step: int | None) -> str:
+    """Name a checkpoint at the head of a line, such as `Step 512`."""
+    return "Final checkpoint" if step is None else f"Step {step_name(step)}"
+
+
 def at_step(step: int | None) -> str:
     """The same, within a sentence."""
     return "at the final checkpoint" if step is None else f"at step {step_name(step)}"

@@ -1,11 +1,11 @@
 """The claims with their verdicts in plain words, as a figure, and as a table with p before and after Holm."""
 
-from typing import Any
-
+from rareneuron.maths.claims import Claim
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
+from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings
+from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.wording import NOTHING, significant
 
@@ -33,7 +33,7 @@ def claims_section(found: Findings) -> Section:
     return Section(name="claims", title="Claims", blocks=blocks)
 
 
-def table(claims: tuple[Any, ...]) -> Table:
+def table(claims: tuple[Claim, ...]) -> Table:
     """What each verdict rests on."""
     return Table(
         caption=(
@@ -58,7 +58,7 @@ def table(claims: tuple[Any, ...]) -> Table:
     )
 
 
-def row(claim: Any) -> tuple[str, ...]:
+def row(claim: Claim) -> tuple[str, ...]:
     """One claim's numbers."""
     effect = significant(claim.effect, sign=True)
     if effect != NOTHING and claim.effect_low is not None and claim.effect_high is not None:

@@ -6,17 +6,9 @@ from rareneuron.pipeline.dynamics import LEVEL
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.published import Number
-from rareneuron.present.tables import (
-    COVARIATES,
-    HEADS,
-    LAYOUTS,
-    LEGEND,
-    SHORT,
-    fixed,
-    paper_table,
-    part_record,
-    rows_or_reason,
-)
+from rareneuron.present.readable import part_record, rows_or_reason
+from rareneuron.present.tables.layouts import COVARIATES, HEADS, LAYOUTS, LEGEND, SHORT
+from rareneuron.present.tables.paper_form import fixed, paper_table
 from rareneuron.present.wording import at_step, significant
 
 CLUSTERED = ["boosting", "suppressing", "random"]
@@ -40,9 +32,9 @@ def geometry_section(found: Findings) -> Section:
     blocks: list[Block] = [
         Definitions(
             items=(
-                ("correlation", told(rows[rows["statistic"] == "correlation"], 3)),
-                ("effective dimensions, z-scored", told(rows[rows["statistic"] == zscored], 1)),
-                ("cosine", told(rows[rows["statistic"] == "cosine"], 3)),
+                ("correlation", sides(rows[rows["statistic"] == "correlation"], 3)),
+                ("effective dimensions, z-scored", sides(rows[rows["statistic"] == zscored], 1)),
+                ("cosine", sides(rows[rows["statistic"] == "cosine"], 3)),
             )
         ),
         Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
@@ -63,7 +55,7 @@ def alike(found: Findings) -> str:
     return COVARIATES.get(covariate or "", f"{covariate}")
 
 
-def told(rows: pd.DataFrame, decimals: int) -> str:
+def sides(rows: pd.DataFrame, decimals: int) -> str:
     """Each group's value, and on which side of its nulls it lies, if on any."""
     sentences = []
     for group, of_group in rows[rows["null"].isin(list(NULLS))].groupby("group", sort=False):

@@ -6,7 +6,8 @@ from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
-from rareneuron.present.tables import COVARIATES, part_record
+from rareneuron.present.readable import part_record
+from rareneuron.present.tables.layouts import COVARIATES
 from rareneuron.present.wording import at_step, scale_of, significant, unit_of, with_error
 
 SHOWN = 15

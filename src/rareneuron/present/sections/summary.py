@@ -37,7 +37,7 @@ def summary_section(found: Findings) -> Section:
                 (f"{data['n_rare']:,}", "rare tokens"),
                 (f"{data['n_contexts']:,}", "contexts"),
                 (f"{len(found.steps):,}", "checkpoint" if len(found.steps) == 1 else "checkpoints"),
-                (f"{len(last):,}", f"neurons of layer {found.layer}"),
+                (f"{len(last):,}", f"neurons of layer {found.subject.layer}"),
             )
         ),
         Paragraph(text=f"{measured(found)} {signs(found)}"),
@@ -58,10 +58,10 @@ def measured(found: Findings) -> str:
         else at_step(steps[0])
     )
     return (
-        f"Each of the {len(found.last):,} neurons of layer {found.layer} was replaced by its mean activation, one at a "
-        f"time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different targets, "
-        f"{data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the neuron: it "
-        "boosts these tokens. A negative Δ: it suppresses them."
+        f"Each of the {len(found.last):,} neurons of layer {found.subject.layer} was replaced by its mean activation, "
+        f"one at a time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different "
+        f"targets, {data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the "
+        "neuron: it boosts these tokens. A negative Δ: it suppresses them."
     )
 
 

@@ -17,13 +17,14 @@ from scipy.stats import norm
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
 from rareneuron.pipeline.explorer import NONE, Explorer, read_explorer, text_span
+from rareneuron.pipeline.rankings import Found
 from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import STEPS, UNKNOWN_STEP_NAME, read_tensors
+from rareneuron.pipeline.store import read_tensors
 from rareneuron.present.figures import effect_distribution
 from rareneuron.present.figures.local_slope import FEWEST
-from rareneuron.present.figures.rank_curve import thinned
-from rareneuron.present.figures.verdict import found_or_reason
 from rareneuron.present.findings import Findings
+from rareneuron.present.ink import thinned
+from rareneuron.present.readable import found_or_reason
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
 
@@ -48,19 +49,14 @@ COLUMNS = (  # of the table of effects, by the names that the script knows them 
 def page_data(found: Findings) -> dict[str, Any]:
     """Everything, as dictionaries and lists."""
     chosen = steps_shown(len(found.steps))
-    details = read_explorer(found.run.path / STEPS / folder_name(found.steps[-1]))
+    details = read_explorer(found.run.folder())
     return {
-        "layer": found.layer,
+        "layer": found.subject.layer,
         "has_groups": bool((found.last["role"] != "other").any()),
         "steps": steps_data(found, chosen),
         "neurons": neurons_data(found, details),
         "details": None if details is None else details_data(found, details, chosen),
     }
-
-
-def folder_name(step: int | None) -> str:
-    """Of a checkpoint's results."""
-    return UNKNOWN_STEP_NAME if step is None else str(step)
 
 
 def steps_shown(n: int) -> list[int]:
@@ -96,7 +92,7 @@ def steps_data(found: Findings, chosen: list[int]) -> list[dict[str, Any]]:
     return out
 
 
-def phases_at(found: Findings, step: int | None) -> Any:
+def phases_at(found: Findings, step: int | None) -> Found | str:
     """What the phases section says at the last step, at any; of released definitions those of boosting neurons."""
     definitions = found.run.definitions
     return found_or_reason(found.run, step, "all" if definitions == "paper" else "boosting", definitions)

@@ -173,7 +173,8 @@ def named(
 ) -> dict[str, str]:
     """Tokens of the lists, by their number, where they read otherwise alone than in running text."""
     ids = [] if written is None else np.unique(written).tolist()
-    return {str(number[i]): visible(texts[i]) for i in ids if visible(texts[i]) != without_hidden(texts[i])}
+    alone = {i: visible(texts[i]) for i in ids}
+    return {str(number[i]): text for i, text in alone.items() if text != without_hidden(texts[i])}
 
 
 def contexts_data(
@@ -232,8 +233,14 @@ def short(value: float | None) -> float | None:
 
 def shorts(values: np.ndarray | pd.Series) -> list[float | int | None]:
     """The same of many; whole numbers without a point, which saves a fifth of the page."""
-    found = (short(value) for value in np.asarray(values, np.float64).tolist())
-    return [int(value) if value is not None and value.is_integer() else value for value in found]
+    out: list[float | int | None] = []
+    for value in np.asarray(values, np.float64).tolist():
+        if math.isfinite(value):
+            rounded = float(f"{value:.{DIGITS}g}")
+            out.append(int(rounded) if rounded.is_integer() else rounded)
+        else:
+            out.append(None)
+    return out
 
 
 def embedded_json(data: Any) -> Markup:

@@ -95,7 +95,9 @@ def seconds(value: float) -> str:
 
 
 def without_hidden(text: str) -> str:
-    """The text with every character that has no ink, except the plain space, written out."""
+    """Return the text with every character that has no ink, except the plain space, written out."""
+    if text.isprintable():  # Python's word for text without any such character
+        return text
     return "".join(c if c == " " else shown(c) for c in text)
 
 

@@ -18,9 +18,9 @@ from rareneuron.maths.phases import ContextSums, fit_phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import released_phases
 from rareneuron.models.families import FAMILIES
-from rareneuron.pipeline.rankings import RANKINGS
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figures import FIGURES
+from rareneuron.runs.rankings import RANKINGS
+from rareneuron.runs.run import Run
 from tests.tiny_series import study_arguments
 
 

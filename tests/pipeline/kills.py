@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from rareneuron.pipeline import units
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.store import read_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import read_json
 
 TIMED = ("timings", "rates")  # of what was measured with a clock
 VOLATILE = {"environment", "timings", "sha256"}

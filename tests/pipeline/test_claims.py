@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from rareneuron.maths.claims import weights_at_equal_loss
-from rareneuron.pipeline.experiments import ARRAYS, effective_number
+from rareneuron.pipeline.experiments import effective_number
 from rareneuron.pipeline.hypotheses import HYPOTHESES
-from rareneuron.pipeline.run import open_run
-from rareneuron.pipeline.store import read_tensors, write_tensors
 from rareneuron.pipeline.study import run_study
 from rareneuron.pipeline.verdicts import claims_of
+from rareneuron.runs.experiments import ARRAYS
+from rareneuron.runs.files import read_tensors, write_tensors
+from rareneuron.runs.run import open_run
 from tests.tiny_series import study_config
 
 

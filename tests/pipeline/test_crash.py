@@ -17,11 +17,12 @@ import pytest
 from rareneuron.errors import RunFolderError
 from rareneuron.pipeline import effects as effects_module
 from rareneuron.pipeline import shards as shards_module
-from rareneuron.pipeline import store as store_module
 from rareneuron.pipeline import units as units_module
 from rareneuron.pipeline.plan import plan_study
-from rareneuron.pipeline.store import RunStore, read_json, read_tensors, write_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs import store as store_module
+from rareneuron.runs.files import read_json, read_tensors, write_json
+from rareneuron.runs.store import RunStore
 from tests.pipeline.kills import contents, in_three_shards
 from tests.pipeline.test_run_folder import flip
 from tests.tiny_series import study_config
@@ -161,7 +162,7 @@ def test_a_disk_that_takes_no_more_is_said(tmp_path, write):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rareneuron.pipeline.store import RunStore
+from rareneuron.runs.store import RunStore
 store = RunStore(Path(sys.argv[1]))
 with store.locked() if sys.argv[2] == "run" else store.step_locked("10"):
     print("held", flush=True)

@@ -11,10 +11,10 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.pipeline.dynamics import trajectory, trends
-from rareneuron.pipeline.rankings import SIGNS, fit_rankings, phases_are_whole, released_ranking, write_phases
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_json, read_tensors, write_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.files import read_json, read_tensors, write_json
+from rareneuron.runs.rankings import SIGNS, fit_rankings, phases_are_whole, released_ranking, write_phases
+from rareneuron.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases, fit_phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.pipeline.dynamics import overlap, participation_ratio, trajectory, trends
-from rareneuron.pipeline.run import Run
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.run import Run
 
 N = 512
 

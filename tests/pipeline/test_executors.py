@@ -16,9 +16,9 @@ from rareneuron.errors import InvalidConfig, RunFolderError, UnsupportedModel, W
 from rareneuron.pipeline import executors
 from rareneuron.pipeline.merge import merge_runs, missing_steps
 from rareneuron.pipeline.plan import plan_study
-from rareneuron.pipeline.run import open_run
-from rareneuron.pipeline.store import read_json, write_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.run import open_run
 from tests.pipeline.kills import contents
 
 psutil = pytest.importorskip("psutil")
@@ -117,7 +117,7 @@ def test_what_a_worker_runs_into_is_raised_here(config, series):
 
 STUDY = """
 import json, sys
-from rareneuron.pipeline.config import StudyConfig
+from rareneuron.runs.config import StudyConfig
 from rareneuron.pipeline.study import run_study
 settings = json.loads(sys.argv[1])
 run_study(StudyConfig(**settings), progress=False)

@@ -8,11 +8,15 @@ import rareneuron.pipeline.capture as capture_module
 import rareneuron.pipeline.effects as effects_module
 import rareneuron.pipeline.explorer as explorer_module
 from rareneuron.data.selection import Selection
+from rareneuron.data.spelling import fragment, texts_of
 from rareneuron.errors import RareNeuronError, RunFolderError
 from rareneuron.models.adapter import load_model
 from rareneuron.pipeline.capture import TokenBatch, TokenSource
 from rareneuron.pipeline.effects import EffectBlock, layer_effects
-from rareneuron.pipeline.explorer import (
+from rareneuron.pipeline.explorer import Observer, activations, explore, nearby
+from rareneuron.pipeline.study import run_study
+from rareneuron.pipeline.tokens import choose_tokens, study_corpus
+from rareneuron.runs.neurons import (
     AFTER,
     BEFORE,
     N_BINS,
@@ -21,18 +25,10 @@ from rareneuron.pipeline.explorer import (
     N_TOKENS,
     NONE,
     Explorer,
-    Observer,
-    activations,
-    explore,
-    fragment,
-    nearby,
     read_explorer,
     text_span,
-    texts_of,
     write_explorer,
 )
-from rareneuron.pipeline.study import run_study
-from rareneuron.pipeline.tokens import choose_tokens, study_corpus
 
 
 class Kept(Observer):

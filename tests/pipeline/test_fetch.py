@@ -17,11 +17,13 @@ from rareneuron.cli import cli
 from rareneuron.embedded import SERIES
 from rareneuron.errors import InvalidConfig, ModelNotFound, UnusableCounts
 from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.pipeline.audit import WEIGHTS, audit_series, study_warnings, weights_record
+from rareneuron.pipeline.audit import audit_series, study_warnings, weights_record
 from rareneuron.pipeline.fetch import fetch
 from rareneuron.pipeline.plan import plan_study
-from rareneuron.pipeline.store import RunStore, write_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.files import write_json
+from rareneuron.runs.layout import WEIGHTS
+from rareneuron.runs.store import RunStore
 from tests.models.hub_server import Fault, Hub, corrupts, says, serving
 from tests.models.test_hub import closed_port, reach
 

@@ -10,8 +10,10 @@ import pytest
 
 from rareneuron.errors import RunFolderError
 from rareneuron.pipeline.merge import merge_runs
-from rareneuron.pipeline.store import PARTIAL, RunStore, replacing, write_tensors
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.files import replacing, write_tensors
+from rareneuron.runs.layout import PARTIAL
+from rareneuron.runs.store import RunStore
 from tests.pipeline.kills import contents
 from tests.pipeline.test_run_folder import flip
 from tests.tiny_series import study_config

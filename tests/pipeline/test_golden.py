@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import RareNeuronError
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.rankings import RANKINGS
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.rankings import RANKINGS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "embedded_study.json"
 SETTINGS = {"steps": (0, 512, 4096), "n_tokens": 300, "group_size": 20, "n_random": 200, "seed": 0}

@@ -30,7 +30,7 @@ ON_TWO_NODES = """
 import json, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from rareneuron.pipeline.config import StudyConfig
+from rareneuron.runs.config import StudyConfig
 from rareneuron.pipeline.study import run_study
 
 settings = json.loads(sys.argv[1])
@@ -56,7 +56,7 @@ import json, os, sys
 from contextlib import contextmanager
 import psutil
 from rareneuron.pipeline import cluster
-from rareneuron.pipeline.config import StudyConfig
+from rareneuron.runs.config import StudyConfig
 from rareneuron.pipeline.study import run_study
 
 seen, connected = {}, cluster.connected

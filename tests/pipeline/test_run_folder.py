@@ -24,13 +24,14 @@ from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline import provenance
 from rareneuron.pipeline import study as study_module
 from rareneuron.pipeline import units as units_module
-from rareneuron.pipeline.experiments import read_experiments
-from rareneuron.pipeline.explorer import read_explorer
 from rareneuron.pipeline.plan import plan_study, step_name
-from rareneuron.pipeline.rankings import RANKINGS
-from rareneuron.pipeline.run import open_run
-from rareneuron.pipeline.store import FORMAT, read_json, read_table, read_tensors, write_json
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs.experiments import read_experiments
+from rareneuron.runs.files import read_json, read_table, read_tensors, write_json
+from rareneuron.runs.layout import FORMAT
+from rareneuron.runs.neurons import read_explorer
+from rareneuron.runs.rankings import RANKINGS
+from rareneuron.runs.run import open_run
 from tests.models.conftest import tiny_model
 from tests.models.hub_server import Hub, commit_of, serving
 from tests.models.test_hub import reach

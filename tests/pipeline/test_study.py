@@ -25,11 +25,11 @@ from rareneuron.errors import (
 )
 from rareneuron.models.adapter import load_model
 from rareneuron.pipeline import effects as effects_module
-from rareneuron.pipeline import store as store_module
 from rareneuron.pipeline import units as units_module
-from rareneuron.pipeline.run import open_run
-from rareneuron.pipeline.store import read_table, read_tensors
 from rareneuron.pipeline.study import run_study
+from rareneuron.runs import store as store_module
+from rareneuron.runs.files import read_table, read_tensors
+from rareneuron.runs.run import open_run
 from tests import oracles
 from tests.tiny_series import study_config
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
-from rareneuron.pipeline.config import CHOICES, StudyConfig
+from rareneuron.runs.config import CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 

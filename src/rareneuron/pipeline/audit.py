@@ -27,12 +27,13 @@ from rareneuron.models.audit import (
 )
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, all_checkpoints, label
 from rareneuron.models.hub import model_folder
-from rareneuron.pipeline.store import UNKNOWN_STEP_NAME, RunStore, read_json
+from rareneuron.runs.files import read_json
+from rareneuron.runs.layout import UNKNOWN_STEP_NAME, WEIGHTS
+from rareneuron.runs.store import RunStore
 
 CONTEXT_LENGTH = 64
 N_CONTEXTS = 64
 READ_CONTEXTS = 2_000  # of which the sample is drawn
-WEIGHTS = "weights.json"  # in a step's folder
 
 
 @dataclass(frozen=True, kw_only=True)

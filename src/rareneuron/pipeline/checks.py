@@ -12,8 +12,8 @@ from rareneuron.errors import RareNeuronError
 from rareneuron.maths.claims import Check
 from rareneuron.maths.groups import top_neurons
 from rareneuron.maths.significance import bootstrap_interval
-from rareneuron.pipeline.experiments import read_experiments
-from rareneuron.pipeline.run import Run
+from rareneuron.runs.experiments import read_experiments
+from rareneuron.runs.run import Run
 
 SPLITS = 99  # of the contexts into halves
 LARGEST = 1 - 1e-12  # correlation that has a finite arctanh

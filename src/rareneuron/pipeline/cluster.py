@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from rareneuron.errors import InvalidConfig, RareNeuronError
 from rareneuron.models.hub import is_local
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.executors import TRIES, do_task
 from rareneuron.pipeline.plan import absolute
+from rareneuron.runs.config import StudyConfig
 
 LOOPBACK = "127.0.0.1"
 # Read when ray is imported. At 0, Ray binds to and speaks with the loopback interface; otherwise 127.0.0.1 becomes the

@@ -16,8 +16,8 @@ from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.significance import trend
-from rareneuron.pipeline.rankings import SIGNS
-from rareneuron.pipeline.run import Run
+from rareneuron.runs.rankings import SIGNS
+from rareneuron.runs.run import Run
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}  # of mean |Δ| over neurons
 TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent

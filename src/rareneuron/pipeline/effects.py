@@ -25,8 +25,8 @@ from rareneuron.maths.readout import Readout
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.pipeline.capture import Progress, TokenBatch, TokenSource, joined
-from rareneuron.pipeline.store import digest
 from rareneuron.pipeline.sums import EffectSums, Gathered, as_array, context_sums
+from rareneuron.runs.files import digest
 
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32

@@ -27,11 +27,11 @@ from rareneuron.errors import RareNeuronError, WorkerLost
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import without_bars
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.plan import Plan, step_name
-from rareneuron.pipeline.store import RunStore
-from rareneuron.pipeline.tokens import TokenStage
 from rareneuron.pipeline.units import compute_unit
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import TokenStage
 
 TRIES = 3  # for a checkpoint whose worker died: short of memory once, it may not be again
 

@@ -7,7 +7,6 @@ effect beside the sum of single ones.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.errors import RareNeuronError
 from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.significance import sums_by_context
 from rareneuron.pipeline.capture import TokenSource
-from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 
-RECORD, ARRAYS = "experiments.json", "experiments.safetensors"
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
@@ -178,29 +175,3 @@ def joint_effects(
             rows.append(torch.stack([x.mean(-1) for x in sizes], 1).cpu().numpy())
         out[f"joint_{name}"] = np.concatenate(rows)
     return out
-
-
-def write_experiments(folder: Path, found: dict[str, np.ndarray] | str) -> None:
-    """Arrays, and a record that says whether there are any."""
-    arrays = {} if isinstance(found, str) else found
-    write_tensors(folder / ARRAYS, arrays)
-    write_json(folder / RECORD, {"unavailable": found if isinstance(found, str) else None})
-
-
-def read_experiments(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays; an error that says why where there are none."""
-    if not (folder / RECORD).is_file():
-        raise RunFolderError(
-            f"{folder / RECORD} is missing: this was not the last checkpoint of its study, or the file is lost, and "
-            f"nothing is known of whole groups. Remove {folder} and run the same study again to have it."
-        )
-    reason = read_json(folder / RECORD)["unavailable"]
-    if reason is not None:
-        raise TooFewNeurons(reason)
-    arrays = read_tensors(folder / ARRAYS)
-    if "joint_at" not in arrays:
-        raise RunFolderError(
-            f"{folder / ARRAYS} was written by an earlier version, which kept other sums. Remove {folder} and run the "
-            "same study again to have them."
-        )
-    return arrays

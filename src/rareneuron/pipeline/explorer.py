@@ -8,10 +8,8 @@ Works with either engine; what a neuron promotes needs the closed form's readout
 test_explorer.py, loops over tokens and neurons.
 """
 
-import re
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +20,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
-from rareneuron.data.words import type_texts
-from rareneuron.errors import RareNeuronError, VocabularyMismatch
+from rareneuron.data.spelling import texts_of
+from rareneuron.errors import RareNeuronError
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import LayerWeights
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.effects import EffectBlock
-from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.neurons import (
+    AFTER,
+    BEFORE,
+    MOST_DETAILED,
+    N_BINS,
+    N_CONTEXTS,
+    N_NEIGHBOURS,
+    N_TOKENS,
+    NONE,
+    Explorer,
+    text_span,
+    write_explorer,
+)
 
-ARRAYS, RECORD = "explorer.safetensors", "explorer.json"
-MOST_DETAILED = 1_024  # neurons, by rank: a page of more would be too heavy to mail
-N_CONTEXTS, N_TOKENS, N_BINS, N_NEIGHBOURS = 5, 8, 20, 5
-BEFORE, AFTER = 40, 12  # tokens of text shown before and after a target
-NONE = -1  # fills what a neuron has less of
 NEURONS_AT_ONCE = 64  # whose logits over the vocabulary, or correlations with the layer, are held
 TOKENS_AT_ONCE = 256  # whose activations are held once more, in float64
 SEEN = ("sum", "low", "high", "size", "token", "delta")  # what an observer holds
-FRAGMENT = "\ufffd"  # what a piece of a character decodes to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explorer:
-    """Details of the neurons `shown`, largest mean |Δ| first; `NONE` and NaN where there is nothing.
-
-    A token is a row of the token table; its text is that of its target, at its position + 1.
-    """
-
-    shown: Int[np.ndarray, " shown"]
-    top_token: Int[np.ndarray, "shown context"]  # the largest |Δ| of each of those contexts, largest first
-    near_token: Int[np.ndarray, "shown context near"]  # analysed tokens in its text, itself among them
-    near_delta: Float[np.ndarray, "shown context near"]  # nats
-    act_low: Float[np.ndarray, " shown"]  # at rare tokens
-    act_high: Float[np.ndarray, " shown"]
-    histogram: Int[np.ndarray, "shown bin"]  # rare tokens, in equal bins from low to high
-    neighbour: Int[np.ndarray, "shown neighbour"]  # the largest |correlation| at rare tokens
-    correlation: Float[np.ndarray, "shown neighbour"]
-    W_in_norm: Float[np.ndarray, " neuron"]
-    W_gate_norm: Float[np.ndarray, " neuron"] | None
-    written: Int[np.ndarray, "shown written"] | None  # ids: `N_TOKENS` most promoted, then as many most demoted
-    written_logit: Float[np.ndarray, "shown written"] | None  # change per unit of n/σ, relative to the mean token
-    no_readout: str | None  # why there is no `written`
-    texts: dict[int, str]  # of every token id that a page shows
 
 
 def nearby(selection: Selection) -> Int[np.ndarray, "token near"]:
@@ -292,11 +272,6 @@ def promoted(
     return torch.cat(ids), torch.cat(logits)
 
 
-def text_span(position: int, context_length: int) -> range:
-    """Positions of the text shown around a token, whose target stands at position + 1."""
-    return range(max(0, position + 1 - BEFORE), min(context_length, position + 2 + AFTER))
-
-
 def shown_ids(
     selection: Selection, token: Int[np.ndarray, "shown context"], written: Int[np.ndarray, "shown written"] | None
 ) -> Int[np.ndarray, " id"]:
@@ -306,67 +281,6 @@ def shown_ids(
         span = text_span(int(selection.position[i]), selection.windows.shape[1])
         found.append(selection.windows[selection.context[i], span.start : span.stop])
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-
-
-def texts_of(tokenizer: Any, vocab: int, ids: Int[np.ndarray, " id"]) -> dict[int, str]:
-    """The text that each id adds to a line; pieces of characters and what adds none go by their vocabulary name."""
-    try:
-        texts = type_texts(tokenizer, vocab)
-    except VocabularyMismatch:  # a tokenizer without plain letters: no anchor to decode behind
-        texts = [tokenizer.decode([i]) for i in range(min(vocab, len(tokenizer)))]
-    known = len(tokenizer)
-    out = {}
-    for i in ids.tolist():
-        text = texts[i] if i < len(texts) else ""
-        if not text or FRAGMENT in text:
-            text = fragment(tokenizer.convert_ids_to_tokens(i)) if i < known else f"⟨{i}⟩"
-        out[i] = text
-    return out
-
-
-def fragment(name: str | None) -> str:
-    """The bytes of a piece of a character as ⟨E2 80⟩, where its name spells bytes; the name where it doesn't."""
-    if name is None:
-        return FRAGMENT
-    spelt = byte_of_letter()
-    if name and re.fullmatch("<0x[0-9A-F]{2}>", name) is None and all(letter in spelt for letter in name):
-        return f"⟨{' '.join(f'{spelt[letter]:02X}' for letter in name)}⟩"
-    return name
-
-
-def byte_of_letter() -> dict[str, int]:
-    """How byte-level BPE spells bytes: those with ink of their own as they are, the rest from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
-
-
-def write_explorer(folder: Path, explorer: Explorer) -> None:
-    """Arrays as tensors, words as JSON."""
-    given = {f.name: getattr(explorer, f.name) for f in fields(explorer)}
-    arrays = {
-        name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
-        for name, value in given.items()
-        if isinstance(value, np.ndarray)
-    }
-    write_tensors(folder / ARRAYS, arrays)
-    texts = {str(i): text for i, text in explorer.texts.items()}
-    write_json(folder / RECORD, {"no_readout": explorer.no_readout, "texts": texts})
-
-
-def read_explorer(folder: Path) -> Explorer | None:
-    """The details of a checkpoint; None where it has none, as all but the last planned one. Half of them: an error."""
-    if not any((folder / name).exists() for name in (ARRAYS, RECORD)):
-        return None
-    record, arrays = read_json(folder / RECORD), read_tensors(folder / ARRAYS)
-    optional = ("W_gate_norm", "written", "written_logit")
-    given: dict[str, Any] = {f.name: arrays[f.name] for f in fields(Explorer) if f.name in arrays}
-    given |= {name: arrays.get(name) for name in optional}
-    missing = {f.name for f in fields(Explorer)} - given.keys() - {"no_readout", "texts"}
-    for name in missing:
-        _ = arrays[name]  # an error that says which file is damaged
-    texts = {int(i): text for i, text in record["texts"].items()}
-    return Explorer(**given, no_readout=record["no_readout"], texts=texts)
 
 
 def explorer_stage(folder: Path, source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: str) -> None:

@@ -10,22 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.config import FREE, StudyConfig
 from rareneuron.pipeline.plan import is_begun
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import (
-    REFITTED,
-    RunStore,
-    damage,
-    damaged,
-    flush,
-    read_json,
-    refuse_missing,
-    replacing,
-    write_json,
-)
 from rareneuron.pipeline.study import finish
-from rareneuron.pipeline.tokens import load_tokens, selection_digest
+from rareneuron.runs.config import FREE, StudyConfig
+from rareneuron.runs.files import damage, damaged, flush, read_json, refuse_missing, replacing, write_json
+from rareneuron.runs.layout import REFITTED
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import load_tokens, selection_digest
 
 SHARED = ("tokens.parquet", "contexts.safetensors")
 

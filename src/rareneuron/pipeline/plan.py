@@ -21,10 +21,12 @@ from rareneuron.models.hub import split_revision
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.pipeline.capture import HELD
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
-from rareneuron.pipeline.store import PARTIAL, UNKNOWN_STEP_NAME, RunStore, damage, explained, read_json
 from rareneuron.pipeline.tokens import study_corpus
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import damage, explained, read_json
+from rareneuron.runs.layout import PARTIAL, UNKNOWN_STEP_NAME
+from rareneuron.runs.store import RunStore
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there

@@ -31,8 +31,8 @@ from rareneuron.models.adapter import Adapter
 from rareneuron.pipeline.capture import Progress, TokenBatch, TokenSource, capture
 from rareneuron.pipeline.effects import TOKENS_AT_ONCE, EffectBlock
 from rareneuron.pipeline.explorer import Observer
-from rareneuron.pipeline.store import read_tensors, remove, write_tensors
 from rareneuron.pipeline.sums import as_array
+from rareneuron.runs.files import read_tensors, remove, write_tensors
 
 FORMAT = 1  # of units; those of another are not found
 SHARD_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s

@@ -18,33 +18,20 @@ from tqdm import tqdm
 from rareneuron.errors import RunFolderError
 from rareneuron.models.adapter import Adapter
 from rareneuron.pipeline.audit import study_warnings
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.dynamics import trajectory
 from rareneuron.pipeline.executors import compute_units
 from rareneuron.pipeline.plan import Plan, is_begun, plan_study, resolved, step_name
 from rareneuron.pipeline.provenance import environment, sha256_of_file
-from rareneuron.pipeline.rankings import fit_rankings, phases_are_whole, write_phases
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import (
-    FORMAT,
-    TRAJECTORY,
-    UNITS,
-    RunStore,
-    explained,
-    read_json,
-    write_json,
-    write_table,
-)
-from rareneuron.pipeline.tokens import (
-    TokenStage,
-    choose_tokens,
-    load_tokens,
-    save_tokens,
-    selection_digest,
-    study_corpus,
-)
+from rareneuron.pipeline.tokens import choose_tokens, study_corpus
 from rareneuron.pipeline.units import load_checkpoint
 from rareneuron.pipeline.verdicts import write_claims
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import explained, read_json, write_json, write_table
+from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNITS
+from rareneuron.runs.rankings import fit_rankings, phases_are_whole, write_phases
+from rareneuron.runs.run import Run
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import TokenStage, load_tokens, save_tokens, selection_digest
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:

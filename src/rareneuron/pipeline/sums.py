@@ -14,17 +14,12 @@ from torch import Tensor
 
 from rareneuron.maths.significance import ClusteredMean, sums_by_context
 from rareneuron.pipeline.capture import TokenBatch
+from rareneuron.runs.layout import kept_rows
 
 # In the order of the table's columns, which parts that were read back don't have.
 STATISTICS = ("delta_loss", "abs_delta_loss", "kl", "abs_shift", "direct_delta_loss", "direct_abs_delta_loss")
 KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
-MOST_CONTEXT_SUMS = 4_096  # beyond this, neighbouring contexts share a row, and the bootstrap resamples rows
 KIND = {True: "rare.", False: "common."}
-
-
-def kept_rows(context: Int[np.ndarray, " any"], n_contexts: int) -> Int[np.ndarray, " any"]:
-    """The rows of the per-context sums that some of a study's contexts are kept in."""
-    return context.astype(np.int64) * min(n_contexts, MOST_CONTEXT_SUMS) // n_contexts
 
 
 @dataclass

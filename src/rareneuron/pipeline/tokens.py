@@ -1,6 +1,6 @@
 """The first stage of a study: which tokens of which contexts are analysed, the same at every checkpoint."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,15 @@ import pandas as pd
 
 from rareneuron.data.corpus import WindowStream
 from rareneuron.data.rarity import RareTypes, load_counts, rare_types
-from rareneuron.data.selection import Selection, Stage, TokenFilter, WindowSpool, select_tokens
+from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import special_types, word_types
 from rareneuron.embedded import COUNTS
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import MissingText, NoRareTokens
 from rareneuron.models.adapter import Adapter
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.store import RunStore, digest, read_json, read_table, read_tensors, write_table, write_tensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenStage:
-    """The analysed tokens, their table as stored, and the record of how they came about."""
-
-    selection: Selection
-    table: pd.DataFrame
-    record: dict[str, Any]
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.tokens import TokenStage
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
@@ -151,43 +142,3 @@ def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.
             "rare": selection.rare,
         }
     )
-
-
-def save_tokens(store: RunStore, tokens: TokenStage) -> None:
-    """Write the token table and the contexts, so that a study continues without its corpus."""
-    selection = tokens.selection
-    write_table(store.root / "tokens.parquet", tokens.table)
-    write_tensors(
-        store.root / "contexts.safetensors",
-        {"windows": selection.windows, "context_index": selection.context_index},
-        {"fingerprint": tokens.record["fingerprint"]},
-    )
-
-
-def load_tokens(store: RunStore) -> TokenStage:
-    """The tokens of a study that was begun before."""
-    record = read_json(store.manifest)["data"]
-    table = read_table(store.root / "tokens.parquet")
-    contexts = read_tensors(store.root / "contexts.safetensors")
-    selection = Selection(
-        windows=contexts["windows"],
-        context_index=contexts["context_index"],
-        context=table["context"].to_numpy(np.int64, copy=True),  # pandas hands out read-only views
-        position=table["position"].to_numpy(np.int64, copy=True),
-        target=table["target"].to_numpy(np.int64, copy=True),
-        rare=table["rare"].to_numpy(bool, copy=True),
-        stages=tuple(
-            Stage(name=stage["name"], types=stage["types"], occurrences=stage["occurrences"])
-            for stage in record["stages"]
-        ),
-        n_requested=record["n_requested"],
-        n_available=record["n_available"],
-        n_contexts_read=record["n_contexts_read"],
-    )
-    return TokenStage(selection=selection, table=table, record=record)
-
-
-def selection_digest(selection: Selection) -> str:
-    """SHA-256 of which tokens are analysed."""
-    names = ("windows", "context_index", "context", "position", "target", "rare")
-    return digest({name: getattr(selection, name) for name in names})

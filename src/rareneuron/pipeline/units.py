@@ -20,28 +20,23 @@ from rareneuron.errors import RunFolderError
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
-from rareneuron.pipeline.audit import WEIGHTS, weights_record
+from rareneuron.pipeline.audit import weights_record
 from rareneuron.pipeline.capture import HELD
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.effects import layer_effects
-from rareneuron.pipeline.experiments import experiments, write_experiments
+from rareneuron.pipeline.experiments import experiments
 from rareneuron.pipeline.explorer import Observer, explorer_stage
-from rareneuron.pipeline.groups import compare_groups, write_groups
+from rareneuron.pipeline.groups import compare_groups
 from rareneuron.pipeline.plan import check_same_settings, step_name
 from rareneuron.pipeline.provenance import weight_stamps
-from rareneuron.pipeline.rankings import fit_rankings, write_phases
 from rareneuron.pipeline.shards import ShardedSource, ShardStore, StepShards, cut_contexts
-from rareneuron.pipeline.store import (
-    RunStore,
-    damage,
-    file_sums,
-    remove,
-    replacing,
-    write_json,
-    write_table,
-    write_tensors,
-)
-from rareneuron.pipeline.tokens import TokenStage, load_tokens, selection_digest
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.experiments import write_experiments
+from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
+from rareneuron.runs.groups import write_groups
+from rareneuron.runs.layout import WEIGHTS
+from rareneuron.runs.rankings import fit_rankings, write_phases
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
 
 
 def compute_unit(

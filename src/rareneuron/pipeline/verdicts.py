@@ -28,15 +28,15 @@ from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
 from rareneuron.maths.significance import AgainstNull, against_null, drift
 from rareneuron.pipeline.checks import checks
-from rareneuron.pipeline.claims_file import FILE, read_claims
 from rareneuron.pipeline.dynamics import onsets, trajectory
-from rareneuron.pipeline.experiments import read_experiments
-from rareneuron.pipeline.groups import MATCHED_ON, MOST_CANDIDATES
 from rareneuron.pipeline.hypotheses import HYPOTHESES, hypothesis
-from rareneuron.pipeline.rankings import LAST_DRAWS, fit_ranking
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_json, write_json
-from rareneuron.pipeline.sums import kept_rows
+from rareneuron.runs.claims import FILE, read_claims
+from rareneuron.runs.experiments import read_experiments
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES
+from rareneuron.runs.layout import kept_rows
+from rareneuron.runs.rankings import LAST_DRAWS, fit_ranking
+from rareneuron.runs.run import Run
 
 FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
 FEWEST_TOKENS = 60  # common ones, of equal weight

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.verdict import SMALL, note, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.tables import HEADS, rows_or_reason
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

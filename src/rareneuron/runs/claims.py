@@ -1,14 +1,11 @@
-"""The verdicts of a run, read back from its `claims.json`; `pipeline.verdicts` writes it.
-
-Apart, so that a run can be read without what judges it.
-"""
+"""The verdicts of a run as `claims.json` keeps them; `conclude` writes them."""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rareneuron.maths.claims import Check, Claims, from_record
-from rareneuron.pipeline.store import read_json
+from rareneuron.runs.files import read_json
 
 FILE = "claims.json"
 

@@ -12,23 +12,10 @@ from rareneuron.errors import RunFolderError
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.pipeline.rankings import (
-    Found,
-    Ranking,
-    fit_ranking,
-    layer_curve,
-    read_phases,
-    released_ranking,
-)
-from rareneuron.pipeline.store import (
-    MANIFEST,
-    TRAJECTORY,
-    UNKNOWN_STEP_NAME,
-    RunStore,
-    read_json,
-    read_table,
-    read_tensors,
-)
+from rareneuron.runs.files import read_json, read_table, read_tensors
+from rareneuron.runs.layout import MANIFEST, TRAJECTORY, UNKNOWN_STEP_NAME
+from rareneuron.runs.rankings import Found, Ranking, fit_ranking, layer_curve, read_phases, released_ranking
+from rareneuron.runs.store import RunStore
 from rareneuron.shown import Shown
 
 if TYPE_CHECKING:
@@ -119,25 +106,25 @@ class Run(Shown):
 
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Boosting, suppressing and random groups."""
-        from rareneuron.pipeline.groups import read_groups
+        from rareneuron.runs.groups import read_groups
 
         return read_groups(self.folder(step))
 
     def geometry(self, step: int | None = None) -> pd.DataFrame:
         """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
-        from rareneuron.pipeline.groups import read_geometry
+        from rareneuron.runs.groups import read_geometry
 
         return read_geometry(self.folder(step))
 
     def spectrum(self, step: int | None = None) -> pd.DataFrame:
         """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
-        from rareneuron.pipeline.groups import read_spectrum
+        from rareneuron.runs.groups import read_spectrum
 
         return read_spectrum(self.folder(step))
 
     def claims(self) -> "Claims":
         """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
-        from rareneuron.pipeline.claims_file import read_claims
+        from rareneuron.runs.claims import read_claims
 
         return read_claims(self.path)
 

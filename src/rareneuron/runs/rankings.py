@@ -19,7 +19,7 @@ from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import ContextSums, Phases, fit_phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
-from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
 
 Ranking = Literal["all", "boosting", "suppressing", "common"]
 Found = Phases | ReleasedPhases

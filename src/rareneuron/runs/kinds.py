@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.config import FREE, StudyConfig, default_of
+from rareneuron.runs.config import FREE, StudyConfig, default_of
 
 # A type; None; a text: itself; a range: whole numbers in it; a tuple: one of these, the one to be told of last; a list:
 # of any number of these, with `...` of at least one; a dict: what stands under a name, under `...` that of any other.

@@ -84,8 +84,8 @@ def synthetic(shape: Shape, n_tokens: int, median: float, seed: int = 0) -> Case
 
 def embedded(n_tokens: int) -> Case:
     """The shipped series' last checkpoint at rare tokens of the embedded corpus."""
+    from rareneuron.measure.capture import capture
     from rareneuron.models.adapter import load_model
-    from rareneuron.pipeline.capture import capture
     from rareneuron.pipeline.plan import plan_study
     from rareneuron.pipeline.tokens import choose_tokens, study_corpus
     from rareneuron.runs.config import StudyConfig

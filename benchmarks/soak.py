@@ -21,8 +21,8 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rareneuron.data.selection import Selection
+from rareneuron.measure.capture import HELD, TokenSource
 from rareneuron.models.adapter import adapt
-from rareneuron.pipeline.capture import HELD, TokenSource
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.config import StudyConfig
 

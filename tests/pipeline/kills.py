@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from rareneuron.pipeline import units
+from rareneuron.measure import checkpoint as units
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json

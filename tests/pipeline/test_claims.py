@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rareneuron.maths.claims import weights_at_equal_loss
-from rareneuron.pipeline.experiments import effective_number
+from rareneuron.measure.experiments import effective_number
 from rareneuron.pipeline.hypotheses import HYPOTHESES
 from rareneuron.pipeline.study import run_study
 from rareneuron.pipeline.verdicts import claims_of

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline import effects as effects_module
-from rareneuron.pipeline import shards as shards_module
-from rareneuron.pipeline import units as units_module
+from rareneuron.measure import checkpoint as units_module
+from rareneuron.measure import effects as effects_module
+from rareneuron.measure import pieces as shards_module
 from rareneuron.pipeline.plan import plan_study
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs import store as store_module

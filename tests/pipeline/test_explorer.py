@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-import rareneuron.pipeline.capture as capture_module
-import rareneuron.pipeline.effects as effects_module
-import rareneuron.pipeline.explorer as explorer_module
+import rareneuron.measure.capture as capture_module
+import rareneuron.measure.effects as effects_module
+import rareneuron.measure.neurons as explorer_module
 from rareneuron.data.selection import Selection
 from rareneuron.data.spelling import fragment, texts_of
 from rareneuron.errors import RareNeuronError, RunFolderError
+from rareneuron.measure.capture import TokenBatch, TokenSource
+from rareneuron.measure.effects import EffectBlock, layer_effects
+from rareneuron.measure.neurons import Observer, activations, explore, nearby
 from rareneuron.models.adapter import load_model
-from rareneuron.pipeline.capture import TokenBatch, TokenSource
-from rareneuron.pipeline.effects import EffectBlock, layer_effects
-from rareneuron.pipeline.explorer import Observer, activations, explore, nearby
 from rareneuron.pipeline.study import run_study
 from rareneuron.pipeline.tokens import choose_tokens, study_corpus
 from rareneuron.runs.neurons import (

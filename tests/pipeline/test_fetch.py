@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 from rareneuron.cli import cli
 from rareneuron.embedded import SERIES
 from rareneuron.errors import InvalidConfig, ModelNotFound, UnusableCounts
+from rareneuron.measure.weights import weights_record
 from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.pipeline.audit import audit_series, study_warnings, weights_record
+from rareneuron.pipeline.audit import audit_series, study_warnings
 from rareneuron.pipeline.fetch import fetch
 from rareneuron.pipeline.plan import plan_study
 from rareneuron.pipeline.study import run_study

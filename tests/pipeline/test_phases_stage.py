@@ -9,7 +9,7 @@ import pytest
 
 from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline import units as units_module
+from rareneuron.measure import checkpoint as units_module
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.files import read_json
 from rareneuron.runs.rankings import N_DRAWS, RANKINGS, as_record, fit_rankings, layer_curve, read_phases, write_phases

@@ -4,8 +4,8 @@ import pytest
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.ablation import engine_memory
+from rareneuron.measure.capture import HELD
 from rareneuron.pipeline import executors
-from rareneuron.pipeline.capture import HELD
 from rareneuron.pipeline.plan import plan_study
 
 

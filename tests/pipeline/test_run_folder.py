@@ -20,11 +20,12 @@ from rareneuron.errors import (
     UnsupportedModel,
     UnusableCounts,
 )
+from rareneuron.measure import checkpoint as units_module
+from rareneuron.measure.identity import step_name
 from rareneuron.models.families import FAMILIES
 from rareneuron.pipeline import provenance
 from rareneuron.pipeline import study as study_module
-from rareneuron.pipeline import units as units_module
-from rareneuron.pipeline.plan import plan_study, step_name
+from rareneuron.pipeline.plan import plan_study
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json

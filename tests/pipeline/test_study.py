@@ -23,9 +23,9 @@ from rareneuron.errors import (
     TooFewNeurons,
     WrongEffects,
 )
+from rareneuron.measure import checkpoint as units_module
+from rareneuron.measure import effects as effects_module
 from rareneuron.models.adapter import load_model
-from rareneuron.pipeline import effects as effects_module
-from rareneuron.pipeline import units as units_module
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs import store as store_module
 from rareneuron.runs.files import read_table, read_tensors

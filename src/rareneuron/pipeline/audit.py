@@ -5,7 +5,7 @@ differ by the weights alone. A checkpoint that can't be read is a finding, and t
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -114,12 +114,6 @@ def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "contex
     windows = np.concatenate(read)[:READ_CONTEXTS]
     chosen = np.random.default_rng(seed).permutation(len(windows))[:N_CONTEXTS]
     return windows[np.sort(chosen)]
-
-
-def weights_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Facts about a checkpoint's tensors, for `WEIGHTS` in a step's folder."""
-    found = tensor_facts(model_folder(checkpoint.source, checkpoint.revision).folder)
-    return {"tensors": {name: asdict(fact) for name, fact in found.items()}}
 
 
 def study_warnings(store: RunStore) -> list[str]:

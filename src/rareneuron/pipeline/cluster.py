@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from rareneuron.errors import InvalidConfig, RareNeuronError
+from rareneuron.measure.identity import absolute
 from rareneuron.models.hub import is_local
 from rareneuron.pipeline.executors import TRIES, do_task
-from rareneuron.pipeline.plan import absolute
 from rareneuron.runs.config import StudyConfig
 
 LOOPBACK = "127.0.0.1"

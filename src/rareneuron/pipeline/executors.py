@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from rareneuron import errors
 from rareneuron.errors import RareNeuronError, WorkerLost
+from rareneuron.measure.checkpoint import compute_unit
+from rareneuron.measure.identity import step_name
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import without_bars
-from rareneuron.pipeline.plan import Plan, step_name
-from rareneuron.pipeline.units import compute_unit
+from rareneuron.pipeline.plan import Plan
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage

@@ -1,7 +1,7 @@
 """What a study will do, what it will take, and whether it can be done, before it does it. No weights are read."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +14,18 @@ from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError, TooFewNeurons, UnsupportedModel
 from rareneuron.maths.ablation import engine_memory, neurons_that_fit
 from rareneuron.maths.groups import remedy
+from rareneuron.measure.capture import HELD
+from rareneuron.measure.identity import check_same_settings, check_same_weights, step_name
+from rareneuron.measure.weights import described
 from rareneuron.models.adapter import PATCHING, device_named
 from rareneuron.models.anatomy import family_of, layer_index
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
-from rareneuron.models.hub import split_revision
+from rareneuron.models.checkpoints import Checkpoint, label, list_checkpoints
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
-from rareneuron.pipeline.capture import HELD
-from rareneuron.pipeline.provenance import changed_weights, described, sha256_of_file
 from rareneuron.pipeline.tokens import study_corpus
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import damage, explained, read_json
-from rareneuron.runs.layout import PARTIAL, UNKNOWN_STEP_NAME
+from rareneuron.runs.files import damage, explained
+from rareneuron.runs.layout import PARTIAL
 from rareneuron.runs.store import RunStore
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
@@ -34,7 +34,6 @@ PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
 LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
-EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
 BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
 
 
@@ -92,11 +91,6 @@ def of_shard(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Che
     return list(reversed(checkpoints))[i - 1 :: n]
 
 
-def step_name(checkpoint: Checkpoint) -> str:
-    """The name of a checkpoint's folder in the run."""
-    return UNKNOWN_STEP_NAME if checkpoint.step == UNKNOWN_STEP else str(checkpoint.step)
-
-
 def plan_study(config: StudyConfig) -> Plan:
     """Resolve the checkpoints, see what is already there, and refuse what can't be done; writes nothing."""
     source = str(SERIES) if config.model is None else config.model
@@ -136,59 +130,6 @@ def is_begun(store: RunStore) -> bool:
             "something. Choose a new folder with --out."
         )
     return False
-
-
-def resolved(config: StudyConfig) -> dict[str, str | None]:
-    """Model, data and counts under one name each: `./m` here and `/home/me/m` from elsewhere are the same."""
-    model, revision = config.model, config.revision
-    if model is not None:
-        model, revision = split_revision(model, revision)
-    paths = {"model": model, "data": config.data, "counts": config.counts}
-    there = {name: absolute(path) for name, path in paths.items() if path is not None and Path(path).exists()}
-    return paths | there | {"revision": revision}
-
-
-def absolute(path: str) -> str:
-    """A path in full, without links."""
-    return str(Path(path).resolve())
-
-
-def check_same_settings(store: RunStore, config: StudyConfig) -> None:
-    """A run folder made with other settings is refused: its finished checkpoints would not be comparable."""
-    manifest = store.read_manifest()
-    before, now = EARLIER | manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
-    differing = [
-        f"{k}: {before.get(k)!r} there, {v!r} now"
-        for k, v in now.items()
-        # Data that were removed since are known by where they were.
-        if before.get(k) != v and not (isinstance(v, str) and before.get(k) == absolute(v))
-    ]
-    if differing:
-        raise RunFolderError(
-            f"{store.root} was made with other settings ({'; '.join(differing)}), and results of both would be mixed. "
-            "Use the same settings to continue it, or another folder with --out."
-        )
-    counts = config.counts
-    if counts is not None and Path(counts).is_file():
-        then, content = manifest["data"]["counts"]["sha256"], sha256_of_file(Path(counts))
-        if then != content:
-            raise RunFolderError(
-                f"{counts} has changed since {store.root} was begun (SHA-256 {then} then, {content} now), and what is "
-                "rare was decided by it. Restore it to continue the run, or choose another folder with --out."
-            )
-
-
-def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
-    """Finished steps of other weights are refused: what is computed now would be followed from another model's."""
-    for checkpoint in finished:
-        name = step_name(checkpoint)
-        how = changed_weights(checkpoint, read_json(store.step(name) / "step.json")["model"])
-        if how is not None:
-            raise RunFolderError(
-                f"Step {name} of {store.root} was computed from other weights: {how}, and results of both would be "
-                f"mixed. Restore the checkpoint, or remove {store.step(name)} to compute it again (and the other steps "
-                "if they changed too), or choose another folder with --out."
-            )
 
 
 def check_model(plan: Plan) -> None:

@@ -4,16 +4,11 @@ import hashlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from rareneuron.models.checkpoints import Checkpoint, label
-from rareneuron.models.hub import ModelFolder, is_local, model_folder
-from rareneuron.models.loading import sha256_of_weights, weight_files
 
 LIBRARIES = (
     "torch",
@@ -63,32 +58,3 @@ def sha256_of_file(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def described(checkpoint: Checkpoint) -> ModelFolder:
-    """Config and tokenizer of a checkpoint, and the commit that its revision stands for now; no weights are fetched."""
-    return model_folder(checkpoint.source, checkpoint.revision, weights=False)
-
-
-def weight_stamps(checkpoint: Checkpoint) -> dict[str, list[int]] | None:
-    """Size and time of the last change (ns) of each weight file; None on the Hub, where the commit says it all.
-
-    Files with the same stamps are taken for the same, so that gigabytes needn't be hashed each time a run continues.
-    """
-    if not is_local(checkpoint.source):
-        return None
-    stats = {file.name: file.stat() for file in weight_files(described(checkpoint).folder)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def changed_weights(checkpoint: Checkpoint, recorded: Mapping[str, Any]) -> str | None:
-    """How a checkpoint's weights differ from those that `step.json` records; None where they don't."""
-    now: str | None
-    if is_local(checkpoint.source):
-        if weight_stamps(checkpoint) == recorded.get("weight_stamps"):
-            return None
-        name, now = "weights_sha256", sha256_of_weights(described(checkpoint).folder)
-    else:
-        name, now = "commit", described(checkpoint).commit
-    before = recorded[name]
-    return None if before == now else f"{label(checkpoint)} had the {name} {before} then, and has {now} now"

@@ -1,8 +1,8 @@
 """A study: the same tokens at every checkpoint, every neuron's effect, groups and phases, into a run folder.
 
-Stages: `tokens` (texts → contexts → analysed tokens, once), per checkpoint a unit (`pipeline.units`: effects, groups
-with their geometry and weight spectrum, phases) by whichever executor, and at the end the trajectory over checkpoints
-and the claims. What is finished is never computed again, so the same call continues a study that was interrupted.
+Stages: `tokens` (texts → contexts → analysed tokens, once), then every checkpoint (`measure.checkpoint`: effects,
+groups with their geometry and weight spectrum, phases) by whichever executor, and at the end the trajectory over
+checkpoints and the claims. What is finished is never computed again, so the same call continues a study that was interrupted.
 Everything that depends on what is in the folder, the plan too, is done under its lock.
 """
 
@@ -16,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from rareneuron.errors import RunFolderError
+from rareneuron.measure.checkpoint import load_checkpoint
+from rareneuron.measure.identity import resolved, step_name
 from rareneuron.models.adapter import Adapter
 from rareneuron.pipeline.audit import study_warnings
 from rareneuron.pipeline.dynamics import trajectory
 from rareneuron.pipeline.executors import compute_units
-from rareneuron.pipeline.plan import Plan, is_begun, plan_study, resolved, step_name
+from rareneuron.pipeline.plan import Plan, is_begun, plan_study
 from rareneuron.pipeline.provenance import environment, sha256_of_file
 from rareneuron.pipeline.tokens import choose_tokens, study_corpus
-from rareneuron.pipeline.units import load_checkpoint
 from rareneuron.pipeline.verdicts import write_claims
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import explained, read_json, write_json, write_table

@@ -22,10 +22,10 @@ from rareneuron.errors import RareNeuronError, WrongEffects
 from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.readout import Readout
+from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, joined
+from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
-from rareneuron.pipeline.capture import Progress, TokenBatch, TokenSource, joined
-from rareneuron.pipeline.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.runs.files import digest
 
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
@@ -59,7 +59,7 @@ class LayerEffects:
 
 @runtime_checkable
 class Units(Protocol):
-    """Shards of a checkpoint's contexts, and where their sums are kept once known (`pipeline.units`)."""
+    """Shards of a checkpoint's contexts, and where their sums are kept once known (`measure.checkpoint`)."""
 
     shards: Sequence[range]
 

@@ -23,9 +23,9 @@ from rareneuron.data.selection import Selection
 from rareneuron.data.spelling import texts_of
 from rareneuron.errors import RareNeuronError
 from rareneuron.maths.readout import Readout
+from rareneuron.measure.capture import TokenSource
+from rareneuron.measure.effects import EffectBlock
 from rareneuron.models.anatomy import LayerWeights
-from rareneuron.pipeline.capture import TokenSource
-from rareneuron.pipeline.effects import EffectBlock
 from rareneuron.runs.neurons import (
     AFTER,
     BEFORE,

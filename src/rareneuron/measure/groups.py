@@ -16,7 +16,7 @@ from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.spectrum import Spectrum, spectrum
-from rareneuron.pipeline.capture import TokenSource
+from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES, ComparedGroups
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.maths.significance import ClusteredMean, sums_by_context
-from rareneuron.pipeline.capture import TokenBatch
+from rareneuron.measure.capture import TokenBatch
 from rareneuron.runs.layout import kept_rows
 
 # In the order of the table's columns, which parts that were read back don't have.

@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import RunFolderError
+from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture
+from rareneuron.measure.effects import TOKENS_AT_ONCE, EffectBlock
+from rareneuron.measure.neurons import Observer
+from rareneuron.measure.sums import as_array
 from rareneuron.models.adapter import Adapter
-from rareneuron.pipeline.capture import Progress, TokenBatch, TokenSource, capture
-from rareneuron.pipeline.effects import TOKENS_AT_ONCE, EffectBlock
-from rareneuron.pipeline.explorer import Observer
-from rareneuron.pipeline.sums import as_array
 from rareneuron.runs.files import read_tensors, remove, write_tensors
 
 FORMAT = 1  # of units; those of another are not found

@@ -16,19 +16,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from rareneuron.errors import RunFolderError
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
+from rareneuron.measure.capture import HELD
+from rareneuron.measure.effects import layer_effects
+from rareneuron.measure.experiments import experiments
+from rareneuron.measure.groups import compare_groups
+from rareneuron.measure.identity import refuse_removed, shard_identity, step_name
+from rareneuron.measure.neurons import Observer, explorer_stage
+from rareneuron.measure.pieces import ShardedSource, ShardStore, StepShards, cut_contexts
+from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
-from rareneuron.pipeline.audit import weights_record
-from rareneuron.pipeline.capture import HELD
-from rareneuron.pipeline.effects import layer_effects
-from rareneuron.pipeline.experiments import experiments
-from rareneuron.pipeline.explorer import Observer, explorer_stage
-from rareneuron.pipeline.groups import compare_groups
-from rareneuron.pipeline.plan import check_same_settings, step_name
-from rareneuron.pipeline.provenance import weight_stamps
-from rareneuron.pipeline.shards import ShardedSource, ShardStore, StepShards, cut_contexts
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
@@ -36,7 +34,7 @@ from rareneuron.runs.groups import write_groups
 from rareneuron.runs.layout import WEIGHTS
 from rareneuron.runs.rankings import fit_rankings, write_phases
 from rareneuron.runs.store import RunStore
-from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
+from rareneuron.runs.tokens import TokenStage, load_tokens
 
 
 def compute_unit(
@@ -58,31 +56,6 @@ def compute_unit(
             remove(store.units(name))
             return  # another process was here meanwhile
         step_stage(store, config, checkpoint, adapter or load_checkpoint(config, checkpoint), tokens, progress, is_last)
-
-
-def shard_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
-    """What the shards of a checkpoint are computed from, but for their contexts."""
-    settings = config.identity()
-    return {name: settings[name] for name in ("engine", "reference", "dtype", "seed")} | {
-        "layer": config.layer % adapter.n_layers,
-        "weights": adapter.provenance["weights_sha256"],
-        "tokens": selection_digest(tokens.selection),
-    }
-
-
-def refuse_removed(store: RunStore, config: StudyConfig, tokens: TokenStage) -> None:
-    """Results must not go to a folder that was removed, or that another study has begun since."""
-    if not store.manifest.is_file():
-        raise RunFolderError(
-            f"{store.root} was removed or lost its run.json while the study was at work, so there is nowhere to put "
-            "the checkpoint at hand. Run the same command again: what is still there is kept."
-        )
-    check_same_settings(store, config)
-    if store.read_manifest()["data"]["sha256"] != selection_digest(tokens.selection):
-        raise RunFolderError(
-            f"{store.root} has other tokens now than when this study began: another one has taken its place. Run the "
-            "same command again, or choose another folder with --out."
-        )
 
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:

@@ -21,7 +21,7 @@ from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.significance import sums_by_context
-from rareneuron.pipeline.capture import TokenSource
+from rareneuron.measure.capture import TokenSource
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too

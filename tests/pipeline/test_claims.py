@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from rareneuron.conclude.evidence import claims_of
+from rareneuron.conclude.hypotheses import HYPOTHESES
 from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.measure.experiments import effective_number
-from rareneuron.pipeline.hypotheses import HYPOTHESES
 from rareneuron.pipeline.study import run_study
-from rareneuron.pipeline.verdicts import claims_of
 from rareneuron.runs.experiments import ARRAYS
 from rareneuron.runs.files import read_tensors, write_tensors
 from rareneuron.runs.run import open_run

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rareneuron.conclude.trajectory import trajectory, trends
 from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
-from rareneuron.pipeline.dynamics import trajectory, trends
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.files import read_json, read_tensors, write_json
 from rareneuron.runs.rankings import SIGNS, fit_rankings, phases_are_whole, released_ranking, write_phases

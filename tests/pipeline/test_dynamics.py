@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rareneuron.conclude.trajectory import overlap, participation_ratio, trajectory, trends
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases, fit_phases
 from rareneuron.maths.rank_curve import rank_curve
-from rareneuron.pipeline.dynamics import overlap, participation_ratio, trajectory, trends
 from rareneuron.pipeline.study import run_study
 from rareneuron.runs.run import Run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.pipeline.dynamics import onsets
+from rareneuron.conclude.trajectory import onsets
 from rareneuron.present.blocks import Definitions, Illustration, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.alpha_hill import since

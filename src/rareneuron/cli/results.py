@@ -265,7 +265,7 @@ def trajectory(run: Path, of_trends: bool, of_onsets: bool, as_json: bool) -> No
     rareneuron trajectory runs/embedded
     rareneuron trajectory runs/embedded --onsets
     """
-    from rareneuron.pipeline.dynamics import onsets, trends
+    from rareneuron.conclude.trajectory import onsets, trends
     from rareneuron.present.summary import nulls_of_step_zero
     from rareneuron.runs.run import open_run
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from rareneuron.conclude.evidence import write_claims
+from rareneuron.conclude.trajectory import trajectory
 from rareneuron.errors import RunFolderError
 from rareneuron.measure.checkpoint import load_checkpoint
 from rareneuron.measure.identity import resolved, step_name
 from rareneuron.models.adapter import Adapter
 from rareneuron.pipeline.audit import study_warnings
-from rareneuron.pipeline.dynamics import trajectory
 from rareneuron.pipeline.executors import compute_units
 from rareneuron.pipeline.plan import Plan, is_begun, plan_study
 from rareneuron.pipeline.provenance import environment, sha256_of_file
 from rareneuron.pipeline.tokens import choose_tokens, study_corpus
-from rareneuron.pipeline.verdicts import write_claims
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import explained, read_json, write_json, write_table
 from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNITS

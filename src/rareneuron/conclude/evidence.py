@@ -1,6 +1,6 @@
 """From a run's results to the verdicts of `maths.claims`, kept as `claims.json`.
 
-The hypotheses stand in `pipeline.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
 together. What a run doesn't hold (groups, a common target, several checkpoints) makes a claim inconclusive and says so.
 Oracles: tests/maths/test_claims.py for the rule; tests/pipeline/test_claims.py, random models, for the whole.
 """
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rareneuron.conclude.checks import checks
+from rareneuron.conclude.hypotheses import HYPOTHESES, hypothesis
+from rareneuron.conclude.trajectory import onsets, trajectory
 from rareneuron.errors import RareNeuronError, TooFewNeurons
 from rareneuron.maths.claims import (
     LEVEL,
@@ -27,9 +30,6 @@ from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
 from rareneuron.maths.significance import AgainstNull, against_null, drift
-from rareneuron.pipeline.checks import checks
-from rareneuron.pipeline.dynamics import onsets, trajectory
-from rareneuron.pipeline.hypotheses import HYPOTHESES, hypothesis
 from rareneuron.runs.claims import FILE, read_claims
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, write_json

@@ -418,7 +418,7 @@ def test_an_interrupt_says_how_to_continue(invoke, monkeypatch, series, text_fil
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rareneuron.pipeline.study.run_study", interrupted)
+    monkeypatch.setattr("rareneuron.study.study.run_study", interrupted)
     done = invoke(*study_arguments(series, text_file, tmp_path / "run"))
     assert done.exit_code == 130
     assert "same command again" in done.stderr

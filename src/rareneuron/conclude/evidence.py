@@ -2,7 +2,7 @@
 
 The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
 together. What a run doesn't hold (groups, a common target, several checkpoints) makes a claim inconclusive and says so.
-Oracles: tests/maths/test_claims.py for the rule; tests/pipeline/test_claims.py, random models, for the whole.
+Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
 from collections.abc import Callable, Sequence

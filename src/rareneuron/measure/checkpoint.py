@@ -1,9 +1,9 @@
-"""The unit of a study's work: one checkpoint, in its place whole or not at all, whoever computed it.
+"""One checkpoint of a study, computed and put in its place whole or not at all, whoever computed it.
 
-A unit takes the run folder and the settings and gives a folder in `steps/`; tokens were chosen before. It can be
-repeated: what is finished is left, what is damaged is computed again, and the same unit gives the same numbers in any
-process, at any time. So units are computed in turn, by local processes or on a cluster (`pipeline.executors`) alike.
-A lock on each keeps two processes from the same one. Oracle: tests/pipeline/test_crash.py, an undisturbed run.
+It takes the run folder and the settings and gives a folder in `steps/`; tokens were chosen before. It can be repeated:
+what is finished is left, what is damaged is computed again, and the same checkpoint gives the same numbers in any
+process, at any time. So checkpoints are computed in turn, by local processes or on a cluster (`study.workers`) alike.
+A lock on each keeps two processes from the same one. Oracle: tests/study/test_crash.py, an undisturbed run.
 """
 
 import time

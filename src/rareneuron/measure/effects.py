@@ -3,7 +3,7 @@
 Two engines, one result: `by_closed_form` (last layer, `maths.ablation`) and `by_patching` (any layer, any
 architecture: the model itself, slowly). Tokens stream through in whole contexts; kept are means, standard errors
 clustered by context, and per-context sums for the bootstrap. Contexts come in shards whose sums are added in their
-order, so it doesn't matter when, where and by whom each was computed (`Units`). Oracle: tests/pipeline/test_crash.py.
+order, so it doesn't matter when, where and by whom each was computed (`Units`). Oracle: tests/study/test_crash.py.
 """
 
 import time

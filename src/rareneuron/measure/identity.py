@@ -9,9 +9,8 @@ from rareneuron.measure.weights import changed_weights
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
 from rareneuron.models.hub import split_revision
-from rareneuron.pipeline.provenance import sha256_of_file
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import read_json
+from rareneuron.runs.files import file_sum, read_json
 from rareneuron.runs.layout import UNKNOWN_STEP_NAME
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, selection_digest
@@ -56,7 +55,7 @@ def check_same_settings(store: RunStore, config: StudyConfig) -> None:
         )
     counts = config.counts
     if counts is not None and Path(counts).is_file():
-        then, content = manifest["data"]["counts"]["sha256"], sha256_of_file(Path(counts))
+        then, content = manifest["data"]["counts"]["sha256"], file_sum(Path(counts))
         if then != content:
             raise RunFolderError(
                 f"{counts} has changed since {store.root} was begun (SHA-256 {then} then, {content} now), and what is "

@@ -4,7 +4,7 @@ Contexts and the range of activations are gathered while the engine's blocks go 
 kept nowhere; histograms and correlations take one more pass over the tokens, whose activations need no forward pass
 where they are held. Memory: top contexts of every neuron of the layer (at most neurons · 5 · 53 numbers), and one
 number per detailed neuron and neuron of the layer. In wide layers the `MOST_DETAILED` largest effects have details.
-Works with either engine; what a neuron promotes needs the closed form's readout. Oracles: tests/pipeline/
+Works with either engine; what a neuron promotes needs the closed form's readout. Oracles: tests/study/
 test_explorer.py, loops over tokens and neurons.
 """
 

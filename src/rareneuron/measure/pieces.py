@@ -6,7 +6,7 @@ Where there are more, a shard's sums of effects, and its captured tokens where f
 killed study reads them back, and ends with the same bits; one that is damaged is said to be, and computed again.
 Sums are added in float64 in the order of contexts, whether they were just computed or read.
 Shards are cut by counting operations, never by measured time, which would cut them differently each time.
-Domain: the same bits on CPU with the same number of threads. Oracle: tests/pipeline/test_crash.py.
+Domain: the same bits on CPU with the same number of threads. Oracle: tests/study/test_crash.py.
 """
 
 import json

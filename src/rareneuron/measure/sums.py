@@ -1,7 +1,7 @@
 """Sums of effects over tokens and contexts, in parts that can be kept, read back and added.
 
 A part covers a range of contexts. Parts are added in the order of contexts, in float64, so the total has the same
-bits whenever and by whomever each was computed. Oracle: tests/pipeline/test_crash.py.
+bits whenever and by whomever each was computed. Oracle: tests/study/test_crash.py.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ A file is written beside its place under a temporary name, flushed, and renamed 
 reader never sees half a result, and a study killed at any moment leaves only finished work and `*.partial` names.
 Tables are Parquet, tensors safetensors, the rest JSON: nothing is pickled. Every file carries a checksum, which reading
 compares, so a damaged one is refused and gives no wrong number; a finished step lists those of its files.
-Domain: file systems whose `rename` is that of POSIX. Oracle: tests/pipeline/test_crash.py.
+Domain: file systems whose `rename` is that of POSIX. Oracle: tests/study/test_crash.py.
 """
 
 import errno

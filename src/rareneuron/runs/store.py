@@ -2,7 +2,7 @@
 
 Locks belong to living processes: the run's to who writes its tables, a step's to who computes it. What a killed process
 left half-written is removed by the next one that holds the lock.
-Domain: file systems whose `flock` is that of POSIX. Oracle: tests/pipeline/test_crash.py.
+Domain: file systems whose `flock` is that of POSIX. Oracle: tests/study/test_crash.py.
 """
 
 import os

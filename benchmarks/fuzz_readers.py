@@ -46,24 +46,16 @@ from rareneuron.models.audit import tensor_facts
 from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.merge import missing_steps, settings_of
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import (
-    RunStore,
-    damage,
-    read_table,
-    read_tensors,
-    text_digest,
-    write_json,
-    write_table,
-    write_tensors,
-)
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
 from rareneuron.present.sections.provenance import provenance_section
 from rareneuron.present.sections.targets import rule, stage_table
 from rareneuron.present.summary import audit_line
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import damage, read_table, read_tensors, text_digest, write_json, write_table, write_tensors
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.study.merge import missing_steps, settings_of
 
 PER_EXAMPLE = 20  # seconds
 PER_ROUND = 100  # examples of a target before the next target has its turn

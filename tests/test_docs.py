@@ -23,10 +23,11 @@ from rareneuron.cli import cli
 from rareneuron.data import texts
 from rareneuron.maths.phases import fit_phases
 from rareneuron.models.families import FAMILIES
-from rareneuron.pipeline import plan, rankings, tokens
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.present import figures, report, tables
 from rareneuron.present.figures import FIGURES
+from rareneuron.runs import rankings
+from rareneuron.runs.config import StudyConfig
+from rareneuron.study import plan, tokens
 from tests.docs_blocks import (
     NOT_CODE,
     PAGES,

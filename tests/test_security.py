@@ -23,20 +23,13 @@ from rareneuron.models.adapter import load_model
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import load_tokenizer, parsed_config, read_config
 from rareneuron.models.shape import model_shape
-from rareneuron.pipeline import confined
-from rareneuron.pipeline.kinds import wrong_kind
-from rareneuron.pipeline.merge import merge_runs
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import (
-    FORMAT,
-    RunStore,
-    damage,
-    read_json,
-    read_table,
-    replacing,
-    write_json,
-    write_table,
-)
+from rareneuron.runs import untrusted as confined
+from rareneuron.runs.files import damage, read_json, read_table, replacing, write_json, write_table
+from rareneuron.runs.kinds import wrong_kind
+from rareneuron.runs.layout import FORMAT
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.study.merge import merge_runs
 from tests.models.conftest import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from rareneuron.errors import ModelNotFound
 from rareneuron.models.adapter import load_model
 from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
 from rareneuron.models.hub import model_folder
-from rareneuron.pipeline.unigrams import count_corpus
+from rareneuron.study.counts import count_corpus
 
 from .conftest import tiny_model, tiny_tokenizer
 from .hub_server import Hub, commit_of, serving

@@ -20,9 +20,9 @@ def merge(runs: tuple[Path, ...], as_json: bool) -> None:
     rareneuron merge runs/pythia-70m
     rareneuron merge runs/whole runs/part1 runs/part2
     """
-    from rareneuron.pipeline.merge import merge_runs, missing_steps
     from rareneuron.present.publish import publish
     from rareneuron.present.summary import study_summary
+    from rareneuron.study.merge import merge_runs, missing_steps
 
     run = merge_runs(runs[0], runs[1:])
     missing = missing_steps(run)

@@ -12,7 +12,7 @@ from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
 if TYPE_CHECKING:
-    from rareneuron.pipeline.audit import Audit
+    from rareneuron.study.suspicions import Audit
 
 
 @cli.command(short_help="Count tokens of a text.")
@@ -33,7 +33,7 @@ def unigrams(
     \b
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
     """
-    from rareneuron.pipeline.unigrams import count_corpus
+    from rareneuron.study.counts import count_corpus
 
     total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
     emit(
@@ -65,7 +65,7 @@ def fetch(
     rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
     HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
     """
-    from rareneuron.pipeline.fetch import fetch as fetch_series
+    from rareneuron.study.fetch import fetch as fetch_series
 
     quiet_libraries()
     found = fetch_series(model, revision, steps, counts=counts, progress=said)
@@ -109,7 +109,7 @@ def checkpoints(
     rareneuron checkpoints ./series --audit --data texts.jsonl.gz
     """
     if audit:
-        from rareneuron.pipeline.audit import audit_series
+        from rareneuron.study.suspicions import audit_series
 
         quiet_libraries()
         found = audit_series(model, revision, data=data, text_field=text_field, seed=seed, progress=said)

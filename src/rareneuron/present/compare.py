@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline.dynamics import overlap, participation_ratio
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.blocks import Block, Column, Illustration, Paragraph, Section, Table
 from rareneuron.present.figure import Figure, ready_sheet
 from rareneuron.present.figures import FIGURES, rank_curves
@@ -27,6 +25,8 @@ from rareneuron.present.readable import claims_or_reason, phases_or_reason
 from rareneuron.present.sections.curve import on_page
 from rareneuron.present.subject import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 from rareneuron.shown import Shown, html_table
 
 IDENTITY = ("model", "revision", "steps")  # what a row says already

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.ink import NO_EFFECT, draw_minor_ticks, words_only
 from rareneuron.present.style import LIGHT, Theme, with_variables
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.figure

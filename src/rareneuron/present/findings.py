@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Sheets
 from rareneuron.present.subject import Subject
+from rareneuron.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

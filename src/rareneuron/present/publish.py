@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figures import write_figures
 from rareneuron.present.findings import findings
 from rareneuron.present.report import write_report
 from rareneuron.present.tables import write_tables
+from rareneuron.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from rareneuron.maths import Definitions
 from rareneuron.maths.claims import Claim
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import LEVEL, Phases
-from rareneuron.pipeline.rankings import Found, Ranking
-from rareneuron.pipeline.run import Run
 from rareneuron.present.wording import significant
+from rareneuron.runs.groups import available
+from rareneuron.runs.rankings import Found, Ranking
+from rareneuron.runs.run import Run
 
 Part = Literal["geometry", "spectrum"]  # of a checkpoint's results
 
@@ -91,6 +92,4 @@ def part_record(run: Run, part: Part | Literal["groups"], step: int | None) -> d
 
     Raises `TooFewNeurons` where the checkpoint has no groups.
     """
-    from rareneuron.pipeline.groups import available  # loads torch
-
     return available(run.folder(step) / f"{part}.json")

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.blocks import Illustration, Section
 from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings, findings
@@ -27,6 +25,8 @@ from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections import SECTIONS
 from rareneuron.present.style import dark_rules
 from rareneuron.present.wording import significant, without_hidden
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import jinja2

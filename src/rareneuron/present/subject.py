@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.published import published_name
 from rareneuron.present.wording import step_name, visible, without_hidden
+from rareneuron.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

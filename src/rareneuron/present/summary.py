@@ -8,9 +8,9 @@ import pandas as pd
 from rareneuron.maths import Definitions
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.pipeline.rankings import SIGNS, Ranking
-from rareneuron.pipeline.run import Run
 from rareneuron.present.readable import claims_or_reason, found_or_reason, verdict
+from rareneuron.runs.rankings import SIGNS, Ranking
+from rareneuron.runs.run import Run
 
 MOST_NAMED = 3  # claims of a verdict, in a line
 

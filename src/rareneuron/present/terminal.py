@@ -8,7 +8,7 @@ import pandas as pd
 from rareneuron.maths.claims import Claims, as_record
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
-from rareneuron.pipeline.run import Run
+from rareneuron.runs.run import Run
 
 GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure, Sheets, save_figure
 from rareneuron.present.style import LIGHT, Theme
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -2,7 +2,7 @@
 
 The paper's curve is one group less one random group, of a matrix that it doesn't name. Here the zero line is the mean
 over random groups, grey holds 95 % of them, and thin lines are the means of groups matched to each. "Since" is the rule
-of `pipeline.dynamics.onsets`: p ≤ 5 % against both kinds, at that step and every later one.
+of `conclude.trajectory.onsets`: p ≤ 5 % against both kinds, at that step and every later one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.dynamics import LEVEL, onsets
-from rareneuron.pipeline.run import Run
+from rareneuron.conclude.trajectory import LEVEL, onsets
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import SMALL, note
 from rareneuron.present.readable import rows_or_reason
 from rareneuron.present.style import Theme
 from rareneuron.present.tables.layouts import HEADS
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

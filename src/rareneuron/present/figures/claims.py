@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.maths.claims import Claim
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import SMALL
 from rareneuron.present.readable import NO_CLAIMS, claims_or_reason
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import MINUS, NOTHING, significant
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

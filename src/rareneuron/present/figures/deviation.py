@@ -12,7 +12,6 @@ import pandas as pd
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.segments import Spacings
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import (
     SMALL,
@@ -28,6 +27,7 @@ from rareneuron.present.ink import (
 from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import checkpoint_name, significant, step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

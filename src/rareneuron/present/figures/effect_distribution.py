@@ -11,11 +11,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from rareneuron.maths.nulls import FAMILIES
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import SMALL, draw_nulls, labelled, null_bands, null_samples
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.maths.rank_curve import WINDOW, local_slope
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import SMALL, draw_nulls, headed, log_ranks, null_bands, null_samples, step_legend
 from rareneuron.present.style import Colour, Theme
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

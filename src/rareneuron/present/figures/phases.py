@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import (
     NULL_SHADE,
@@ -26,6 +25,7 @@ from rareneuron.present.ink import (
 from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import checkpoint_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import band, log_axes, step_legend, thinned
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import NO_EFFECT, SMALL, band, log_axes, thinned, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.subject import subjects_with_labels
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

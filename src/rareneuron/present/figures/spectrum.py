@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.alpha_hill import ROLES, name_matrix
 from rareneuron.present.ink import SMALL, headed
 from rareneuron.present.readable import part_record, rows_or_reason
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import checkpoint_name, significant
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

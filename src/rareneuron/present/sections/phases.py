@@ -3,7 +3,6 @@
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import LEVEL, Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
-from rareneuron.pipeline.rankings import RANKINGS, SIGNS, Found
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings
@@ -11,6 +10,7 @@ from rareneuron.present.readable import found_or_reason, verdict
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.summary import nulls_of_step_zero
 from rareneuron.present.wording import NOTHING, at_step, checkpoint_name, significant
+from rareneuron.runs.rankings import RANKINGS, SIGNS, Found
 
 SHOWN = ("phases", "deviation", "local-slope")
 NAMES = {"all": "all neurons", "boosting": "boosting", "suppressing": "suppressing", "common": "common targets"}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.published import Number
 from rareneuron.present.tables.layouts import NUMBERS
 from rareneuron.present.tables.long_form import all_tables, long_table
 from rareneuron.present.tables.paper_form import paper_table
 from rareneuron.present.typeset import PaperTable, as_latex, as_markdown
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 
 __all__ = ["all_tables", "long_table", "paper_table", "save_tables", "table_text", "tables_text", "write_tables"]
 

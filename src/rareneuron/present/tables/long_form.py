@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.published import GROUP_SIZE, GROUPS, N_TOKENS, Number, published
 from rareneuron.present.readable import rows_or_reason
 from rareneuron.present.subject import Subject, subject
 from rareneuron.present.tables.layouts import LAYOUTS, NUMBERS
+from rareneuron.runs.run import Run
 
 COLUMNS = (
     *("table", "origin", "model", "n_params", "step", "layer", "definitions", "statistic", "matrix"),

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.published import (
     GROUP_SIZE,
     GROUPS,
@@ -25,6 +24,7 @@ from rareneuron.present.tables.layouts import COVARIATES, HEADS, LAYOUTS, LEGEND
 from rareneuron.present.tables.long_form import COLUMNS, rows_of
 from rareneuron.present.typeset import PaperTable
 from rareneuron.present.wording import MINUS, NOTHING, significant
+from rareneuron.runs.run import Run
 
 
 def paper_table(number: Number, runs: Sequence[Run], step: int | None = None) -> PaperTable:

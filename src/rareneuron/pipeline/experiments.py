@@ -19,9 +19,9 @@ from torch import Tensor
 from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
 from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.claims import weights_at_equal_loss
+from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
-from rareneuron.maths.significance import sums_by_context
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 

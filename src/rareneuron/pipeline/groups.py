@@ -17,7 +17,8 @@ from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.moments import SecondMoments
-from rareneuron.maths.spectrum import Spectrum, spectrum
+from rareneuron.maths.spectrum import Spectrum
+from rareneuron.maths.weights import spectrum
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors

@@ -26,7 +26,8 @@ from rareneuron.maths.claims import (
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
-from rareneuron.maths.significance import AgainstNull, against_null, drift
+from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.trend import drift
 from rareneuron.pipeline.checks import checks
 from rareneuron.pipeline.claims_file import FILE, read_claims
 from rareneuron.pipeline.dynamics import onsets, trajectory

@@ -42,10 +42,10 @@ from transformers.utils import logging as transformers_logging
 from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
-from rareneuron.models.audit import tensor_facts
-from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import list_checkpoints
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
+from rareneuron.models.suspicions import tensor_facts
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.merge import missing_steps, settings_of
 from rareneuron.pipeline.run import Run, open_run
@@ -247,7 +247,7 @@ def model_targets(folder: Path) -> list[Target]:
             load_causal_lm(place, read_config(place), "float32")
 
         def plan(place: Path = place) -> None:
-            model_shape(Checkpoint(step=0, source=str(place)))
+            model_shape(place)
 
         def encode(place: Path = place) -> None:
             tokenizer = load_tokenizer(place, None)

@@ -26,7 +26,7 @@ from rareneuron import errors
 from rareneuron.errors import RareNeuronError, WorkerLost
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.models.loading import without_bars
+from rareneuron.models.loading import hide_progress_bars
 from rareneuron.pipeline.config import StudyConfig
 from rareneuron.pipeline.plan import Plan, step_name
 from rareneuron.pipeline.store import RunStore
@@ -70,7 +70,7 @@ def task_of(config: StudyConfig, checkpoint: Checkpoint, *, is_last: bool) -> di
 
 def do_task(task: dict[str, Any]) -> dict[str, Any]:
     """Compute one checkpoint in a worker; what a user can mend is answered, anything else is let through."""
-    without_bars()  # several workers' would run into one another
+    hide_progress_bars()  # several workers' would run into one another
     settings, checkpoint = task["config"], Checkpoint(**task["checkpoint"])
     if isinstance(settings["steps"], list):
         settings = settings | {"steps": tuple(settings["steps"])}
@@ -141,7 +141,7 @@ class Worker:
             with self.lock:
                 self.process = None
                 is_ended = self.is_ended
-            step = task["checkpoint"]["step"]
+            step = step_name(Checkpoint(**task["checkpoint"]))
             if not is_ended:
                 tqdm.write(f"rareneuron: the worker at step {step} died ({died_of(code)})", file=sys.stderr)
         raise WorkerLost(

@@ -21,6 +21,7 @@ from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.readout import Readout
 from rareneuron.maths.significance import sums_by_context
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
@@ -134,7 +135,7 @@ class Sample:
 
 
 def joint_effects(
-    readout: Any,
+    readout: Readout,
     resid: Float[Tensor, "token d_model"],
     target: Int[Tensor, " token"],
     shift: Float[Tensor, "token neuron"],

@@ -25,6 +25,7 @@ from rareneuron.data.selection import Selection
 from rareneuron.data.words import type_texts
 from rareneuron.errors import RareNeuronError, VocabularyMismatch
 from rareneuron.maths.readout import Readout
+from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import LayerWeights
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.effects import EffectBlock
@@ -258,7 +259,7 @@ def closest(
 
 
 def writes(
-    adapter: Any, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
+    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
 ) -> tuple[Int[np.ndarray, "shown written"] | None, Float[np.ndarray, "shown written"] | None, str | None]:
     """The ids that each neuron promotes and demotes most, or why that can't be told."""
     if engine != "closed-form":

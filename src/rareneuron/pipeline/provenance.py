@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from rareneuron.models.checkpoints import Checkpoint, label
-from rareneuron.models.hub import ModelFolder, is_local, model_folder
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label
+from rareneuron.models.hub import ModelFolder, is_local
 from rareneuron.models.loading import sha256_of_weights, weight_files
 
 LIBRARIES = (
@@ -65,30 +65,24 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def described(checkpoint: Checkpoint) -> ModelFolder:
-    """Config and tokenizer of a checkpoint, and the commit that its revision stands for now; no weights are fetched."""
-    return model_folder(checkpoint.source, checkpoint.revision, weights=False)
-
-
-def weight_stamps(checkpoint: Checkpoint) -> dict[str, list[int]] | None:
+def weight_stamps(where: ModelFolder) -> dict[str, list[int]] | None:
     """Size and time of the last change (ns) of each weight file; None on the Hub, where the commit says it all.
 
     Files with the same stamps are taken for the same, so that gigabytes needn't be hashed each time a run continues.
     """
-    if not is_local(checkpoint.source):
+    if not is_local(where.source):
         return None
-    stats = {file.name: file.stat() for file in weight_files(described(checkpoint).folder)}
+    stats = {file.name: file.stat() for file in weight_files(where.folder)}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def changed_weights(checkpoint: Checkpoint, recorded: Mapping[str, Any]) -> str | None:
     """How a checkpoint's weights differ from those that `step.json` records; None where they don't."""
-    now: str | None
+    name, now = "commit", checkpoint.commit
     if is_local(checkpoint.source):
-        if weight_stamps(checkpoint) == recorded.get("weight_stamps"):
+        where = checkpoint_folder(checkpoint)
+        if weight_stamps(where) == recorded.get("weight_stamps"):
             return None
-        name, now = "weights_sha256", sha256_of_weights(described(checkpoint).folder)
-    else:
-        name, now = "commit", described(checkpoint).commit
+        name, now = "weights_sha256", sha256_of_weights(where.folder)
     before = recorded[name]
     return None if before == now else f"{label(checkpoint)} had the {name} {before} then, and has {now} now"

@@ -42,10 +42,10 @@ from transformers.utils import logging as transformers_logging
 from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
-from rareneuron.models.audit import tensor_facts
-from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import list_checkpoints
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
+from rareneuron.models.suspicions import tensor_facts
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
 from rareneuron.present.sections.provenance import provenance_section
@@ -239,7 +239,7 @@ def model_targets(folder: Path) -> list[Target]:
             load_causal_lm(place, read_config(place), "float32")
 
         def plan(place: Path = place) -> None:
-            model_shape(Checkpoint(step=0, source=str(place)))
+            model_shape(place)
 
         def encode(place: Path = place) -> None:
             tokenizer = load_tokenizer(place, None)

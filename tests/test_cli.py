@@ -328,7 +328,7 @@ def test_bad_input_is_one_paragraph_and_exit_2(invoke, series, run_folder, argum
 def test_a_device_that_is_not_there(invoke, series, text_file, tmp_path, device):
     done = invoke(*study_arguments(series, text_file, tmp_path / "run"), "--device", device)
     assert done.exit_code == 2
-    assert re.search(rf"no device '{device}'.*Here are cpu", done.stderr)
+    assert re.search(rf"no device '{device}'.*This machine has cpu", done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -104,7 +104,7 @@ def in_place_of_the_real(there):
         patch.setattr(plan, "SERIES", there.embedded)
         patch.setattr(tokens, "COUNTS", there.counts)
         patch.setattr(tokens, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
-        patch.setattr(texts, "_hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
+        patch.setattr(texts, "hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
         patch.setattr(rankings, "fit_phases", few_draws)
         yield patch
 

@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from rareneuron.data.rarity import RareTypes, rare_types
     from rareneuron.errors import RareNeuronError
     from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.activations import effective_dimension, geometry
     from rareneuron.maths.claims import Claims
-    from rareneuron.maths.geometry import Geometry, effective_dimension, geometry
+    from rareneuron.maths.geometry import Geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
     from rareneuron.maths.phases import ContextSums, Phases, fit_phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
     from rareneuron.maths.released import ReleasedPhases, released_phases
-    from rareneuron.maths.spectrum import Spectrum, alpha_hill, spectrum
+    from rareneuron.maths.spectrum import Spectrum, alpha_hill
+    from rareneuron.maths.weights import spectrum
     from rareneuron.models.adapter import Adapter, load_model
     from rareneuron.present.compare import SideBySide, compare
     from rareneuron.present.figures import figure
@@ -34,8 +36,8 @@ _HOMES = {
     "delta_loss": "maths.ablation",
     "Claims": "maths.claims",
     "Geometry": "maths.geometry",
-    "effective_dimension": "maths.geometry",
-    "geometry": "maths.geometry",
+    "effective_dimension": "maths.activations",
+    "geometry": "maths.activations",
     "NeuronGroups": "maths.groups",
     "neuron_groups": "maths.groups",
     "ContextSums": "maths.phases",
@@ -48,7 +50,7 @@ _HOMES = {
     "released_phases": "maths.released",
     "Spectrum": "maths.spectrum",
     "alpha_hill": "maths.spectrum",
-    "spectrum": "maths.spectrum",
+    "spectrum": "maths.weights",
     "Adapter": "models.adapter",
     "load_model": "models.adapter",
     "StudyConfig": "runs.config",

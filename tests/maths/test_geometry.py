@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from rareneuron.errors import InvalidConfig, OutOfRange, RareNeuronError, TooFewNeurons
 from rareneuron.maths import geometry as module
 from rareneuron.maths import moments
-from rareneuron.maths.geometry import (
-    SecondMoments,
-    disjoint_partners,
-    effective_dimension,
-    geometry,
-    geometry_of,
-    similarities,
-)
+from rareneuron.maths.activations import effective_dimension, geometry
+from rareneuron.maths.geometry import disjoint_partners, geometry_of, similarities
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.moments import SecondMoments
 from tests import geometry_oracle as oracle
 
 N_DRAWS = 199  # 10 of 200 is 5 %

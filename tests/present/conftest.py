@@ -11,9 +11,9 @@ import pytest
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths import Definitions
-from rareneuron.maths.geometry import geometry
+from rareneuron.maths.activations import geometry
 from rareneuron.maths.groups import neuron_groups
-from rareneuron.maths.spectrum import spectrum
+from rareneuron.maths.weights import spectrum
 from rareneuron.present.blocks import Paragraph
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_table, replacing, write_json, write_table, write_tensors

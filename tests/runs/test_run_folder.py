@@ -112,14 +112,14 @@ def test_weights_are_hashed_again_only_where_their_files_were_touched(own, tmp_p
 
 
 def test_weights_that_change_while_they_are_loaded_count_as_changed(own, tmp_path, monkeypatch):
-    original = checkpoint_module.load_model
+    original = checkpoint_module.load_folder
 
-    def then_replaced(source, *arguments, **options):
-        adapter = original(source, *arguments, **options)
-        shutil.copy(tmp_path / "model" / "step2" / "model.safetensors", Path(source) / "model.safetensors")
+    def then_replaced(where, **options):
+        adapter = original(where, **options)
+        shutil.copy(tmp_path / "model" / "step2" / "model.safetensors", where.folder / "model.safetensors")
         return adapter
 
-    monkeypatch.setattr(checkpoint_module, "load_model", then_replaced)
+    monkeypatch.setattr(checkpoint_module, "load_folder", then_replaced)
     run_study(own(steps=(10,)))
     with pytest.raises(RunFolderError, match=r"Step 10 of .*other weights"):
         run_study(own(steps=(10,)))

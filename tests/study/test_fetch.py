@@ -17,7 +17,7 @@ from rareneuron.cli import cli
 from rareneuron.embedded import SERIES
 from rareneuron.errors import InvalidConfig, ModelNotFound, UnusableCounts
 from rareneuron.measure.weights import weights_record
-from rareneuron.models.checkpoints import Checkpoint
+from rareneuron.models.adapter import load_model
 from rareneuron.runs.files import write_json
 from rareneuron.runs.layout import WEIGHTS
 from rareneuron.runs.store import RunStore
@@ -231,7 +231,7 @@ def test_what_a_study_says_of_its_checkpoints(series, tmp_path):
         record = {"model": {"weights_sha256": sha}, "loss_rare": rare, "loss_common": common}
         write_json(store.step(name) / "step.json", record)
         if weights is not None:
-            write_json(store.step(name) / WEIGHTS, weights_record(Checkpoint(step=0, source=str(series / weights))))
+            write_json(store.step(name) / WEIGHTS, weights_record(load_model(series / weights)))
 
     for name, sha, rare in (("0", "a", 9.7), ("2", "a", 9.7), ("10", "b", 9.9), ("final", "c", 1.0)):
         step(name, sha, rare)
@@ -248,6 +248,6 @@ def test_what_a_study_says_of_its_checkpoints(series, tmp_path):
     weights, others = (load_file(series / name / "model.safetensors") for name in ("step10", "step0"))
     matrix = next(name for name in weights if name.endswith("dense_h_to_4h.weight"))
     save_file(weights | {matrix: others[matrix]}, tmp_path / "mixed" / "model.safetensors", {"format": "pt"})
-    write_json(store.step("2") / WEIGHTS, weights_record(Checkpoint(step=2, source=str(tmp_path / "mixed"))))
+    write_json(store.step("2") / WEIGHTS, weights_record(load_model(tmp_path / "mixed")))
     (said,) = study_warnings(store)
     assert said == f"1 matrix is the same at steps 0, 2 (`{matrix}`) and not at others: files may be mixed up."

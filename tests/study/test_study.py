@@ -163,11 +163,11 @@ def test_a_finished_step_is_never_computed_again(config, monkeypatch):
     run = run_study(config(steps=(0, 2)))
     before = {p: p.stat().st_mtime_ns for p in run.path.glob("steps/*/*")}
     loaded = []
-    original = checkpoint_module.load_model
-    monkeypatch.setattr(checkpoint_module, "load_model", lambda *a, **k: loaded.append(a[0]) or original(*a, **k))
+    original = checkpoint_module.load_folder
+    monkeypatch.setattr(checkpoint_module, "load_folder", lambda *a, **k: loaded.append(a[0]) or original(*a, **k))
     again = run_study(config(steps=(0, 2, 10)))
     assert again.steps == [0, 2, 10]
-    assert [Path(source).name for source in loaded] == ["step10"]
+    assert [where.folder.name for where in loaded] == ["step10"]
     assert all(p.stat().st_mtime_ns == before[p] for p in before)
 
 

@@ -100,7 +100,7 @@ def test_a_worker_that_is_ended_begins_no_process(config, monkeypatch):
     worker = processes.Worker({})
     worker.end()
     with pytest.raises(WorkerLost, match="interrupted"):
-        worker.answer({"checkpoint": {"step": 0}})
+        worker.answer({"checkpoint": {"step": 0, "source": "model"}})
 
 
 def test_what_a_worker_runs_into_is_raised_here(config, series):

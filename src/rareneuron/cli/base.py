@@ -166,6 +166,6 @@ def table_records(table: Any) -> Any:
 
 def quiet_libraries() -> None:
     """No progress bars of other libraries' into a log file; ours notice by themselves."""
-    from rareneuron.models.loading import without_bars
+    from rareneuron.models.loading import hide_progress_bars
 
-    without_bars()
+    hide_progress_bars()

@@ -116,14 +116,14 @@ def checkpoints(
         emit(audit_as_dict(found), as_json, lambda: audit_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import UNKNOWN_STEP, all_checkpoints, label, without_weights
+    from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
-    missing = [without_weights(c) for c in listed]
+    missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows = [
-        {"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
+        {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
@@ -141,9 +141,9 @@ def said(name: str) -> None:
     click.echo(name, err=True)
 
 
-def step_text(step: Any) -> str:
-    """A step in its column; -1 and None are unknown."""
-    return f"{'?' if step in (None, -1) else step:>8}"
+def step_text(step: int | None) -> str:
+    """A step in its column, with a question mark for one that isn't known."""
+    return f"{'?' if step is None else step:>8}"
 
 
 def audit_as_dict(audit: "Audit") -> dict[str, Any]:
@@ -153,7 +153,7 @@ def audit_as_dict(audit: "Audit") -> dict[str, Any]:
         "n_tokens": audit.n_tokens,
         "checkpoints": [
             {
-                "step": None if c.step == -1 else c.step,
+                "step": c.step,
                 "checkpoint": c.name,
                 "weights_sha256": c.weights,
                 "n_params": c.n_params,

@@ -29,7 +29,8 @@ from rareneuron.maths.claims import (
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
-from rareneuron.maths.significance import AgainstNull, against_null, drift
+from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.trend import drift
 from rareneuron.runs.claims import FILE, read_claims
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, write_json

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
-from rareneuron.maths.significance import trend
+from rareneuron.maths.trend import trend
 from rareneuron.runs.rankings import SIGNS
 from rareneuron.runs.run import Run
 

@@ -9,18 +9,16 @@ Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.m
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist
-from torch import Tensor
 
 from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
-from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.significance import AgainstNull, against_null
 from rareneuron.shown import Shown
 
@@ -33,6 +31,33 @@ THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
 ROUNDING = 1e-12  # of a share of variance; the eigenvalues of 50 neurons round to about 1e-15 of their sum
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
+
+
+@runtime_checkable
+class Moments(Protocol):
+    """Second moments of a layer's activations, as `moments.SecondMoments` streams them; any other source will do."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the moments are sums over."""
+
+    def covariance(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return the unbiased covariance of neurons `rows` with neurons `columns`."""
+
+    def correlation(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return Pearson's ρ; NaN where a neuron is constant."""
+
+    def cosine(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return the cosine between uncentred activation vectors; NaN where a neuron is always 0."""
+
+    def constant(self, neurons: Int[np.ndarray, "*draw size"]) -> Bool[np.ndarray, "*draw size"]:
+        """Return whether each neuron has the same activation at every token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,46 +115,8 @@ def null_rows(compared: Compared) -> list[dict[str, Any]]:
     return rows or [{"null": None} | dict.fromkeys(NULL_COLUMNS)]
 
 
-def effective_dimension(
-    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
-    variance: float = 0.95,
-    *,
-    zscore: bool = False,
-) -> int:
-    r"""Smallest d with $\sum_{i \le d} \lambda_i / \sum_j \lambda_j \ge$ `variance`, λ of the activations' covariance.
-
-    `zscore`: of their correlation. It grows with the number of tokens: 50 independent neurons have 37 over 80 tokens,
-    47 over 1,000 and more. Compare values of equal numbers of tokens only.
-    """
-    moments = SecondMoments()
-    moments.add(acts if isinstance(acts, Tensor) else np.asarray(acts))
-    refuse_unusable(moments, variance)
-    if moments.constant(moments.neurons).all():
-        raise TooFewNeurons(
-            f"None of {len(moments.neurons)} neurons varies over these {moments.n_tokens} tokens, so there is no "
-            "variance to share out. Use other neurons or more tokens."
-        )
-    matrix = (moments.correlation if zscore else moments.covariance)(moments.neurons, moments.neurons)
-    return int(effective_dimensions(matrix, variance))
-
-
-def geometry(
-    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
-    groups: NeuronGroups,
-    rng: np.random.Generator | None = None,
-    *,
-    variance: float = 0.95,
-    definitions: Definitions = "paper",
-) -> Geometry:
-    """`geometry_of` activations that fit in memory. Without `rng` the seed is 0."""
-    moments = SecondMoments(members(groups))
-    moments.add(acts)
-    rng = np.random.default_rng(0) if rng is None else rng
-    return geometry_of(moments, groups, rng, variance=variance, definitions=definitions)
-
-
 def geometry_of(
-    moments: SecondMoments,
+    moments: Moments,
     groups: NeuronGroups,
     rng: np.random.Generator,
     variance: float = 0.95,
@@ -175,7 +162,7 @@ def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
     )
 
 
-def refuse_unusable(moments: SecondMoments, variance: float) -> None:
+def refuse_unusable(moments: Moments, variance: float) -> None:
     """Before anything is computed."""
     if moments.n_tokens < 2:
         raise InvalidConfig(
@@ -189,14 +176,14 @@ def refuse_unusable(moments: SecondMoments, variance: float) -> None:
         )
 
 
-def similarities(moments: SecondMoments, definitions: Definitions) -> dict[str, Similarity]:
+def similarities(moments: Moments, definitions: Definitions) -> dict[str, Similarity]:
     """What is averaged over pairs. The released scripts divide by the unbiased variance, and the products by N."""
     scale = 1 - 1 / moments.n_tokens if definitions == "released" else 1.0
     return {"correlation": lambda rows, columns: scale * moments.correlation(rows, columns), "cosine": moments.cosine}
 
 
 def within(
-    moments: SecondMoments,
+    moments: Moments,
     measures: dict[str, Similarity],
     groups: Int[np.ndarray, "draw size"],
     variance: float,

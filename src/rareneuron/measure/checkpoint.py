@@ -25,8 +25,8 @@ from rareneuron.measure.identity import refuse_removed, shard_identity, step_nam
 from rareneuron.measure.neurons import Observer, explorer_stage
 from rareneuron.measure.pieces import ShardedSource, ShardStore, StepShards, cut_contexts
 from rareneuron.measure.weights import weight_stamps, weights_record
-from rareneuron.models.adapter import Adapter, load_model
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
+from rareneuron.models.adapter import Adapter, load_folder
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
@@ -60,8 +60,9 @@ def compute_unit(
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     """Load one checkpoint, and refuse what the chosen engine cannot do before any work is done."""
-    stamps = weight_stamps(checkpoint)  # before loading: weights that change meanwhile then count as changed
-    adapter = load_model(checkpoint.source, checkpoint.revision, dtype=config.dtype, device=config.device)
+    where = checkpoint_folder(checkpoint)
+    stamps = weight_stamps(where)  # before loading: weights that change meanwhile then count as changed
+    adapter = load_folder(where, dtype=config.dtype, device=config.device)
     adapter.provenance["weight_stamps"] = stamps
     if config.engine == "closed-form":
         adapter.readout(config.layer)  # refuses with the reason
@@ -129,7 +130,7 @@ def step_stage(
         role[neurons] = name_of_role
     rare = selection.rare
     record = {
-        "step": None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        "step": checkpoint.step,
         "model": adapter.provenance | ({"source": f"embedded series, step {name}"} if config.is_embedded_model else {}),
         "closed_form": asdict(adapter.closed_form),
         "engine": config.engine,
@@ -153,7 +154,7 @@ def step_stage(
         if tried is not None:
             write_experiments(folder, tried)
         write_phases(folder, phases, config.definitions)
-        write_json(folder / WEIGHTS, weights_record(checkpoint))
+        write_json(folder / WEIGHTS, weights_record(adapter))
         write_json(folder / "step.json", record | {"files": file_sums(folder)})
     remove(store.units(name))
 

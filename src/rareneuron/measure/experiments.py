@@ -18,9 +18,10 @@ from torch import Tensor
 from rareneuron.errors import RareNeuronError
 from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.claims import weights_at_equal_loss
+from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
-from rareneuron.maths.significance import sums_by_context
+from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
@@ -131,7 +132,7 @@ class Sample:
 
 
 def joint_effects(
-    readout: Any,
+    readout: Readout,
     resid: Float[Tensor, "token d_model"],
     target: Int[Tensor, " token"],
     shift: Float[Tensor, "token neuron"],

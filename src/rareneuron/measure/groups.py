@@ -15,7 +15,8 @@ from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.moments import SecondMoments
-from rareneuron.maths.spectrum import Spectrum, spectrum
+from rareneuron.maths.spectrum import Spectrum
+from rareneuron.maths.weights import spectrum
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES, ComparedGroups

@@ -7,7 +7,7 @@ from typing import Any
 from rareneuron.errors import RunFolderError
 from rareneuron.measure.weights import changed_weights
 from rareneuron.models.adapter import Adapter
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint
+from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import split_revision
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import file_sum, read_json
@@ -20,7 +20,7 @@ EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
 
 def step_name(checkpoint: Checkpoint) -> str:
     """The name of a checkpoint's folder in the run."""
-    return UNKNOWN_STEP_NAME if checkpoint.step == UNKNOWN_STEP else str(checkpoint.step)
+    return UNKNOWN_STEP_NAME if checkpoint.step is None else str(checkpoint.step)
 
 
 def resolved(config: StudyConfig) -> dict[str, str | None]:

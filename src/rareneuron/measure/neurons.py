@@ -11,7 +11,6 @@ test_explorer.py, loops over tokens and neurons.
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from rareneuron.errors import RareNeuronError
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 from rareneuron.measure.effects import EffectBlock
+from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import LayerWeights
 from rareneuron.runs.neurons import (
     AFTER,
@@ -238,7 +238,7 @@ def closest(
 
 
 def writes(
-    adapter: Any, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
+    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
 ) -> tuple[Int[np.ndarray, "shown written"] | None, Float[np.ndarray, "shown written"] | None, str | None]:
     """The ids that each neuron promotes and demotes most, or why that can't be told."""
     if engine != "closed-form":

@@ -43,11 +43,8 @@ SEEN = "explorer."
 
 def work(adapter: Adapter, selection: Selection, engine: str) -> tuple[float, float]:
     """Operations of the forward pass over all positions, and of all effects: matrix products alone."""
-    model = adapter.model
-    embeddings = {id(model.get_input_embeddings().weight), id(adapter.anatomy.unembedding.weight)}
-    n_params = sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
     n_tokens, d_model, d_mlp = len(selection.context), adapter.d_model, adapter.d_mlp
-    forward = 2.0 * n_params * selection.windows.size
+    forward = 2.0 * adapter.n_backbone_params * selection.windows.size
     if engine == "patching":
         return forward, forward * d_mlp + 2.0 * n_tokens * d_mlp * adapter.vocab * d_model
     return forward, 2.0 * n_tokens * adapter.vocab * (4 * d_model + d_mlp)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.maths.significance import ClusteredMean, sums_by_context
+from rareneuron.maths.clustered import ClusteredMean, sums_by_context
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.runs.layout import kept_rows
 
@@ -58,7 +58,7 @@ class EffectSums:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, to be kept and absorbed."""
-        means = {f"mean.{k}.{name}": as_array(v) for k, mean in self.means.items() for name, v in vars(mean).items()}
+        means = {f"mean.{k}.{name}": v for k, mean in self.means.items() for name, v in mean.arrays().items()}
         return {"tokens_per_row": self.tokens_per_row, **self.per_context, **means}
 
     def absorb(self, part: Mapping[str, np.ndarray], contexts: range, device: torch.device) -> None:
@@ -68,13 +68,12 @@ class EffectSums:
         self.tokens_per_row[rows] += part["tokens_per_row"]
         for name, sums in self.per_context.items():
             sums[rows] += part[name]
+        means: dict[str, dict[str, np.ndarray]] = {}
         for key in (key for key in part if key.startswith("mean.")):
             _, statistic, name = key.split(".")
-            mean = self.means.setdefault(statistic, ClusteredMean(self.n_neurons, device))
-            before = getattr(mean, name)  # a sum, as everything that a ClusteredMean holds
-            is_tensor = isinstance(before, Tensor)
-            more = torch.from_numpy(part[key]).to(device) if is_tensor else type(before)(part[key].item())
-            setattr(mean, name, before + more)
+            means.setdefault(statistic, {})[name] = part[key]
+        for statistic, arrays in means.items():
+            self.means.setdefault(statistic, ClusteredMean(self.n_neurons, device)).absorb(arrays)
 
     def columns(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Mean and standard error of every statistic, per neuron."""

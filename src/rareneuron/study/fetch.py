@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rareneuron.data.rarity import load_counts
 from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, label, list_checkpoints
-from rareneuron.models.hub import is_local, model_folder, split_revision
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label, list_checkpoints
+from rareneuron.models.hub import is_local, split_revision
 from rareneuron.models.loading import load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
 
@@ -65,17 +65,17 @@ def fetch(
         )
         raise ModelNotFound(f"{how_many} same command tries again only what is missing. {listed}")
     if counts is not None:
-        refuse_other_counts(checkpoints[-1], counts)
+        refuse_other_counts(found[-1].folder, counts)
     return tuple(found)
 
 
 def fetched(checkpoint: Checkpoint) -> Fetched:
     """One checkpoint, downloaded and read as far as headers go."""
-    where = model_folder(checkpoint.source, checkpoint.revision)
+    where = checkpoint_folder(checkpoint)
     read_config(where.folder)
     header = read_header(where.folder)
     return Fetched(
-        step=None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        step=checkpoint.step,
         checkpoint=label(checkpoint),
         commit=where.commit,
         folder=where.folder,
@@ -83,7 +83,7 @@ def fetched(checkpoint: Checkpoint) -> Fetched:
     )
 
 
-def refuse_other_counts(checkpoint: Checkpoint, counts: Path) -> None:
-    """Counts that a study would refuse."""
-    tokenizer = load_tokenizer(model_folder(checkpoint.source, checkpoint.revision).folder, None)
-    load_counts(counts, model_shape(checkpoint).vocab, None if tokenizer is None else len(tokenizer))
+def refuse_other_counts(folder: Path, counts: Path) -> None:
+    """Refuse counts that a study of the model in this folder would refuse."""
+    tokenizer = load_tokenizer(folder, None)
+    load_counts(counts, model_shape(folder).vocab, None if tokenizer is None else len(tokenizer))

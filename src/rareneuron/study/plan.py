@@ -12,10 +12,10 @@ from rareneuron.maths.ablation import neurons_that_fit
 from rareneuron.maths.groups import remedy
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.identity import check_same_settings, check_same_weights, step_name
-from rareneuron.measure.weights import described
 from rareneuron.models.adapter import PATCHING, device_named
 from rareneuron.models.anatomy import family_of, layer_index
-from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
+from rareneuron.models.hub import ModelFolder
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.runs.config import StudyConfig
@@ -33,6 +33,7 @@ class Plan:
 
     config: StudyConfig
     checkpoints: tuple[Checkpoint, ...]
+    last: ModelFolder  # config and tokenizer of the last checkpoint
     finished: tuple[str, ...]  # names of checkpoints that need no work
     damaged: tuple[str, ...]  # what was found wrong with others
     out: Path
@@ -50,7 +51,7 @@ class Plan:
     @cached_property
     def shape(self) -> ModelShape:
         """Of the last checkpoint, from its config."""
-        return model_shape(self.checkpoints[-1])
+        return model_shape(self.last.folder, self.config.layer)
 
 
 def of_shard(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -63,8 +64,10 @@ def plan_study(config: StudyConfig) -> Plan:
     """Resolve the checkpoints, see what is already there, and refuse what can't be done; writes nothing."""
     source = str(SERIES) if config.model is None else config.model
     device_named(config.device)
-    checkpoints = list_checkpoints(source, config.revision, config.steps)
-    series = checkpoints if config.steps is None else list_checkpoints(source, config.revision, "all")
+    series = list_checkpoints(source, config.revision, None if config.steps is None else "all")
+    checkpoints = series if config.steps is None else select_steps(source, series, config.steps)
+    last = checkpoint_folder(checkpoints[-1], weights=False)
+    checkpoints[-1] = pin(checkpoints[-1], last)
     store = RunStore(config.run_folder)
     with explained(store.root, "opening"):
         begun = is_begun(store)
@@ -77,7 +80,9 @@ def plan_study(config: StudyConfig) -> Plan:
             whole = set(store.finished_steps()) - (found.keys() - set(finished))
             check_same_weights(store, [c for c in series if step_name(c) in whole])
     wrong = tuple(str(error) for error in found.values() if error is not None)
-    plan = Plan(config=config, checkpoints=tuple(checkpoints), finished=finished, damaged=wrong, out=store.root)
+    plan = Plan(
+        config=config, checkpoints=tuple(checkpoints), last=last, finished=finished, damaged=wrong, out=store.root
+    )
     if plan.open:
         check_model(plan)
     if not begun:
@@ -121,7 +126,7 @@ def check_closed_form(plan: Plan) -> None:
             f"After layer {plan.config.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
             f"for the last layer. {PATCHING}"
         )
-    family = family_of(read_config(described(plan.checkpoints[-1]).folder))
+    family = family_of(read_config(plan.last.folder))
     if family.patching_only is not None:
         raise UnsupportedModel(
             f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
@@ -136,6 +141,6 @@ def check_data(plan: Plan) -> None:
     """Text that isn't there, or counts of another vocabulary, are said before anything is computed."""
     study_corpus(plan.config)
     if plan.config.counts is not None:
-        tokenizer = load_tokenizer(described(plan.checkpoints[-1]).folder, None)
+        tokenizer = load_tokenizer(plan.last.folder, None)
         size = None if tokenizer is None else len(tokenizer)
         load_counts(Path(plan.config.counts), plan.shape.vocab, size)

@@ -11,22 +11,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from rareneuron.data.corpus import WindowStream
+from rareneuron.data.corpus import WindowStream, too_short
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.embedded import SERIES
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import HubUnavailable, MissingText, RareNeuronError, UnreadableText
-from rareneuron.models.adapter import load_model
-from rareneuron.models.audit import (
-    CheckpointFacts,
-    Suspicion,
-    facts_from_record,
-    mean_loss,
-    suspicions,
-    tensor_facts,
-)
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, all_checkpoints, label
-from rareneuron.models.hub import model_folder
+from rareneuron.models.adapter import load_folder
+from rareneuron.models.checkpoints import Checkpoint, all_checkpoints, checkpoint_folder, label
+from rareneuron.models.loss import mean_loss
+from rareneuron.models.suspicions import CheckpointFacts, Suspicion, facts_from_record, suspicions, tensor_facts
 from rareneuron.runs.files import read_json
 from rareneuron.runs.layout import UNKNOWN_STEP_NAME, WEIGHTS
 from rareneuron.runs.store import RunStore
@@ -85,10 +78,11 @@ def audited(
     """The facts of one checkpoint; the first that can be loaded also encodes the text for all."""
     tensors, loss, why = {}, None, None
     try:
-        tensors = tensor_facts(model_folder(checkpoint.source, checkpoint.revision).folder)
-        adapter = load_model(checkpoint.source, checkpoint.revision)
+        where = checkpoint_folder(checkpoint)
+        tensors = tensor_facts(where.folder)
+        adapter = load_folder(where)
         windows = sample(corpus, adapter.tokenizer, seed) if windows is None else windows
-        loss = mean_loss(adapter, windows)
+        loss = mean_loss(adapter.model, adapter.anatomy.token_ids(windows))
     except (MissingText, UnreadableText, HubUnavailable):  # the text's fault, not the checkpoint's
         raise
     except RareNeuronError as error:
@@ -107,10 +101,7 @@ def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "contex
         if sum(map(len, read)) >= READ_CONTEXTS:
             break
     if not read:
-        raise MissingText(
-            f"{corpus.name} is shorter than one window of {CONTEXT_LENGTH} tokens, so no loss can be measured on it. "
-            "Give more text (--data)."
-        )
+        raise too_short(corpus.name, CONTEXT_LENGTH, "Give more text (`--data`).")
     windows = np.concatenate(read)[:READ_CONTEXTS]
     chosen = np.random.default_rng(seed).permutation(len(windows))[:N_CONTEXTS]
     return windows[np.sort(chosen)]
@@ -128,7 +119,7 @@ def study_warnings(store: RunStore) -> list[str]:
         whole = {"sha256": record["model"].get("weights_sha256") or name, "shape": (), "norm": None, "n_bad": 0}
         tensors = read_json(file)["tensors"] if file.is_file() else {"weights": whole | {"constant": False}}
         loss = record["loss_rare"] if record["loss_common"] is None else record["loss_common"]
-        step = UNKNOWN_STEP if name == UNKNOWN_STEP_NAME else int(name)
+        step = None if name == UNKNOWN_STEP_NAME else int(name)
         found.append(facts_from_record(step, name, tensors, loss))
     # A study may leave steps out on purpose.
     return [suspicion.text for suspicion in suspicions(found) if suspicion.kind != "missing"]

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.data.corpus import WindowStream
+from rareneuron.data.corpus import WindowStream, too_short
 from rareneuron.data.rarity import RareTypes, load_counts, rare_types
 from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import special_types, word_types
 from rareneuron.embedded import COUNTS
 from rareneuron.embedded.docstrings import analysis_texts
-from rareneuron.errors import MissingText, NoRareTokens
+from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.tokens import TokenStage
@@ -39,10 +39,8 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
     with WindowSpool(config.context_length, vocab) as spool:
         spool.fill(stream, config.max_corpus_tokens)
         if spool.n_contexts == 0:
-            raise MissingText(
-                f"{corpus.name} is shorter than one window of {config.context_length} tokens, so there is nothing to "
-                "analyse. Give more text (--data), or a shorter `--context-length`."
-            )
+            remedy = "Give more text (`--data`), or a shorter `--context-length`."
+            raise too_short(corpus.name, config.context_length, remedy)
         counts, counted = training_counts(config, vocab, len(tokenizer)), "training set"
         if counts is None:
             counts, counted = spool.counts, "the corpus itself, not the training set"

@@ -22,6 +22,8 @@ import torch
 from tqdm import tqdm
 
 from rareneuron.errors import WorkerLost
+from rareneuron.measure.identity import step_name
+from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.study.workers.tasks import TRIES
 
 
@@ -78,7 +80,7 @@ class Worker:
             with self.lock:
                 self.process = None
                 is_ended = self.is_ended
-            step = task["checkpoint"]["step"]
+            step = step_name(Checkpoint(**task["checkpoint"]))
             if not is_ended:
                 tqdm.write(f"rareneuron: the worker at step {step} died ({died_of(code)})", file=sys.stderr)
         raise WorkerLost(

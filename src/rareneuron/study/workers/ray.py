@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from rareneuron.errors import InvalidConfig, RareNeuronError
-from rareneuron.measure.identity import absolute
+from rareneuron.measure.identity import absolute, step_name
+from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import is_local
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.workers.tasks import TRIES, do_task
@@ -45,7 +46,7 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[di
         while waiting or running:
             while waiting and len(running) < config.workers:
                 task = waiting.popleft()
-                running[remote.remote(task)] = task["checkpoint"]["step"]
+                running[remote.remote(task)] = step_name(Checkpoint(**task["checkpoint"]))
             (done,), _ = ray.wait(list(running), num_returns=1)
             step = running.pop(done)
             try:
@@ -61,11 +62,11 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[di
             yield failed
 
 
-def lost(step: int, error: Exception) -> dict[str, Any]:
+def lost(step: str, error: Exception) -> dict[str, Any]:
     """What Ray raised instead of an answer, as an answer; all of it, as a traceback, goes to stderr."""
     cause = getattr(error, "cause", None)  # of a RayTaskError: what was raised in the task
     if isinstance(cause, RareNeuronError):
-        return {"step": str(step), "error": type(cause).__name__, "message": str(cause)}
+        return {"step": step, "error": type(cause).__name__, "message": str(cause)}
     tqdm.write(f"rareneuron: step {step} on the cluster: {error}", file=sys.stderr)
     shown = error if cause is None else cause
     said = (str(shown).strip().splitlines() or [""])[0].rstrip(".")
@@ -80,7 +81,7 @@ def lost(step: int, error: Exception) -> dict[str, Any]:
             f"Step {step} failed on the cluster with {what} Check that every node has the same packages and sees the "
             "run folder under the same path, and run the same command again."
         )
-    return {"step": str(step), "error": "WorkerLost", "message": message}
+    return {"step": step, "error": "WorkerLost", "message": message}
 
 
 def anywhere(task: dict[str, Any], out: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rareneuron.errors import RareNeuronError
 from rareneuron.measure.checkpoint import compute_unit
 from rareneuron.measure.identity import step_name
 from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.models.loading import without_bars
+from rareneuron.models.loading import hide_progress_bars
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.store import RunStore
 
@@ -22,7 +22,7 @@ def task_of(config: StudyConfig, checkpoint: Checkpoint, *, is_last: bool) -> di
 
 def do_task(task: dict[str, Any]) -> dict[str, Any]:
     """Compute one checkpoint in a worker; what a user can mend is answered, anything else is let through."""
-    without_bars()  # several workers' would run into one another
+    hide_progress_bars()  # several workers' would run into one another
     settings, checkpoint = task["config"], Checkpoint(**task["checkpoint"])
     if isinstance(settings["steps"], list):
         settings = settings | {"steps": tuple(settings["steps"])}

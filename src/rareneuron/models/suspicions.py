@@ -1,44 +1,38 @@
-"""Checkpoints that are what they say: facts about each one's weights, and what is suspicious among them.
+"""Suspicions about the weights of a series: facts about each checkpoint, and what doesn't fit among them.
 
-Public series are often wrong: the same weights under two steps, a shard of another step, steps that are missing. Every
+Public series are often wrong: the same weights under two steps, a file of another step, steps that are missing. Every
 tensor is read once, one at a time, for its hash, its norm and its non-finite numbers; a checkpoint is then compared
 with its neighbours. Identical weights and non-finite numbers are facts. A jump is a norm or loss outside the range of
-both neighbours by more than half of what separates them, and by more than a floor: training does that seldom, a wrong
-shard nearly always; but either can happen, so it is a reason to look. Oracle: tests/models/test_audit.py, series
+both neighbours by more than half of what separates them, and by more than a floor: training seldom does that, and a
+wrong file nearly always, so a jump is a reason to look and no proof. Oracle: tests/models/test_suspicions.py, series
 spoiled in one known way each.
 """
 
 import hashlib
 import math
-import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rareneuron.errors import BrokenCheckpoint
-from rareneuron.models.adapter import Adapter
-from rareneuron.models.checkpoints import UNKNOWN_STEP
-from rareneuron.models.loading import read_header
+from rareneuron.models.checkpoints import step_order
+from rareneuron.models.loading import BUFFERS, read_header
 
-NORM_FLOOR = math.log(1.1)  # a norm within 10 % of its neighbours is no jump
+NORM_FLOOR = math.log(1.1)  # a norm within 10 % of its neighbours isn't a jump
 LOSS_FLOOR = 0.1  # nats per token
-CONTEXTS_PER_BATCH = 4
-BUFFERS = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")  # stored by old versions
-SHOWN = 3  # names in a sentence
+NAMES_IN_A_SENTENCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFacts:
-    """One stored tensor."""
+    """What is known of one stored tensor."""
 
     sha256: str  # of its bytes
     shape: tuple[int, ...]
@@ -48,15 +42,15 @@ class TensorFacts:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has rows, which no training leaves equal."""
+        """Whether the tensor has rows, which training never leaves equal."""
         return len(self.shape) > 1 and math.prod(self.shape) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """One checkpoint; `tensors` is empty where it couldn't be read, and `error` says why."""
+    """What is known of one checkpoint; where it couldn't be read `tensors` is empty, and `error` says why."""
 
-    step: int
+    step: int | None  # None where the name doesn't say
     name: str  # where it is
     tensors: Mapping[str, TensorFacts]
     loss: float | None = None  # nats per token, the same text at every checkpoint
@@ -64,7 +58,7 @@ class CheckpointFacts:
 
     @property
     def weights(self) -> str | None:
-        """One hash over all tensors, whatever files they lie in."""
+        """One hash over all tensors, whatever files they lie in; None where nothing could be read."""
         if not self.tensors:
             return None
         content = "".join(f"{name} {fact.sha256}\n" for name, fact in sorted(self.tensors.items()))
@@ -72,21 +66,21 @@ class CheckpointFacts:
 
     @property
     def n_params(self) -> int:
-        """Numbers stored."""
+        """How many numbers are stored."""
         return sum(math.prod(fact.shape) for fact in self.tensors.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suspicion:
-    """Something that a reader of results from these steps should know."""
+    """Something about the weights that a reader of results from these steps should know."""
 
     kind: str  # unreadable, identical, shared, frozen, missing, non-finite, constant, norm or loss
-    steps: tuple[int, ...]
+    steps: tuple[int | None, ...]
     text: str
 
 
 def tensor_facts(folder: Path) -> dict[str, TensorFacts]:
-    """Every weight of a folder, read one at a time."""
+    """Facts about every weight of a model's folder, by name; weights are read one at a time."""
     facts = {}
     for file in read_header(folder).files:
         try:
@@ -102,7 +96,7 @@ def tensor_facts(folder: Path) -> dict[str, TensorFacts]:
 
 
 def facts_of(tensor: Tensor) -> TensorFacts:
-    """Of one tensor of any type."""
+    """Facts about one tensor of any type."""
     flat = tensor.contiguous().reshape(-1)
     n_bad = int((~torch.isfinite(flat)).sum()) if flat.is_floating_point() else 0
     return TensorFacts(
@@ -114,122 +108,117 @@ def facts_of(tensor: Tensor) -> TensorFacts:
     )
 
 
-def mean_loss(adapter: Adapter, windows: Int[np.ndarray, "context position"]) -> float:
-    """Mean loss of the next token over all positions, in nats."""
-    ids, total = adapter.anatomy.token_ids(windows), 0.0
-    for batch in ids.split(CONTEXTS_PER_BATCH):
-        with torch.inference_mode():
-            logp = adapter.model(batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            total -= float(logp.gather(-1, batch[:, 1:, None]).double().sum())
-    return total / ids[:, 1:].numel()
-
-
-def facts_from_record(step: int, name: str, stored: Mapping[str, Any], loss: float | None) -> CheckpointFacts:
-    """Facts that were written as JSON (`asdict` of each `TensorFacts`)."""
+def facts_from_record(step: int | None, name: str, stored: Mapping[str, Any], loss: float | None) -> CheckpointFacts:
+    """Facts about a checkpoint from a JSON record, which has `asdict` of each `TensorFacts`."""
     tensors = {key: TensorFacts(**{**fact, "shape": tuple(fact["shape"])}) for key, fact in stored.items()}
     return CheckpointFacts(step=step, name=name, tensors=tensors, loss=loss)
 
 
 def suspicions(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
-    """All that is suspicious about checkpoints in the order of their steps."""
+    """All suspicions about checkpoints, which are given in the order of their steps."""
     there = [facts for facts in series if facts.tensors]
     found = [
-        Suspicion(kind="unreadable", steps=(facts.step,), text=f"{said([facts.step])} can't be used: {facts.error}")
+        Suspicion(kind="unreadable", steps=(facts.step,), text=f"{in_words([facts.step])} can't be used: {facts.error}")
         for facts in series
         if facts.error is not None
     ]
-    found += missing(sorted({facts.step for facts in series} - {UNKNOWN_STEP}))
-    found += same_weights(there)
+    found += gaps(sorted({facts.step for facts in series if facts.step is not None}))
+    found += equal_weights(there)
     for facts in there:
-        found += non_finite(facts) + constant(facts, there)
+        found += non_finite_numbers(facts) + constant_weights(facts, there)
     return found + norm_jumps(there) + loss_jumps(there)
 
 
-def said(steps: Sequence[int]) -> str:
-    """Steps in words."""
-    named = ["of unknown number" if step == UNKNOWN_STEP else f"{step}" for step in steps]
+def in_words(steps: Sequence[int | None]) -> str:
+    """Steps as the beginning of a sentence names them."""
+    named = ["of unknown number" if step is None else f"{step}" for step in steps]
     return f"Step {named[0]}" if len(named) == 1 else f"Steps {', '.join(named[:-1])} and {named[-1]}"
 
 
-def shown(names: Sequence[str]) -> str:
-    """A few names of many."""
-    return ", ".join(f"`{name}`" for name in names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+def first_few(names: Sequence[str]) -> str:
+    """The first names of a list, as a sentence gives them."""
+    few = ", ".join(names[:NAMES_IN_A_SENTENCE])
+    return few + (", …" if len(names) > NAMES_IN_A_SENTENCE else "")
 
 
-def missing(steps: Sequence[int]) -> list[Suspicion]:
-    """Steps that a series spaced evenly, or by a constant factor, on both sides of a gap should have there."""
+def gaps(steps: Sequence[int]) -> list[Suspicion]:
+    """Steps that are absent from a series whose spacing, or whose factor, is the same on both sides of the gap."""
     out = []
     for index, (low, high) in enumerate(pairwise(steps)):
         left, right = steps[max(index - 2, 0) : index + 1], steps[index + 1 : index + 4]
-        even = common([b - a for a, b in pairwise(left)], [b - a for a, b in pairwise(right)])
+        even = common_spacing([b - a for a, b in pairwise(left)], [b - a for a, b in pairwise(right)])
         absent: list[int] = []
         if even and (high - low) % even == 0:
             absent = list(range(low + even, high, even))
         elif left[0] > 0:
-            factor = common([b / a for a, b in pairwise(left)], [b / a for a, b in pairwise(right)])
+            factor = common_spacing([b / a for a, b in pairwise(left)], [b / a for a, b in pairwise(right)])
             if factor and factor > 1:
                 times = math.log(high / low) / math.log(factor)
                 if abs(times - round(times)) < 1e-6:
                     absent = [round(low * factor**k) for k in range(1, round(times))]
         if absent:
-            listed = ", ".join(map(str, absent[:SHOWN])) + (", …" if len(absent) > SHOWN else "")
-            text = f"Between steps {low} and {high} the spacing of their neighbours leaves out {len(absent)}: {listed}."
+            text = (
+                f"Between steps {low} and {high} the spacing of their neighbours leaves out {len(absent)}: "
+                f"{first_few([str(step) for step in absent])}."
+            )
             out.append(Suspicion(kind="missing", steps=(low, high), text=text))
     return out
 
 
-def common(left: Sequence[int | float], right: Sequence[int | float]) -> Any:
-    """The smallest spacing on either side, where it is the same."""
+def common_spacing(left: Sequence[int | float], right: Sequence[int | float]) -> Any:
+    """The smallest spacing on either side of a gap, where both are the same; else None."""
     return min(left) if left and right and math.isclose(min(left), min(right), rel_tol=1e-9) else None
 
 
-def same_weights(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
-    """Whole checkpoints that are equal, and matrices that are."""
+def equal_weights(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
+    """Suspicions about checkpoints whose weights are equal as a whole, or in some matrices."""
     whole, out = defaultdict(list), []
     for facts in series:
         whole[facts.weights].append(facts)
     for equal in whole.values():
         if len(equal) > 1:
-            steps = [facts.step for facts in equal]
-            text = f"{said(steps)} have identical weights: {len(steps) - 1 if len(steps) > 2 else 'one'} of them "
+            steps = tuple(facts.step for facts in equal)
+            text = f"{in_words(steps)} have identical weights: {len(steps) - 1 if len(steps) > 2 else 'one'} of them "
             text += "are not what their names say." if len(steps) > 2 else "is not what its name says."
-            out.append(Suspicion(kind="identical", steps=tuple(steps), text=text))
+            out.append(Suspicion(kind="identical", steps=steps, text=text))
     different = [equal[0] for equal in whole.values()]
     holders = defaultdict(list)
     for facts in different:
         for name, fact in facts.tensors.items():
             if fact.is_matrix and not fact.constant:
                 holders[name, fact.sha256].append(facts.step)
-    shared = defaultdict(list)
-    for (name, _), steps in holders.items():
-        if len(steps) > 1:
-            shared[tuple(steps)].append(name)
-    for sharing, names in shared.items():
-        n = f"{len(names)} matri{'x is' if len(names) == 1 else 'ces are'} the same at"
+    matrices = defaultdict(list)  # by the steps that share them
+    for (name, _), holding in holders.items():
+        if len(holding) > 1:
+            matrices[tuple(holding)].append(f"`{name}`")
+    for sharing, names in matrices.items():
+        n = f"{len(names)} matri{'x is' if len(names) == 1 else 'ces are'}"
         if len(sharing) == len(different) > 2:
-            text = f"{n} every step ({shown(names)}): trained they were not."
+            never = "it was never trained" if len(names) == 1 else "they were never trained"
+            text = f"{n} identical at every step ({first_few(names)}), so {never}."
             out.append(Suspicion(kind="frozen", steps=sharing, text=text))
         else:
-            listed = ", ".join(map(str, sharing))
-            text = f"{n} steps {listed} ({shown(names)}) and not at others: files may be mixed up."
+            listed = ", ".join("unknown" if step is None else str(step) for step in sharing)
+            text = f"{n} the same at steps {listed} ({first_few(names)}) and not at others: files may be mixed up."
             out.append(Suspicion(kind="shared", steps=sharing, text=text))
     return out
 
 
-def non_finite(facts: CheckpointFacts) -> list[Suspicion]:
-    """NaN and infinity."""
-    bad = {name: fact.n_bad for name, fact in facts.tensors.items() if fact.n_bad}
+def non_finite_numbers(facts: CheckpointFacts) -> list[Suspicion]:
+    """The suspicion about a checkpoint with NaN or infinity, if it has any."""
+    bad = {f"`{name}`": fact.n_bad for name, fact in facts.tensors.items() if fact.n_bad}
     if not bad:
         return []
-    text = f"{said([facts.step])} has {sum(bad.values()):,} numbers that are NaN or infinite, in {shown(list(bad))}."
+    n = sum(bad.values())
+    text = f"{in_words([facts.step])} has {n:,} numbers that are NaN or infinite, in {first_few(list(bad))}."
     return [Suspicion(kind="non-finite", steps=(facts.step,), text=text)]
 
 
-def constant(facts: CheckpointFacts, series: Sequence[CheckpointFacts]) -> list[Suspicion]:
-    """Matrices of one number after step 0, and vectors that are so after they were not."""
-    before = [other for other in series if other.step < facts.step]
+def constant_weights(facts: CheckpointFacts, series: Sequence[CheckpointFacts]) -> list[Suspicion]:
+    """The suspicion about matrices of a single number after step 0, and about vectors that became so in training."""
+    before = [other for other in series if step_order(other.step) < step_order(facts.step)]
     names = [
-        name
+        f"`{name}`"
         for name, fact in facts.tensors.items()
         if fact.constant
         and (
@@ -240,13 +229,13 @@ def constant(facts: CheckpointFacts, series: Sequence[CheckpointFacts]) -> list[
     ]
     if not names:
         return []
-    text = f"{said([facts.step])} has {len(names)} weights of a single number: {shown(names)}."
+    text = f"{in_words([facts.step])} has {len(names)} weights of a single number: {first_few(names)}."
     return [Suspicion(kind="constant", steps=(facts.step,), text=text)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jump:
-    """A value out of line with those of the steps around it."""
+    """A step whose value is out of line with those of the steps around it."""
 
     low: int
     step: int
@@ -255,10 +244,10 @@ class Jump:
 
 
 def norm_jumps(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
-    """Matrices whose norm at one step is out of line with the steps around it."""
+    """Suspicions about matrices whose norm at one step is out of line with the steps around it."""
     found: dict[tuple[int, int, int], dict[str, float]] = defaultdict(dict)
     for name in {name: None for facts in series for name, fact in facts.tensors.items() if fact.is_matrix}:
-        norms = {facts.step: facts.tensors[name].norm for facts in series if name in facts.tensors}
+        norms = by_step(series, lambda facts, name=name: facts.tensors[name].norm if name in facts.tensors else None)
         for jump in jumps({step: math.log(norm) for step, norm in norms.items() if norm}, NORM_FLOOR):
             found[jump.step, jump.low, jump.high][name] = jump.size
     out = []
@@ -273,14 +262,13 @@ def norm_jumps(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
 
 
 def loss_jumps(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
-    """A loss that is no number, or higher at the last step than before it, or out of line with both sides."""
-    losses = {facts.step: facts.loss for facts in series if facts.loss is not None}
+    """Suspicions about losses: not finite, rising at the last step, or out of line with both sides."""
     out = [
-        Suspicion(kind="loss", steps=(step,), text=f"{said([step])} has a loss of {loss}.")
-        for step, loss in losses.items()
-        if not math.isfinite(loss)
+        Suspicion(kind="loss", steps=(facts.step,), text=f"{in_words([facts.step])} has a loss of {facts.loss}.")
+        for facts in series
+        if facts.loss is not None and not math.isfinite(facts.loss)
     ]
-    finite = {step: loss for step, loss in losses.items() if math.isfinite(loss) and step != UNKNOWN_STEP}
+    finite = by_step(series, lambda facts: facts.loss)
     if len(finite) > 1:
         before, last = list(finite)[-2:]
         if finite[last] - finite[before] > LOSS_FLOOR:
@@ -296,9 +284,18 @@ def loss_jumps(series: Sequence[CheckpointFacts]) -> list[Suspicion]:
     return out
 
 
+def by_step(series: Sequence[CheckpointFacts], value: Callable[[CheckpointFacts], float | None]) -> dict[int, float]:
+    """A finite value of each checkpoint that has one and whose step is known."""
+    values = {facts.step: value(facts) for facts in series if facts.step is not None}
+    return {step: x for step, x in values.items() if x is not None and math.isfinite(x)}
+
+
 def jumps(values: Mapping[int, float], floor: float) -> list[Jump]:
-    """The largest first; each is left out before the next is sought, or it would make its neighbours look wrong."""
-    left, out = {step: value for step, value in values.items() if step != UNKNOWN_STEP}, []
+    """Values out of line with both neighbours, the largest first.
+
+    Each is left out before the next is sought, or it would make its neighbours look wrong.
+    """
+    left, out = dict(values), []
     while len(left) > 2:
         steps = list(left)
         found = [
@@ -314,6 +311,6 @@ def jumps(values: Mapping[int, float], floor: float) -> list[Jump]:
 
 
 def out_of_line(low: int | float, here: int | float, high: int | float) -> float:
-    """How far a value lies outside those on both sides; 0 where that is less than half of what separates them."""
+    """The distance of a value from the range of its neighbours; 0 where it is less than half of that range."""
     outside = float(here - max(low, high) if here > max(low, high) else min(here - min(low, high), 0))
     return outside if abs(outside) > abs(high - low) / 2 else 0.0

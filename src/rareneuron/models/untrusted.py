@@ -1,7 +1,7 @@
-"""What a model folder from strangers may not do: lead out of itself, or make transformers count to 10¹².
+"""What is refused in a model folder from strangers: links that lead out of it, and numbers that fill all memory.
 
 transformers follows links, and turns some numbers of config.json into lists or dictionaries of that length before any
-weight is looked at; a kilobyte of JSON would then take all memory. Both are refused by name.
+weight is looked at, so a kilobyte of JSON could take all memory. Both are refused with the name of what is wrong.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,42 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from rareneuron.errors import BrokenCheckpoint
+from rareneuron.links import allowed_roots, leads_out
 
 PACKAGE = Path(__file__).parents[1]  # installers may make its files links into their own cache
 READ_SUFFIXES = {".json", ".txt", ".model", ".tiktoken", ".safetensors", ".jinja"}
 READ_FOLDERS = {"additional_chat_templates"}
 
-LARGEST = 2**31 - 1  # of whole numbers: vocabularies, widths, positions, token ids
+LARGEST = 2**31 - 1  # whole number: vocabularies, widths, positions, token ids
 MOST_LAYERS = 1_000
 MOST_LABELS = 100_000
 DEPTHS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}
 
 
 def refuse_links(folder: Path) -> None:
-    """Links may lead about the folder, and in a snapshot of the Hub's cache to that model's blobs."""
+    """Refuse links that lead out of a model's folder, but for those of a snapshot to its blobs in the Hub's cache."""
     if not folder.is_dir() or folder.absolute().is_relative_to(PACKAGE):
         return
-    roots = allowed_roots(folder.resolve())
+    roots = allowed_roots(folder.resolve(), "models")
     for child in sorted(folder.iterdir()):
-        if not child.is_symlink() or not (child.suffix in READ_SUFFIXES or child.name in READ_FOLDERS):
-            continue
-        if not any(child.resolve().is_relative_to(root) for root in roots):
+        if (child.suffix in READ_SUFFIXES or child.name in READ_FOLDERS) and leads_out(child, roots):
             raise BrokenCheckpoint(
                 f"{child} is a link to {child.readlink()}, outside the model's folder, and a folder from elsewhere "
                 "could make any file be read so. Put a copy (or a hard link) of the file in its place."
             )
 
 
-def allowed_roots(folder: Path) -> list[Path]:
-    """The folder itself; of `models--…/snapshots/<commit>` also that model's folder and the cache's shared blobs."""
-    roots = [folder]
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        roots += [folder.parents[1], folder.parents[2] / "blobs"]
-    return roots
-
-
 def refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
-    """Numbers in config.json that no model has."""
+    """Refuse numbers in config.json that no model has."""
     for name, value in numbers(config):
         most = MOST_LAYERS if name in DEPTHS else MOST_LABELS if name == "num_labels" else LARGEST
         if abs(value) > most:
@@ -64,7 +55,7 @@ def refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every whole number at any depth, with the name it stands under."""
+    """Yield every whole number at any depth, with the name it stands under."""
     open_: list[tuple[str, Any]] = list(content.items())
     while open_:
         name, value = open_.pop()

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.lines import Line2D
 
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.ink import MOST_LABELS, MOST_POINTS, draw_minor_ticks, labelled, thinned
+from rareneuron.present.ink import MOST_LABELS, MOST_POINTS, draw_minor_ticks, label_places, thin
 from rareneuron.present.style import LIGHT
 from rareneuron.runs.run import Run
 
@@ -17,17 +17,17 @@ MakeRun = Callable[..., Run]
 
 def test_thinning_keeps_both_ends() -> None:
     line = pd.DataFrame({"rank": np.arange(1, 5001)})
-    kept = thinned(line)["rank"].tolist()
+    kept = thin(line)["rank"].tolist()
     assert len(kept) <= MOST_POINTS
     assert kept[:10] == list(range(1, 11))
     assert kept[-1] == 5000
-    assert len(thinned(line.head(MOST_POINTS))) == MOST_POINTS
+    assert len(thin(line.head(MOST_POINTS))) == MOST_POINTS
 
 
 def test_labels_name_the_first_and_the_last() -> None:
-    assert labelled(1) == [0]
-    assert labelled(5) == [0, 1, 2, 3, 4]
-    many = labelled(154)
+    assert label_places(1) == [0]
+    assert label_places(5) == [0, 1, 2, 3, 4]
+    many = label_places(154)
     assert len(many) == MOST_LABELS
     assert (many[0], many[-1]) == (0, 153)
 

@@ -62,7 +62,7 @@ def draw_nulls(axes: "matplotlib.axes.Axes", line: pd.DataFrame, theme: Theme) -
         )
 
 
-def headed(axes: "matplotlib.axes.Axes", title: str, subtitle: str) -> None:
+def write_head(axes: "matplotlib.axes.Axes", title: str, subtitle: str) -> None:
     """Write a title, a line in smaller type under it, and leave room for names of phases under that."""
     axes.set_title(title, pad=32)
     axes.annotate(subtitle, (0, 1), (0, 18), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL)
@@ -82,7 +82,7 @@ def words_only(axes: "matplotlib.axes.Axes", title: str, text: str) -> None:
 
 def step_legend(axes: "matplotlib.axes.Axes", handles: list["matplotlib.artist.Artist"], names: list[str]) -> None:
     """Put the legend of steps beside the axes, with the last step at the top."""
-    shown = labelled(len(handles))
+    shown = label_places(len(handles))
     axes.legend(
         handles=[handles[i] for i in reversed(shown)],
         labels=[names[i] for i in reversed(shown)],
@@ -95,7 +95,7 @@ def step_legend(axes: "matplotlib.axes.Axes", handles: list["matplotlib.artist.A
     )
 
 
-def thinned(line: pd.DataFrame) -> pd.DataFrame:
+def thin(line: pd.DataFrame) -> pd.DataFrame:
     """Return at most `MOST_POINTS` rows, evenly spaced in log rank, the first and the last among them."""
     if len(line) <= MOST_POINTS:
         return line
@@ -164,6 +164,6 @@ def draw_minor_ticks(sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
         sheet.add_artist(ticks, clip=False)
 
 
-def labelled(n: int) -> list[int]:
+def label_places(n: int) -> list[int]:
     """Return which of `n` lines the legend names: all, or the first, the last and some evenly between."""
     return sorted(set(np.linspace(0, n - 1, min(n, MOST_LABELS)).round().astype(int).tolist()))

@@ -15,8 +15,8 @@ class Published:
     """Where the report, the figures and the tables of a run lie."""
 
     report: Path
-    figures: tuple[Path, ...]
-    tables: tuple[Path, ...]
+    figures: tuple[Path, ...] = ()
+    tables: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> dict[str, str | list[str]]:

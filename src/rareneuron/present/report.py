@@ -58,7 +58,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
             version=found.manifest["environment"]["rareneuron"],
             warnings=found.manifest.get("warnings", []),
             verdicts=verdicts,
-            verdict_counts=counted(verdicts),
+            verdict_counts=verdict_counts(verdicts),
             sections=sections,
             told_below="claims" in {section.name for section in sections},
             style=asset("report.css"),
@@ -81,7 +81,7 @@ def rules_of(sections: Sequence[Section]) -> Markup:
 
 
 def page_environment() -> "jinja2.Environment":
-    """Templates of pages: everything escaped, nothing hidden, nothing undefined."""
+    """Return the templates of pages, which escape every string, hide nothing and refuse undefined names."""
     import jinja2
 
     return jinja2.Environment(
@@ -95,14 +95,14 @@ def page_environment() -> "jinja2.Environment":
 
 
 def asset(name: str) -> Markup:
-    """A file of this package that goes into the page as it is."""
+    """Return a file of this package that goes into the page as it is."""
     text = (files("rareneuron.present") / "templates" / name).read_text(encoding="utf-8")
     assert "</" not in text, f"{name} would end its element"
     return Markup(text)
 
 
 def verdicts_of(run: Run) -> list[dict[str, str]]:
-    """The claims in a line each, those that hold first; none where the run has none."""
+    """Return a line for each claim, supported ones first; no lines for a run without claims."""
     claims = claims_or_reason(run)
     if isinstance(claims, str):
         return []
@@ -118,8 +118,8 @@ def verdicts_of(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def counted(verdicts: list[dict[str, str]]) -> str:
-    """How many claims have which verdict, in words."""
+def verdict_counts(verdicts: list[dict[str, str]]) -> str:
+    """Say how many claims have which verdict."""
     counts = Counter(row["verdict"] for row in verdicts)
     told = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
     return (
@@ -129,7 +129,7 @@ def counted(verdicts: list[dict[str, str]]) -> str:
 
 
 def details_note(data: dict[str, Any]) -> str:
-    """Which neurons have details, where not all do."""
+    """Say which neurons have details, unless all do."""
     details = data["details"]
     if details is None or len(details["shown"]) == len(data["neurons"]["rank"]):
         return ""
@@ -137,12 +137,12 @@ def details_note(data: dict[str, Any]) -> str:
 
 
 def slider_note(found: Findings) -> str:
-    """Where the slider leaves checkpoints out."""
+    """Say at how many checkpoints the slider stops, unless it stops at all."""
     if len(found.steps) <= MOST_STEPS:
         return ""
     return f" Of {len(found.steps)} checkpoints it stops at {MOST_STEPS}, evenly chosen."
 
 
 def nothing_hidden(value: Any) -> Any:
-    """What jinja2 does to each value that it prints: what isn't marked as HTML is text, and hides nothing."""
+    """Return a value as jinja2 prints it: what isn't marked as HTML is text, and hides nothing."""
     return without_hidden(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -28,7 +28,7 @@ class Theme:
     last: float  # for the last one
 
     def ordered(self, n: int) -> list[Colour]:
-        """`n` colours from first to last; a single one is the last."""
+        """Return `n` colours from the first step's to the last one's; a single one is the last."""
         from matplotlib import colormaps
 
         colormap = colormaps["plasma"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rareneuron.present.published import published_name
+from rareneuron.present.published import paper_name
 from rareneuron.present.wording import step_name, visible, without_hidden
 from rareneuron.runs.run import Run
 
@@ -75,7 +75,7 @@ class Subject:
     @property
     def in_paper(self) -> str | None:
         """The paper's name of the model, where the paper's values are of the same model and the same layer."""
-        return published_name(self.hub_id) if self.hub_id and self.is_last_layer else None
+        return paper_name(self.hub_id) if self.hub_id and self.is_last_layer else None
 
 
 def subject(run: Run, step: int | None) -> Subject:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rareneuron.present.published import GROUPS, Number, published
+from rareneuron.present.published import GROUPS, Number, paper_row
 from rareneuron.present.tables import all_tables, long_table, paper_table, tables_text
 from rareneuron.present.tables.layouts import NUMBERS
 from rareneuron.present.tables.paper_form import fixed
@@ -107,7 +107,7 @@ def test_the_papers_values_stand_beside_its_own_models(make_run: MakeRun) -> Non
         table, long = paper_table(number, [run]), long_table(number, [run])
         row = table.rows[-1]
         assert row[table.n_words - 1] == "paper: Pythia-70M"
-        values = published(number, "Pythia-70M")
+        values = paper_row(number, "Pythia-70M")
         assert row[table.n_words :] == tuple(value.replace("-", "−") for value in values.values())
         printed = long[long["origin"] == "paper"]
         assert dict(zip(printed["group"], printed["value"], strict=True)) == {k: float(v) for k, v in values.items()}

@@ -16,13 +16,13 @@ from rareneuron.present.figure import Figure
 from rareneuron.present.ink import (
     SMALL,
     draw_nulls,
-    headed,
     log_ranks,
     note,
     null_bands,
     null_samples,
     step_legend,
-    thinned,
+    thin,
+    write_head,
 )
 from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
@@ -77,13 +77,13 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     axes = sheet.add_subplot()
     shown = frame[frame["reason"] == ""]
     last = frame[frame["checkpoint"] == frame["checkpoint"].max()]
-    headed(axes, FIGURE.title, f"{last['name'].iloc[0]}: {last['verdict'].iloc[0]}")
+    write_head(axes, FIGURE.title, f"{last['name'].iloc[0]}: {last['verdict'].iloc[0]}")
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("deviation δ = log (mean |Δ| / power law)")
     log_ranks(axes)
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     handles: list[matplotlib.artist.Artist] = []
-    lines = [thinned(part) for _, part in shown.groupby("checkpoint", sort=True)]
+    lines = [thin(part) for _, part in shown.groupby("checkpoint", sort=True)]
     for i, (line, colour) in enumerate(zip(lines, theme.ordered(len(lines)), strict=True)):
         is_last = i == len(lines) - 1
         if is_last:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.present.figure import Figure
-from rareneuron.present.ink import SMALL, draw_nulls, labelled, null_bands, null_samples
+from rareneuron.present.ink import SMALL, draw_nulls, label_places, null_bands, null_samples
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
 from rareneuron.runs.run import Run
@@ -33,7 +33,7 @@ def frame(run: Run) -> pd.DataFrame:
     A checkpoint's median of log10 mean |Δ| and its number of zeros stand on each of its rows.
     """
     steps = run.steps or [None]
-    chosen = labelled(len(steps))
+    chosen = label_places(len(steps))
     effects = [run.effects(steps[i])["abs_delta_loss"].to_numpy().astype(np.float64) for i in chosen]
     logs = [np.log10(value[value > 0]) for value in effects]
     if not any(map(len, logs)):

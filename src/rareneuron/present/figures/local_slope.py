@@ -11,7 +11,7 @@ import pandas as pd
 
 from rareneuron.maths.rank_curve import WINDOW, local_slope
 from rareneuron.present.figure import Figure
-from rareneuron.present.ink import SMALL, draw_nulls, headed, log_ranks, null_bands, null_samples, step_legend
+from rareneuron.present.ink import SMALL, draw_nulls, log_ranks, null_bands, null_samples, step_legend, write_head
 from rareneuron.present.style import Colour, Theme
 from rareneuron.present.wording import step_name
 from rareneuron.runs.run import Run
@@ -48,7 +48,7 @@ def frame(run: Run) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
     """Draw lines in step order, the last one heavy; undefined stretches stay empty."""
     axes = sheet.add_subplot()
-    headed(axes, FIGURE.title, "Grey: three nulls fitted to the last step, 95 % of samples of each")
+    write_head(axes, FIGURE.title, "Grey: three nulls fitted to the last step, 95 % of samples of each")
     axes.set_xlabel(RANK_LABEL)
     axes.set_ylabel(SLOPE_LABEL)
     lines = [part for _, part in frame.groupby("checkpoint", sort=True)]

@@ -15,12 +15,12 @@ from rareneuron.present.ink import (
     NULL_SHADE,
     SMALL,
     draw_nulls,
-    headed,
     log_axes,
     note,
     null_bands,
     null_samples,
-    thinned,
+    thin,
+    write_head,
 )
 from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
@@ -69,7 +69,7 @@ def frame(run: Run) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
     """Draw the nulls lowest, the curve above them and the line on top, solid where it was fitted."""
     axes = sheet.add_subplot()
-    line, facts = thinned(frame), frame.iloc[0]
+    line, facts = thin(frame), frame.iloc[0]
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
     values = line[["abs_delta_loss", "line", "lognormal low", "lognormal high"]].to_numpy()
@@ -77,11 +77,11 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     draw_nulls(axes, line, theme)
     axes.plot(line["rank"], line["abs_delta_loss"], color=theme.ordered(1)[0], linewidth=2.2, label="neurons")
     if facts["reason"]:
-        headed(axes, FIGURE.title, f"{facts['checkpoint']}: can't be told")
+        write_head(axes, FIGURE.title, f"{facts['checkpoint']}: can't be told")
         note(axes, facts["reason"])
         axes.legend(loc="upper right", frameon=False, fontsize=SMALL, reverse=True)
         return
-    headed(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
+    write_head(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
     draw_line(axes, line, theme)
     draw_boundaries(axes, facts, theme)
     axes.legend(loc="lower left", framealpha=0.85, edgecolor="none", fontsize=SMALL, reverse=True)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.phases import draw_line, frame
-from rareneuron.present.ink import SMALL, draw_nulls, headed, log_axes, thinned
+from rareneuron.present.ink import SMALL, draw_nulls, log_axes, thin, write_head
 from rareneuron.present.style import Theme
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
     """Hatch the gaps between curve and line outside the fit, and tell their size at the first and last rank."""
     axes = sheet.add_subplot()
-    line, facts = thinned(frame), frame.iloc[0]
+    line, facts = thin(frame), frame.iloc[0]
     value, predicted = line["abs_delta_loss"].to_numpy(), line["line"].to_numpy()
-    headed(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
+    write_head(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
     log_axes(axes, np.concatenate([value, predicted]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rareneuron.present.figure import Figure
-from rareneuron.present.ink import band, log_axes, step_legend, thinned
+from rareneuron.present.ink import band, log_axes, step_legend, thin
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import step_name
 from rareneuron.runs.run import Run
@@ -46,7 +46,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     axes.set_title(FIGURE.title)
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
-    lines = [thinned(part[part["abs_delta_loss"] > 0]) for _, part in frame.groupby("checkpoint", sort=True)]
+    lines = [thin(part[part["abs_delta_loss"] > 0]) for _, part in frame.groupby("checkpoint", sort=True)]
     colours = theme.ordered(len(lines))
     names = frame.groupby("checkpoint", sort=True)["step"].first().tolist()
     handles: list[matplotlib.artist.Artist] = []

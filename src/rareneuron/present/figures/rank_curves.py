@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rareneuron.present.figure import Figure
-from rareneuron.present.ink import NO_EFFECT, SMALL, band, log_axes, thinned, words_only
+from rareneuron.present.ink import NO_EFFECT, SMALL, band, log_axes, thin, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.subject import subjects_with_labels
 from rareneuron.runs.run import Run
@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     groups = [part for _, part in frame.groupby("run", sort=True)]
     handles: list[matplotlib.artist.Artist] = []
     for part, colour, dashes in zip(groups, theme.ordered(len(groups)), cycle(DASHES), strict=False):
-        line = thinned(part[part["abs_delta_loss"] > 0])
+        line = thin(part[part["abs_delta_loss"] > 0])
         band(axes, line, colour)
         handles += axes.plot(line["rank"], line["abs_delta_loss"], color=colour, linestyle=dashes, linewidth=1.5)
     log_axes(axes, frame.loc[frame["abs_delta_loss"] > 0, "abs_delta_loss"].to_numpy())

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.alpha_hill import ROLES, name_matrix
-from rareneuron.present.ink import SMALL, headed
+from rareneuron.present.ink import SMALL, write_head
 from rareneuron.present.readable import part_record, rows_or_reason
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import checkpoint_name, significant
@@ -80,7 +80,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     for axes, matrix in zip(panels, matrices, strict=True):
         draw_panel(axes, frame[frame["matrix"] == matrix], theme)
     facts = frame.iloc[0]
-    headed(panels[0], FIGURE.title, f"{facts['checkpoint']}; k of Eq. 6 by {facts['k']}, marked by a bar")
+    write_head(panels[0], FIGURE.title, f"{facts['checkpoint']}; k of Eq. 6 by {facts['k']}, marked by a bar")
     panels[-1].set_xlabel("rank of the eigenvalue (1 = largest)")
     sheet.supylabel("eigenvalue over the mean of its spectrum", fontsize=9.5)
 

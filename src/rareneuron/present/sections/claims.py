@@ -11,7 +11,7 @@ from rareneuron.present.wording import NOTHING, significant
 
 
 def claims_section(found: Findings) -> Section:
-    """Of a run without verdicts, a word about it."""
+    """Return the verdicts in words, as a figure and as a table; of a run without verdicts, the reason."""
     claims = claims_or_reason(found.run)
     if isinstance(claims, str):
         return Section(name="claims", title="Claims", blocks=(Notice(text=claims),))
@@ -34,7 +34,7 @@ def claims_section(found: Findings) -> Section:
 
 
 def table(claims: tuple[Claim, ...]) -> Table:
-    """What each verdict rests on."""
+    """Return a table of what each verdict rests on."""
     return Table(
         caption=(
             "What each verdict rests on. Effect: value less the mean of the null, in the statistic's unit, with its "
@@ -59,7 +59,7 @@ def table(claims: tuple[Claim, ...]) -> Table:
 
 
 def row(claim: Claim) -> tuple[str, ...]:
-    """One claim's numbers."""
+    """Return the cells of one claim."""
     effect = significant(claim.effect, sign=True)
     if effect != NOTHING and claim.effect_low is not None and claim.effect_high is not None:
         low, high = (significant(x, sign=True) for x in (claim.effect_low, claim.effect_high))

@@ -22,7 +22,7 @@ READING = (
 
 
 def geometry_section(found: Findings) -> Section:
-    """Words, tables; where there are no groups, why."""
+    """Return words and tables; of a run without groups, the reason."""
     step = found.steps[-1]
     rows = rows_or_reason(found.run, "geometry", step)
     title = f"Co-activation {at_step(step)}"
@@ -50,13 +50,13 @@ def geometry_section(found: Findings) -> Section:
 
 
 def alike(found: Findings) -> str:
-    """In what matched groups are like the group."""
+    """Name the property in which matched groups are like the group."""
     covariate = found.run.groups(found.steps[-1]).matched_on
     return COVARIATES.get(covariate or "", f"{covariate}")
 
 
 def sides(rows: pd.DataFrame, decimals: int) -> str:
-    """Each group's value, and on which side of its nulls it lies, if on any."""
+    """Say each group's value, and on which side of its nulls it lies, if on any."""
     sentences = []
     for group, of_group in rows[rows["null"].isin(list(NULLS))].groupby("group", sort=False):
         value = of_group["value"].iloc[0]
@@ -69,7 +69,7 @@ def sides(rows: pd.DataFrame, decimals: int) -> str:
 
 
 def table_blocks(number: Number, found: Findings) -> list[Block]:
-    """One of the paper's tables of the last checkpoint, what it shows, and what the paper's values can be held to."""
+    """Return one of the paper's tables of the last checkpoint, with notes on what it shows and rests on."""
     table = paper_table(number, [found.run])
     settings, *further = (note.partition(": ")[2] for note in table.notes)
     words = [": ".join(part for part in row[1 : table.n_words] if part) for row in table.rows]
@@ -86,7 +86,7 @@ def table_blocks(number: Number, found: Findings) -> list[Block]:
 
 
 def clusters(rows: pd.DataFrame) -> Table:
-    """Counted clusters by linkage, with their nulls."""
+    """Return a table of the numbers of clusters by linkage, with their nulls."""
     cells = []
     shown = [name for name in LINKAGES if name in set(rows["statistic"])]
     for name in shown:

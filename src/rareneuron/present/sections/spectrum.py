@@ -24,7 +24,7 @@ ROLES = ("boosting", "suppressing")
 
 
 def spectrum_section(found: Findings) -> Section:
-    """Words, table, figures, table; where there are no groups, why."""
+    """Return words, tables and figures; of a run without groups, the reason."""
     step = found.steps[-1]
     rows = rows_or_reason(found.run, "spectrum", step)
     title = f"Weight spectrum {at_step(step)}"
@@ -45,7 +45,7 @@ def spectrum_section(found: Findings) -> Section:
 
 
 def others(rows: pd.DataFrame) -> Table:
-    """Other rules for k and other measures of shape: values, and the larger p against random and matched groups."""
+    """Return a table of other rules for k and other measures of shape, with the larger p of both kinds of groups."""
     cells = []
     for (matrix, statistic), part in rows.groupby(["matrix", "statistic"], sort=False):
         if statistic not in OTHERS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rareneuron.present.published import GROUP_SIZE, GROUPS, N_TOKENS, Number, published
+from rareneuron.present.published import GROUP_SIZE, GROUPS, N_TOKENS, Number, paper_row
 from rareneuron.present.readable import rows_or_reason
 from rareneuron.present.subject import Subject, subject
 from rareneuron.present.tables.layouts import LAYOUTS, NUMBERS
@@ -55,5 +55,5 @@ def printed_rows(number: Number, of: Subject) -> list[dict[str, Any]]:
     if of.in_paper is None:
         return []
     shared = {"origin": "paper", "model": of.in_paper, "group_size": GROUP_SIZE, "n_tokens": N_TOKENS}
-    values = published(number, of.in_paper)
+    values = paper_row(number, of.in_paper)
     return [shared | {"group": group, "value": float(value)} for group, value in values.items()]

@@ -15,8 +15,8 @@ from rareneuron.present.published import (
     LAST_STEPS,
     N_TOKENS,
     Number,
-    published,
-    published_name,
+    paper_name,
+    paper_row,
     variant_of,
 )
 from rareneuron.present.subject import Subject, subjects_with_labels
@@ -79,7 +79,7 @@ def printed_row(number: Number, of: Subject) -> list[tuple[str, str, list[str]]]
     """Return the paper's values as it prints them, where it has this model."""
     if of.in_paper is None:
         return []
-    values = published(number, of.in_paper)
+    values = paper_row(number, of.in_paper)
     return [("not said", f"paper: {of.in_paper}", [values[group].replace("-", MINUS) for group in GROUPS[number]])]
 
 
@@ -104,7 +104,7 @@ def notes_of(of: Subject, long: pd.DataFrame) -> list[str]:
     notes = [f"{settings}, {facts['n_tokens']:,} rare tokens{draws(long)}."]
     if len(reasons := long["reason"].dropna()):
         notes.append(f"nothing to compare. {reasons.iloc[0]}")
-    name = published_name(of.hub_id) if of.hub_id else None
+    name = paper_name(of.hub_id) if of.hub_id else None
     last = LAST_STEPS.get(name or "")
     if other := variant_of(of.hub_id or ""):
         notes.append(f"trained on deduplicated text, so not the paper's {other}, whose values don't stand beside it.")

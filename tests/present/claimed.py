@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rareneuron.maths.claims import Claim, Verdict
+
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A claim as a run holds it."""
+class Made(Claim):
+    """A claim whose numbers are given where a test needs them."""
 
     name: str
-    verdict: str
+    verdict: Verdict
     title: str = "Neurons of the boosting group act together more than random ones do"
     source: str = "Table 1"
-    statistic: str = "correlation"
-    group: str = "boosting"
+    statistic: str | None = "correlation"
+    group: str | None = "boosting"
     value: float | None = 0.03
     null: str | None = "matched"
     null_mean: float | None = 0.01

@@ -25,6 +25,7 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json, write_table
 from rareneuron.runs.neurons import read_explorer
 from rareneuron.runs.run import Run, open_run
+from tests.present.claimed import Made
 from tests.present.explorer_run import HOSTILE as HOSTILE_TEXTS
 from tests.present.explorer_run import add_details
 
@@ -192,14 +193,12 @@ def test_a_long_series_is_thinned_and_says_so(make_run: MakeRun, monkeypatch: py
 def test_verdicts_stand_at_the_top_in_words(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run()
     assert 'id="verdicts"' not in render_report(run)
-    numbers = dict.fromkeys(("value", "null_mean", "effect", "effect_low", "effect_high", "effect_size", "p"), 0.5)
-    others = dict.fromkeys(("name", "source", "statistic", "group", "null"), "x") | numbers
     told = (
         ("Groups act <together>", "not supported", None, "They don't."),
         ("The plateau grows", "supported", 0.004, "From 3 to 40 neurons."),
     )
     made = [
-        SimpleNamespace(**others, title=title, verdict=verdict, p_holm=p, sentence=sentence)
+        Made(name="x", title=title, verdict=verdict, p_holm=p, sentence=sentence)
         for title, verdict, p, sentence in told
     ]
     (run.path / "claims.json").write_text("{}")

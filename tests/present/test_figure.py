@@ -81,3 +81,13 @@ def test_a_figure_without_what_it_needs_says_why() -> None:
     assert made.reason(pd.DataFrame([{"reason": "No groups."}])) == "No groups."
     assert made.reason(pd.DataFrame()) == made.empty
     assert made.reason(pd.DataFrame([{"eigenvalue": 1.0, "reason": ""}])) is None
+
+
+def test_a_pages_lines_are_kept_to_hundredths_of_a_point(make_run: MakeRun, tmp_path: Path) -> None:
+    drawn = figure(make_run(), "rank-curve")
+    text = save_figure(drawn, tmp_path / "f.svg").read_text(encoding="utf-8")
+    page = inline_svg(drawn, "f")
+    longest = [re.findall(r"M ([\d.]+) [\d.]+ \nL [^\"]{400,}", svg)[0] for svg in (text, page)]
+    assert len(longest[0].split(".")[1]) > 2
+    assert len(longest[1].split(".")[1]) <= 2
+    assert float(longest[0]) == pytest.approx(float(longest[1]), abs=0.01)

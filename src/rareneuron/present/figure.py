@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SIZE = (5.4, 4.0)  # inches: narrow, so that its text can still be read when a telephone shrinks it
 DOTS_PER_INCH = 200
 SVG_DOTS_PER_INCH = 72  # of matplotlib's renderer: points
+PATH = re.compile(r' d="[^"]*"')
+HUNDREDTHS = re.compile(r"(\.\d\d)\d+")  # of a point are all that a screen can show
 UNDATED: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -123,6 +125,7 @@ def inline_svg(figure: "matplotlib.figure.Figure", salt: str) -> str:
     svg = as_svg(figure, salt, "none")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # numbered from 1 in every figure, and nothing refers to them
+    svg = PATH.sub(lambda path: HUNDREDTHS.sub(r"\1", path[0]), svg)
     return with_variables(svg)
 
 

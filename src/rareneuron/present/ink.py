@@ -5,7 +5,7 @@ The eye sees three phases in almost any sorted sample, so no curve is drawn with
 
 from collections.abc import Mapping
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -142,7 +142,8 @@ def draw_minor_ticks(sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
     from matplotlib.markers import TICKDOWN, TICKLEFT
     from matplotlib.ticker import NullLocator
 
-    axises = []
+    settings: Any = matplotlib.rcParams
+    axises: list[tuple[Any, Any, Any]] = []  # axis, transform of its ticks, their mark
     for axes in sheet.axes:
         if axes.axison and axes.get_visible():
             axises.append((axes.xaxis, axes.get_xaxis_transform(), TICKDOWN))
@@ -156,8 +157,8 @@ def draw_minor_ticks(sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
         at = (seen, [0] * len(seen)) if marker == TICKDOWN else ([0] * len(seen), seen)
         name = axis.axis_name
         look = {
-            "markersize": matplotlib.rcParams[f"{name}tick.minor.size"],
-            "markeredgewidth": matplotlib.rcParams[f"{name}tick.minor.width"],
+            "markersize": settings[f"{name}tick.minor.size"],
+            "markeredgewidth": settings[f"{name}tick.minor.width"],
         }
         ticks = Line2D(*at, marker=marker, linestyle="", color=theme.ink, transform=across, **look)
         ticks.set_in_layout(False)

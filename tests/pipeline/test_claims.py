@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from rareneuron.maths.claims import weights_at_equal_loss
-from rareneuron.pipeline.experiments import ARRAYS, effective_number
+from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
+from rareneuron.pipeline.experiments import ARRAYS
 from rareneuron.pipeline.hypotheses import HYPOTHESES
 from rareneuron.pipeline.run import open_run
 from rareneuron.pipeline.store import read_tensors, write_tensors

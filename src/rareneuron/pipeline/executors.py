@@ -28,6 +28,7 @@ from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import without_bars
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.options import with_option
 from rareneuron.pipeline.plan import Plan, step_name
 from rareneuron.pipeline.store import RunStore
 from rareneuron.pipeline.tokens import TokenStage
@@ -78,7 +79,7 @@ def do_task(task: dict[str, Any]) -> dict[str, Any]:
     try:
         compute_unit(RunStore(config.run_folder), config, checkpoint, is_last=task["is_last"])
     except RareNeuronError as error:
-        return {"step": step_name(checkpoint), "error": type(error).__name__, "message": str(error)}
+        return {"step": step_name(checkpoint), "error": type(error).__name__, "message": with_option(error)}
     return {"step": step_name(checkpoint)}
 
 

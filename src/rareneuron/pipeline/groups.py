@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RareNeuronError, RunFolderError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
@@ -21,6 +21,7 @@ from rareneuron.maths.spectrum import Spectrum
 from rareneuron.maths.weights import spectrum
 from rareneuron.pipeline.capture import TokenSource
 from rareneuron.pipeline.config import StudyConfig
+from rareneuron.pipeline.options import with_option
 from rareneuron.pipeline.store import read_json, read_tensors, write_json, write_tensors
 
 # How far ablation moves the residual stream, E|n̄ − n| · ‖w_out‖. Mean |Δ| follows that in any model, a random one too
@@ -56,7 +57,7 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
     for compute in (geometry_at, spectrum_at):
         try:
             found.append(compute(config, source, groups))
-        except TooFewNeurons as error:
+        except NotMeasured as error:
             found.append(error)
     balance = matching(groups, effects[MATCHED_ON].to_numpy())
     return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])
@@ -123,7 +124,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
     """Four files: what is short and read by people as JSON, the draws as tensors."""
     groups = compared.groups
     if isinstance(groups, RareNeuronError):
-        record: dict[str, Any] = {UNAVAILABLE: str(groups)}
+        record: dict[str, Any] = {UNAVAILABLE: with_option(groups)}
     else:
         draws = {
             "random": groups.random,
@@ -146,7 +147,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
 def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
     """Its rows, and what they rest on."""
     if isinstance(geometry, RareNeuronError):
-        return {UNAVAILABLE: str(geometry)}
+        return {UNAVAILABLE: with_option(geometry)}
     record = asdict(geometry)
     return {k: v for k, v in record.items() if k not in ("within", "between")} | {"rows": geometry.rows()}
 
@@ -154,7 +155,7 @@ def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
 def spectrum_record(spectrum: Spectrum | RareNeuronError) -> dict[str, Any]:
     """Its rows, and the eigenvalues of each group: of `random` the mean over draws, rank by rank."""
     if isinstance(spectrum, RareNeuronError):
-        return {UNAVAILABLE: str(spectrum)}
+        return {UNAVAILABLE: with_option(spectrum)}
     eigenvalues: dict[str, dict[str, list[float]]] = {}
     for (matrix, group), values in spectrum.eigenvalues.items():
         eigenvalues.setdefault(matrix, {})[group] = values.tolist()

@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from rareneuron.maths import Definitions
-from rareneuron.maths.claims import Claims, as_record
+from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
+from rareneuron.pipeline.claims_file import as_record
 from rareneuron.pipeline.rankings import SIGNS, Ranking
 from rareneuron.pipeline.run import Run
 from rareneuron.present.figures.claims import claims_or_reason

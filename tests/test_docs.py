@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import rareneuron
 from rareneuron.cli import cli
 from rareneuron.data import texts
-from rareneuron.maths.phases import fit_phases
+from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.models.families import FAMILIES
 from rareneuron.present import figures, report, tables
 from rareneuron.present.figures import FIGURES

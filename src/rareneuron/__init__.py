@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rareneuron.maths.claims import Claims
     from rareneuron.maths.geometry import Geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
-    from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+    from rareneuron.maths.phase_fit import fit_phases
+    from rareneuron.maths.phases import ContextSums, Phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
     from rareneuron.maths.released import ReleasedPhases, released_phases
@@ -42,7 +43,7 @@ _HOMES = {
     "neuron_groups": "maths.groups",
     "ContextSums": "maths.phases",
     "Phases": "maths.phases",
-    "fit_phases": "maths.phases",
+    "fit_phases": "maths.phase_fit",
     "RankCurve": "maths.rank_curve",
     "rank_curve": "maths.rank_curve",
     "Readout": "maths.readout",

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rareneuron.errors import TooFewNeurons
+from rareneuron.errors import NotMeasured
 from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, effective_dimensions, geometry_of, members, refuse_unusable
 from rareneuron.maths.groups import NeuronGroups
@@ -29,7 +29,7 @@ def effective_dimension(
     moments.add(acts if isinstance(acts, Tensor) else np.asarray(acts))
     refuse_unusable(moments, variance)
     if moments.constant(moments.neurons).all():
-        raise TooFewNeurons(
+        raise NotMeasured(
             f"None of {len(moments.neurons)} neurons varies over these {moments.n_tokens} tokens, so there is no "
             "variance to share out. Use other neurons or more tokens."
         )

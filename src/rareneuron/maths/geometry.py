@@ -6,7 +6,6 @@ of many random groups. Domain: neurons that vary; constant ones are left out of 
 Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.md says why the nulls are fair.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -16,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist
 
-from rareneuron.errors import InvalidConfig, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
-from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
@@ -109,9 +108,8 @@ def null_rows(compared: Compared) -> list[dict[str, Any]]:
     for name, null in nulls.items():
         if null is not None:
             fields = asdict(null) | {"p": null.p}
-            row = {column: fields[column] for column in NULL_COLUMNS}
-            row["effect_size"] = row["effect_size"] if math.isfinite(row["effect_size"]) else None
-            rows.append({"null": name} | row)
+            fields["effect_size"] = finite(null.effect_size)
+            rows.append({"null": name} | {column: fields[column] for column in NULL_COLUMNS})
     return rows or [{"null": None} | dict.fromkeys(NULL_COLUMNS)]
 
 
@@ -130,7 +128,8 @@ def geometry_of(
     if groups.size < FEWEST_NEURONS:
         raise TooFewNeurons(
             f"Groups of {groups.size} neurons have no geometry: fewer than {FEWEST_NEURONS} make one pair at most. "
-            f"Use --group-size {FEWEST_NEURONS} or more."
+            f"Use groups of {FEWEST_NEURONS} neurons or more.",
+            argument="size",
         )
     measures = similarities(moments, definitions)
     constant = {"boosting": groups.boosting, "suppressing": groups.suppressing, "random": groups.random}
@@ -167,7 +166,8 @@ def refuse_unusable(moments: Moments, variance: float) -> None:
     if moments.n_tokens < 2:
         raise InvalidConfig(
             f"Activations at {moments.n_tokens} token{'' if moments.n_tokens == 1 else 's'} were given, and nothing "
-            "varies over fewer than 2. Analyse more tokens (--n-tokens)."
+            "varies over fewer than 2. Analyse more tokens.",
+            argument="n_tokens",
         )
     if not 0 < variance <= 1:
         raise InvalidConfig(
@@ -224,9 +224,10 @@ def sums_over(
 def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
     """Means, where there is anything to average."""
     if not weight.all():
-        raise TooFewNeurons(
+        raise NotMeasured(
             "A group of neurons, or two compared with each other, have no pair of neurons that both vary on these "
-            "tokens, so their correlation is undefined. Use larger groups (--group-size) or more tokens (--n-tokens)."
+            "tokens, so their correlation is undefined. Use larger groups or more tokens.",
+            argument="size",
         )
     return total / weight
 
@@ -369,6 +370,7 @@ def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Genera
     if len(pool) < 2 * size:
         raise TooFewNeurons(
             f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
-            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}"
+            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}",
+            argument="size",
         )
     return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])

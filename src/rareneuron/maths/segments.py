@@ -8,40 +8,19 @@ middle they lie *below* at both ends. A plateau is a lift above the line, so it 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import ruptures
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rareneuron.maths.rank_curve import GRID_STEP, LocalSlope
+from rareneuron.maths.spacings import FIRST_RANK, GUARD, SMALLEST_PLATEAU, TINY, Line, Spacings, largest_plateau
 
 MOST_BREAKS = 3  # plateau | fall to the line | power law | decay
 SHORTEST = 0.5  # of a segment on κ(u), in log rank: less can't be seen through Eq. 7
-FIRST_RANK = 4  # κ(u) left of it rests on a handful of neurons
 LOOK_AHEAD = np.linspace(0.0, 1.0, 5)  # a bend on the curve lies up to a factor e right of its break on κ
-SMALLEST_PLATEAU = 4  # neurons: fewer are outliers, not a phase
-NARROWEST = 1.5  # log width of a power law: a factor 4.5 in rank
-GUARD = 1.3  # factor in rank kept clear at both ends of the fit: measurement noise smears bends
-EDGE = 0.7  # δ is tested over the last 30 % of a plateau's ranks, where a lift is seen best against sampling noise
 STRAIGHT = 2.5  # standard errors by which a straight middle may steepen: one in 160
 BELOW = 1.96  # sampling errors below the line at which decay starts
-TINY = 1e-12  # slope of ties, whose logarithm is taken
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """y = β − κ log rank, by least squares over ranks `first` … `last`."""
-
-    kappa: float
-    beta: float
-    r_squared: float
-    first: int
-    last: int
-
-    def at(self, rank: Int[np.ndarray, " rank"] | Float[np.ndarray, "*ranks"]) -> Float[np.ndarray, "*ranks"]:
-        """log|Δ| that the power law predicts."""
-        return self.beta - self.kappa * np.log(rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,81 +34,6 @@ class Segments:
     lift: float  # of that candidate: signed root of a likelihood ratio; 0 where nothing rises above the line
     bend: float  # standard errors by which the middle steepens
     fall: float  # log likelihood gained by another slope from the decay on
-
-
-class Spacings:
-    """Sums over ranks of one curve, so that any fit over a range of ranks costs a few subtractions."""
-
-    def __init__(self, y: Float[np.ndarray, " rank"]) -> None:
-        self.n, self.y = len(y), y
-        self.u, self._rank_sums = rank_sums(self.n)
-        self.D = np.arange(1, self.n) * -np.diff(y)
-        self._sums = sums_from_zero(np.stack([y, y * self.u]))
-        self._sum_D = sums_from_zero(self.D)
-
-    def log_likelihood(
-        self, first: np.ndarray | int, last: np.ndarray | int
-    ) -> Float[np.ndarray, "*ends"] | np.floating:
-        """Of exponential spacings with one mean between ranks `first` and `last`."""
-        n = np.subtract(last, first)
-        mean = (self._sum_D[np.subtract(last, 1)] - self._sum_D[np.subtract(first, 1)]) / n
-        return -n * (np.log(np.maximum(mean, TINY)) + 1)
-
-    def means(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Means of y, yu, u, u² over ranks first … last."""
-        before, n = first - 1, last - first + 1
-        of_y = (self._sums[:, last] - self._sums[:, before]) / n
-        of_rank = (self._rank_sums[:, last] - self._rank_sums[:, before]) / n
-        return np.concatenate([of_y, of_rank])
-
-    def line(self, first: int, last: int) -> Line:
-        """Least squares over ranks first … last."""
-        u, y = self.u[first - 1 : last], self.y[first - 1 : last]
-        du, dy = u - u.mean(), y - y.mean()
-        kappa = float(-(du @ dy) / (du @ du))
-        explained = kappa**2 * (du @ du) / max(dy @ dy, TINY)
-        return Line(kappa=kappa, beta=float(y.mean() + kappa * u.mean()), r_squared=explained, first=first, last=last)
-
-    def bend(self, first: int, last: int) -> float:
-        """Score test of a slope that grows with log rank, in standard errors of exponential spacings."""
-        D, u = self.D[first - 1 : last - 1], self.u[first - 1 : last - 1]
-        u = u - u.mean()
-        return float((D / max(D.mean(), TINY)) @ u / np.sqrt(u @ u))
-
-    def plateau(self, last: int) -> tuple[int, float]:
-        r"""The end p of the best plateau left of a line that ends at rank `last`, and its statistic.
-
-        With $x = \bar\delta / \kappa$ over ranks EDGE·p … p, $\sqrt{2p(x - \log(1 + x))}$: the signed root of the
-        likelihood ratio of p exponential spacings, whose null distribution hardly depends on p (x √p is skewed where
-        p is small, and would hand every null's maximum to the smallest p). δ must be positive over 1 … p as a whole.
-        """
-        p = np.arange(SMALLEST_PLATEAU, largest_plateau(last) + 1)
-        y, yu, u, uu = self.means(np.ceil(p * GUARD).astype(int) + 1, np.full_like(p, last))
-        kappa = np.maximum(-(yu - y * u) / (uu - u * u), TINY)
-        edge = np.floor(p * EDGE).astype(int) + 1
-        mean_y, _, mean_u, _ = self.means(np.stack([np.ones_like(p), edge]), np.stack([p, p]))
-        whole, at_edge = mean_y - y + kappa * (mean_u - u)
-        x = np.where(whole > 0, np.maximum(at_edge, 0) / kappa, 0)
-        lift = np.sqrt(2 * p * (x - np.log1p(x)))
-        best = int(np.argmax(lift))
-        return int(p[best]), float(lift[best])
-
-
-def sums_from_zero(x: Float[np.ndarray, "*rows rank"]) -> Float[np.ndarray, "*rows ranks"]:
-    """Sums over the first 0, 1, 2, … ranks."""
-    return np.cumsum(np.concatenate([np.zeros_like(x[..., :1]), x], axis=-1), axis=-1)
-
-
-@lru_cache(maxsize=4)
-def rank_sums(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log ranks 1 … n, and the sums of them and their squares."""
-    u = np.log(np.arange(1, n + 1))
-    return u, sums_from_zero(np.stack([u, u * u]))
-
-
-def largest_plateau(last: int) -> int:
-    """Ranks that leave a power law of the least width between a plateau and rank `last`."""
-    return int(last / np.exp(NARROWEST) / GUARD)
 
 
 def candidate_breaks(

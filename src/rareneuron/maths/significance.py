@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from rareneuron.errors import InvalidConfig
 
-FEWEST_DRAWS = 99
+LEVEL = 0.05  # at which a p-value speaks
+FEWEST_DRAWS = 99  # of a null
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull
     if len(draws) < FEWEST_DRAWS:
         raise InvalidConfig(
             f"{len(draws)} null draws were given, and a p-value from fewer than {FEWEST_DRAWS} cannot come near 5 %. "
-            "Draw more random groups (--n-random)."
+            "Draw more random groups.",
+            argument="n_draws",
         )
     known = draws[np.isfinite(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
@@ -77,8 +79,9 @@ def bootstrap_interval(
     n = len(sums)
     if n < 2:
         raise InvalidConfig(
-            f"{n} contexts can't be resampled: every draw would be the same and the interval of no width. Analyse more "
-            "contexts (--n-tokens)."
+            f"{n} contexts can't be resampled: every draw would be the same and the interval of no width. Analyse "
+            "tokens of more contexts.",
+            argument="n_tokens",
         )
     weights = rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(np.float64)
     totals, tokens = weights @ sums, weights @ n_tokens
@@ -93,3 +96,8 @@ def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1)
     return adjusted
+
+
+def finite(value: float) -> float | None:
+    """Return the value as a float, or None if it isn't finite: JSON has no word for that."""
+    return float(value) if np.isfinite(value) else None

@@ -16,7 +16,7 @@ from scipy.special import entr
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths import Definitions
-from rareneuron.maths.significance import AgainstNull
+from rareneuron.maths.significance import AgainstNull, finite
 from rareneuron.shown import Shown
 
 RULES = ("fix-finger", "fraction", "half")  # for k of Eq. 6
@@ -64,11 +64,6 @@ class Spectrum(Shown):
             }
             for (matrix, statistic, group, null), found in self.against.items()
         ]
-
-
-def finite(number: float) -> float | None:
-    """The number, if it is one."""
-    return float(number) if np.isfinite(number) else None
 
 
 def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.stats import kendalltau
 
 from rareneuron.errors import InvalidConfig
+from rareneuron.maths.significance import LEVEL
 
 ROUNDED = 12  # decimals to which sums of steps are equal
 EXACT_STEPS = 33  # of a trend; above, the normal approximation, whose p is within 0.015
@@ -80,3 +81,12 @@ def inversion_counts(ties: list[int], most: int) -> list[int]:
         for i in range(j, most + 1):
             counts[i] += counts[i - j]
     return counts
+
+
+def onset(p: Float[np.ndarray, " step"], level: float = LEVEL) -> int | None:
+    """Return the index of the first step from which on every p is at most `level`; None where the last one isn't.
+
+    Steps are not corrected for one another. A p that is NaN counts as above the level.
+    """
+    late = len(p) - int(np.cumprod((p <= level)[::-1]).sum())
+    return late if late < len(p) else None

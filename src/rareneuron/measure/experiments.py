@@ -17,12 +17,13 @@ from torch import Tensor
 
 from rareneuron.errors import RareNeuronError
 from rareneuron.maths.ablation import AblationEngine
-from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.clustered import sums_by_context
+from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
+from rareneuron.runs.options import with_option
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
@@ -42,7 +43,7 @@ def experiments(
 ) -> dict[str, np.ndarray] | str:
     """The arrays of docs/run-folder.md; or why there are none."""
     if isinstance(groups, RareNeuronError):
-        return str(groups)
+        return with_option(groups)
     if engine != "closed-form":
         return "Ablating groups needs the readout of the last layer's closed form, and this study used patching."
     rng = np.random.default_rng([seed, 6])
@@ -101,11 +102,6 @@ def by_context(
     rows = torch.from_numpy(row).to(size.device)
     sums = {"ablation": size, "shift": shift.abs()}
     return {f"{kind}_{name}{suffix}": sums_by_context(x, rows, n_contexts).float() for name, x in sums.items()}
-
-
-def effective_number(weights: Float[np.ndarray, " token"]) -> float:
-    """(Σw)²/Σw²: how many equally weighted tokens say as much; none where none has any weight."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
 
 
 class Sample:

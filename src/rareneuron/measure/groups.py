@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rareneuron.errors import RareNeuronError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
@@ -31,7 +31,7 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
     for compute in (geometry_at, spectrum_at):
         try:
             found.append(compute(config, source, groups))
-        except TooFewNeurons as error:
+        except NotMeasured as error:
             found.append(error)
     balance = matching(groups, effects[MATCHED_ON].to_numpy())
     return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])

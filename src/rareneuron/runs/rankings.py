@@ -16,10 +16,12 @@ import pandas as pd
 from jaxtyping import Shaped
 
 from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
-from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums, Phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.options import with_option
 
 Ranking = Literal["all", "boosting", "suppressing", "common"]
 Found = Phases | ReleasedPhases
@@ -128,7 +130,7 @@ def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], rankin
 def as_record(phases: Found | TooFewNeurons) -> dict[str, Any]:
     """All of it but the arrays, for JSON."""
     if isinstance(phases, TooFewNeurons):
-        return {"unavailable": str(phases)}
+        return {"unavailable": with_option(phases)}
     return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
 
 

@@ -112,7 +112,8 @@ def check_model(plan: Plan) -> None:
     if 3 * config.group_size > shape.d_mlp:
         raise TooFewNeurons(
             f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
-            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)}"
+            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)} "
+            "The option is --group-size."
         )
     if config.engine == "closed-form":
         check_closed_form(plan)

@@ -104,7 +104,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[st
     """Grey for random groups, then a line a group, and since when it differs as its label."""
     from matplotlib.lines import Line2D
 
-    from rareneuron.conclude.trajectory import LEVEL  # loads torch, which listing figures shouldn't
+    from rareneuron.maths.significance import LEVEL  # loads torch, which listing figures shouldn't
 
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     null = panel.drop_duplicates("checkpoint").sort_values("checkpoint")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import BrokenCheckpoint, InvalidConfig, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, InvalidConfig, Unavailable, UnfitTokenizer, UnsupportedModel
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
@@ -36,13 +36,6 @@ class Capture:
 
     resid: Float[Tensor, "context position d_model"]  # the block's output; of the last layer: the final norm's input
     act: Float[Tensor, "context position neuron"]  # the input of the MLP's output projection
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoReadout:
-    """The answer of `Adapter.readout_behind` where more than final norm and unembedding stands behind a layer."""
-
-    reason: str
 
 
 class Adapter:
@@ -151,7 +144,7 @@ class Adapter:
         """Number of neurons of a layer."""
         return len(self.weights(layer).W_out)
 
-    def readout_behind(self, layer: int = -1) -> Readout | NoReadout:
+    def readout_behind(self, layer: int = -1) -> Readout | Unavailable:
         """The rest of the network behind a layer as data, or the reason why it can't be had.
 
         Behind the last layer there is a readout where the probes at loading confirmed it, whatever engine computes the
@@ -159,19 +152,19 @@ class Adapter:
         """
         index = self.anatomy.layer_index(layer)
         if index != self.n_layers - 1:
-            return NoReadout(
-                reason=f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't "
+            return Unavailable(
+                f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't "
                 f"hold there; it does for the last layer, {self.n_layers - 1}."
             )
         if not self.closed_form.ok:
-            return NoReadout(reason=f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold.")
+            return Unavailable(f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold.")
         return self.anatomy.readout()
 
     def readout(self, layer: int = -1) -> Readout:
-        """The readout behind a layer; raises `UnsupportedModel` with the reason where there is none."""
+        """The rest of the network behind a layer; raises where that is more than final norm and unembedding."""
         found = self.readout_behind(layer)
-        if isinstance(found, NoReadout):
-            raise UnsupportedModel(f"{found.reason} {PATCHING}")
+        if isinstance(found, Unavailable):
+            raise UnsupportedModel(f"{found.why} {PATCHING}")
         return found
 
     def capture(

@@ -28,9 +28,8 @@ def generator(seed: int, stream: str, *which: str | int) -> np.random.Generator:
     >>> bool(generator(0, "claims", "slope-kink").random() == generator(0, "claims", "dimension").random())
     False
     """
-    return np.random.default_rng(
-        [seed, STREAMS[stream], *(part if isinstance(part, int) else number(part) for part in which)]
-    )
+    parts = [part if isinstance(part, int) else number(part) for part in which]
+    return np.random.default_rng([seed, STREAMS[stream], *parts])
 
 
 def number(name: str) -> int:

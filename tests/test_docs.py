@@ -23,7 +23,7 @@ from rareneuron.cli import cli
 from rareneuron.data import texts
 from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.models.families import FAMILIES
-from rareneuron.present import figures, report, tables
+from rareneuron.present import publish
 from rareneuron.present.figures import FIGURES
 from rareneuron.runs import rankings
 from rareneuron.runs.config import StudyConfig
@@ -85,9 +85,7 @@ def run_command(words):
     else:
         with pytest.MonkeyPatch.context() as patch:
             if words[1] == "study":  # pages take seconds a study; `rareneuron report` runs by itself
-                patch.setattr(report, "write_report", lambda run: run.path / "report.html")
-                patch.setattr(figures, "write_figures", lambda run: [])
-                patch.setattr(tables, "write_tables", lambda run: [])
+                patch.setattr(publish, "publish", lambda run: publish.Published(report=run.path / "report.html"))
             done = CliRunner().invoke(cli, with_small_options(words))
         assert done.exit_code == 0, f"{' '.join(words)}\n{done.output}\n{done.exception!r}"
 

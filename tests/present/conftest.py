@@ -16,14 +16,18 @@ from rareneuron.maths.groups import neuron_groups
 from rareneuron.maths.weights import spectrum
 from rareneuron.present.blocks import Paragraph
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import replacing, write_json, write_table, write_tensors
+from rareneuron.runs.files import read_table, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
+from rareneuron.runs.rankings import fit_rankings, write_phases
 from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
+from tests.present.claimed import CLAIMS, AllMade
+from tests.present.planted import DECAY, KAPPA, PLATEAU, N
 
 WORDS = (" obscure", " vellum", "Topology", " unmasked", " divergence", " quay")
 N_CONTEXTS = 6
 GROUP_SIZE = 5
+MakeRun = Callable[..., Run]
 
 
 def effects_table(n_neurons: int, rng: np.random.Generator, *, direct: bool, common: bool) -> pd.DataFrame:
@@ -204,3 +208,57 @@ def without_ink(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             f"rareneuron.present.sections.{section}.illustration", lambda *_: Paragraph(text="(a figure)")
         )
+
+
+@pytest.fixture(scope="session")
+def layer() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Effects with a planted plateau at rare targets and none at common ones, and what the package finds in them."""
+    rng = np.random.default_rng(0)
+    rank, n_tokens = np.arange(1, N + 1), np.full(40, 5)
+    y = -5 - KAPPA * np.log(rank) - np.maximum(rank / DECAY - 1, 0)
+    sign = np.where(np.arange(N) % 3 > 0, 0.5, -0.5)
+    columns = {"abs_delta_loss": np.exp(y + (rank <= PLATEAU)), "common_abs_delta_loss": np.exp(y)}
+    columns["delta_loss"] = sign * columns["abs_delta_loss"]
+    noise = rng.gamma(400.0, 1 / 400, (40, N))
+    sums = {name: noise * value * 5 for name, value in columns.items()} | {"n_tokens": n_tokens}
+    table = pd.DataFrame({name: sums[name].sum(0) / n_tokens.sum() for name in columns})
+    return table, fit_rankings(table, sums | {"common_n_tokens": n_tokens}, seed=0)
+
+
+@pytest.fixture
+def planted(make_run: MakeRun, layer: tuple[pd.DataFrame, dict[str, Any]]) -> Callable[..., Run]:
+    """Runs whose checkpoints all hold that layer."""
+
+    def build(**arguments: Any) -> Run:
+        run = make_run(n_neurons=N, **arguments)
+        for folder in (run.path / "steps").iterdir():
+            table = read_table(folder / "effects.parquet").assign(**layer[0])
+            rank = table["abs_delta_loss"].rank(ascending=False, method="first").astype(int)
+            write_table(folder / "effects.parquet", table.assign(rank=rank))
+            write_phases(folder, layer[1])
+        return run
+
+    return build
+
+
+@pytest.fixture
+def nothing(make_run: MakeRun) -> Run:
+    """A run in which no ablation changes anything."""
+    run = make_run()
+    for path in run.path.rglob("effects.parquet"):
+        table = read_table(path)
+        write_table(path, table.assign(**{name: 0.0 for name in table if "delta_loss" in name}))
+    return run
+
+
+@pytest.fixture
+def claimed(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Runs that hold these claims."""
+
+    def build(claims: tuple[Any, ...] = CLAIMS) -> Run:
+        run = make_run()
+        (run.path / "claims.json").write_text("{}")
+        monkeypatch.setattr(Run, "claims", lambda _: AllMade(claims), raising=False)
+        return run
+
+    return build

@@ -5,6 +5,7 @@ Skipped, loudly, where there is no Chromium with its driver (tests/SKIPS.md); `.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from rareneuron.present.report import write_report
+from rareneuron.present.style import DARK, LIGHT, dark_colours
 from rareneuron.runs.files import read_table, write_table
 from rareneuron.runs.run import Run
 from tests.present.explorer_run import HOSTILE, add_details
@@ -343,3 +346,24 @@ def test_without_scripts_all_but_the_explorer_is_there(opened: Callable[..., Pag
         assert page.complaints() == []
     finally:
         chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_figures_change_their_colours_with_the_screen(chromium: Any, make_run: MakeRun) -> None:
+    """One drawing, dark or light; paper is light whatever the screen."""
+    path = write_report(make_run(n_neurons=300))
+    used = """return [...new Set([...document.querySelectorAll('figure svg :is(path, text, use)')].flatMap((node) => {
+        const style = getComputedStyle(node); return [style.fill, style.stroke]; }))]"""
+    seen = {}
+    for name, scheme, media in (("light", "light", ""), ("dark", "dark", ""), ("print", "dark", "print")):
+        page = Page(chromium, path, scheme=scheme)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        seen[name] = {to_hex([int(x) / 255 for x in re.findall(r"\d+", c)[:3]]) for c in page.run(used) if "rgb" in c}
+        titles = page.run("return [...document.querySelectorAll('figure > [role=img]')].map((n) => n.ariaLabel)")
+        assert len(titles) == len(set(titles)) >= 6
+        assert page.complaints() == []
+    assert {LIGHT.paper, LIGHT.ink} <= seen["light"]
+    assert {DARK.paper, DARK.ink} <= seen["dark"]
+    assert {dark_colours()[colour] for colour in seen["light"] if colour in dark_colours()} <= seen["dark"]
+    assert not {LIGHT.paper, LIGHT.ink} & seen["dark"]
+    assert seen["print"] == seen["light"]

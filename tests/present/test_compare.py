@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.present.compare import compare, comparison_text, same_neurons, write_comparison
 from rareneuron.present.figures import FIGURES, rank_curves
-from rareneuron.present.tables import subject
+from rareneuron.present.subject import subject
 from rareneuron.runs.files import read_json, read_table, write_json, write_table
 from rareneuron.runs.run import open_run
 
@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_else_and_hides_nothing(make_run, tmp_path):
     assert "⟨U+202E⟩" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     assert "default-src 'none'" in page
-    assert page.count("<svg") == 4, "two figures, for light and dark"
+    assert page.count("<svg") == 2, "two figures, each drawn once"
     json.dumps([row._asdict() for row in compare(runs).settings.itertuples()], default=str)
 
 

@@ -181,7 +181,7 @@ def test_the_scripts_data_are_the_runs(make_run: MakeRun) -> None:
 
 @pytest.mark.usefixtures("without_ink")
 def test_a_long_series_is_thinned_and_says_so(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rareneuron.present.explorer.MOST_STEPS", 3)
+    monkeypatch.setattr("rareneuron.present.page_data.MOST_STEPS", 3)
     monkeypatch.setattr("rareneuron.present.report.MOST_STEPS", 3)
     html = render_report(make_run(steps=(0, 1, 2, 4, 8)))
     assert [step["name"] for step in page_data_of(html)["steps"]] == ["0", "2", "8"]
@@ -449,3 +449,8 @@ def test_without_the_word_filter_no_words_are_claimed(make_run: MakeRun) -> None
     manifest["config"]["words"] = False
     write_json(run.path / "run.json", manifest)
     assert "whole English words" not in words(render_report(open_run(run.path)))
+
+
+def test_the_report_with_every_figure_stays_small(planted: MakeRun) -> None:
+    steps = tuple(range(10))
+    assert len(render_report(planted(steps=steps)).encode()) < 1_000_000  # 5 MB is the limit, for 154 steps too

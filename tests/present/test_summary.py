@@ -1,4 +1,4 @@
-"""What the command line prints of a run, where there is nothing to compare, too."""
+"""What a run found in a few sentences, also where there is nothing to compare."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.present.summary import groups_table, largest_effect, nulls_of_step_zero, step_zero, study_summary
+from rareneuron.present.summary import largest_effect, nulls_of_step_zero, step_zero, study_summary
 from rareneuron.runs.files import read_table, write_table
 from rareneuron.runs.run import Run
 
@@ -75,10 +75,3 @@ def test_step_0_is_the_null_of_a_later_one(make_run: MakeRun) -> None:
 def test_there_is_no_null_without_step_0_or_a_later_one(make_run: MakeRun, steps: tuple, step: int | None) -> None:
     run = make_run(n_neurons=600, steps=steps, definitions="released")
     assert step_zero(run, step, "boosting", "released") is None
-
-
-def test_groups_without_common_targets_lack_only_those(make_run: MakeRun) -> None:
-    columns = {common: groups_table(make_run(common=common)) for common in (True, False)}
-    assert list(columns[True]) == list(columns[False])
-    assert columns[True].notna().all(axis=None)
-    assert list(columns[False].columns[columns[False].isna().any()]) == ["common_delta_loss"]

@@ -20,10 +20,8 @@ def merge(runs: tuple[Path, ...], as_json: bool) -> None:
     rareneuron merge runs/pythia-70m
     rareneuron merge runs/whole runs/part1 runs/part2
     """
-    from rareneuron.present.figures import write_figures
-    from rareneuron.present.report import write_report
+    from rareneuron.present.publish import publish
     from rareneuron.present.summary import study_summary
-    from rareneuron.present.tables import write_tables
     from rareneuron.study.merge import merge_runs, missing_steps
 
     run = merge_runs(runs[0], runs[1:])
@@ -34,8 +32,6 @@ def merge(runs: tuple[Path, ...], as_json: bool) -> None:
             f"them: {', '.join(missing)}. Run their shards again, and merge once more, to have them.",
             err=True,
         )
-    report = write_report(run)
-    write_figures(run)
-    write_tables(run)
+    report = publish(run).report
     summary = study_summary(run) | {"report": str(report), "missing": missing}
     emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))

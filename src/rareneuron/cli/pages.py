@@ -26,16 +26,12 @@ def report(run: Path, as_json: bool) -> None:
     \b
     rareneuron report runs/embedded
     """
-    from rareneuron.present.figures import write_figures
-    from rareneuron.present.report import write_report
-    from rareneuron.present.tables import write_tables
+    from rareneuron.present.publish import publish
     from rareneuron.runs.run import open_run
 
-    opened = open_run(run)
-    page, figures = str(write_report(opened)), [str(path) for path in write_figures(opened)]
-    tables = [str(path) for path in write_tables(opened)]
-    content = {"report": page, "figures": figures, "tables": tables}
-    emit(content, as_json, lambda: "\n".join([page, *figures, *tables]))
+    written = publish(open_run(run))
+    lines = [written.report, *written.figures, *written.tables]
+    emit(written.paths, as_json, lambda: "\n".join(map(str, lines)))
 
 
 @cli.command(short_help="Draw one figure.")

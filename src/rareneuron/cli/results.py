@@ -20,8 +20,6 @@ from rareneuron.runs.config import CHOICES
 
 if TYPE_CHECKING:
     from rareneuron.maths import Definitions
-    from rareneuron.maths.phases import Phases
-    from rareneuron.maths.released import ReleasedPhases
     from rareneuron.runs.rankings import Ranking
 
 
@@ -36,7 +34,7 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     rareneuron groups runs/embedded
     rareneuron groups runs/embedded --step 512 --json
     """
-    from rareneuron.present.summary import groups_table
+    from rareneuron.present.terminal import groups_table
     from rareneuron.runs.run import open_run
 
     table = groups_table(open_run(run), step)
@@ -55,7 +53,7 @@ def geometry(run: Path, step: int | None, as_json: bool) -> None:
     \b
     rareneuron geometry runs/embedded --step 512
     """
-    from rareneuron.present.summary import beside_nulls
+    from rareneuron.present.terminal import beside_nulls
     from rareneuron.runs.run import open_run
 
     rows = open_run(run).geometry(step)
@@ -74,7 +72,7 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
     \b
     rareneuron spectrum runs/embedded
     """
-    from rareneuron.present.summary import beside_nulls
+    from rareneuron.present.terminal import beside_nulls
     from rareneuron.runs.run import open_run
 
     rows = open_run(run).spectrum(step)
@@ -107,6 +105,7 @@ def phases(
     """
     from rareneuron.maths.phases import Phases
     from rareneuron.present.summary import step_zero
+    from rareneuron.present.terminal import phases_text, released_text
     from rareneuron.runs.rankings import as_record
     from rareneuron.runs.run import open_run
 
@@ -124,55 +123,6 @@ def phases(
         record, text = as_record(found), released_text(found, title)
     null = None if as_json else step_zero(opened, step, ranking, definitions)
     emit(where | record, as_json, lambda: "\n".join([text, *([] if null is None else [null])]))
-
-
-def phases_text(found: "Phases", title: str) -> str:
-    """The verdict first, then what it rests on."""
-
-    def interval(name: str, form: str) -> str:
-        if name not in found.intervals:
-            return ""
-        low, high = found.intervals[name]
-        return f" (95 % {low:{form}} … {high:{form}})"
-
-    null = {name: f"p = {p:.2g}" for name, p in found.null_p.items()}
-    plateau = decay = "none"
-    if found.plateau_end is not None and found.plateau_share is not None:
-        plateau = f"ranks 1 … {found.plateau_end}{interval('plateau_end', '.0f')}, {found.plateau_share:.1%} of them"
-    if found.decay_start is not None and found.decay_share is not None:
-        decay = f"from rank {found.decay_start}{interval('decay_start', '.0f')}, {found.decay_share:.1%} of them"
-    families = ", ".join(f"{name} {null[name]}" for name in ("half-normal", "exponential", "lognormal"))
-    return "\n".join(
-        [
-            f"{title}: {found.outcome}",
-            f"Line       κ = {found.kappa:.3f}{interval('kappa', '.3f')}",
-            f"           β = {found.beta:.3f}{interval('beta', '.3f')}",
-            f"           ranks {found.fit_first} … {found.fit_last}, R² = {found.r_squared:.4f}",
-            f"Power law  against {families}",
-            f"Plateau    {plateau}; against a straight curve {null['no plateau']}",
-            f"Decay      {decay}; against a power law {null['no decay']}",
-            f"Breaks     of κ at ranks {', '.join(map(str, found.breaks)) or 'none'}",
-            f"Neurons    {found.n_neurons:,}, {found.n_zero:,} of them without effect",
-        ]
-    )
-
-
-def released_text(found: "ReleasedPhases", title: str) -> str:
-    """Numbers without a verdict, and why there is none."""
-    from rareneuron.maths.released import FIT, LATE_FIT
-
-    fits = [f"over log rank {first} … {last}" for first, last in (FIT, LATE_FIT)]
-    return "\n".join(
-        [
-            f"{title}: no outcome, these boundaries are constants and nothing is tested",
-            f"Line       κ = {found.kappa:.3f}, β = {found.beta:.3f} {fits[0]}",
-            f"           κ = {found.kappa_late:.3f}, β = {found.beta_late:.3f} {fits[1]}",
-            f"Plateau    ranks 1 … {found.plateau_end}, whatever the curve",
-            f"Decay      from rank {found.decay_start}, whatever the curve",
-            f"Slope      truncated from rank {found.truncated_from}: kinks at log(n/6) whatever the curve",
-            f"Neurons    {found.n_neurons:,}",
-        ]
-    )
 
 
 COLOURS = {"supported": "green", "not supported": None, "inconclusive": "yellow"}
@@ -201,7 +151,7 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     rareneuron claims runs/embedded
     rareneuron claims runs/embedded --tests
     """
-    from rareneuron.present.summary import claim_tests, claims_record, claims_text
+    from rareneuron.present.terminal import claim_tests, claims_record, claims_text
     from rareneuron.runs.run import open_run
 
     found = open_run(run).claims()

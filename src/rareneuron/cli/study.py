@@ -112,10 +112,8 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
         plan = plan_study(chosen)
         emit(plan_as_dict(plan) if as_json else None, as_json, lambda: plan_as_text(plan))
         return
-    from rareneuron.present.figures import write_figures
-    from rareneuron.present.report import write_report
+    from rareneuron.present.publish import publish
     from rareneuron.present.summary import study_summary
-    from rareneuron.present.tables import write_tables
     from rareneuron.study.study import run_study
 
     run = run_study(chosen)
@@ -128,8 +126,6 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
             lambda: f"Shard {chosen.shard} is done. Finished so far in {run.path}: {', '.join(finished)}. {ends}",
         )
         return
-    report = write_report(run)
-    write_figures(run)
-    write_tables(run)
+    report = publish(run).report
     summary = study_summary(run) | {"report": str(report)}
     emit(summary, as_json, lambda: "\n".join([*summary["lines"], f"Report: {report}"]))

@@ -47,6 +47,22 @@ def uniform_order_statistics(n_draws: int, n: int, rng: np.random.Generator) -> 
     return sums[:, :-1] / sums[:, -1:]
 
 
+def fitted_samples(
+    y: Float[np.ndarray, " rank"], n_draws: int, rng: np.random.Generator
+) -> dict[str, Float[np.ndarray, "draw rank"]]:
+    """Return sorted samples of log|Δ| from each family, as long as `y` and fitted to it.
+
+    A family's scale is fitted by the mean of `y`, the lognormal's shape by the standard deviation of `y` too; the other
+    two have no shape. All families get the same uniform numbers, so they differ in shape alone.
+    """
+    q = uniform_order_statistics(n_draws, len(y), rng)
+    out = {}
+    for name, family in FAMILIES.items():
+        sample = family.log_quantile(q)
+        out[name] = y.mean() + (y.std() if name == "lognormal" else 1) * (sample - sample.mean())
+    return out
+
+
 def lift_removed(
     y: Float[np.ndarray, " rank"], line: Line, n_draws: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "draw rank"]:

@@ -80,14 +80,13 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Illustration:
-    """A figure drawn twice, as SVG, for light and for dark paper."""
+    """A figure as SVG, whose colours the page's style sheet changes on dark screens."""
 
     kind: ClassVar[str] = "illustration"
     title: str
     source: str
     caption: str
-    light: str
-    dark: str
+    svg: str
 
 
 Block = Paragraph | Notice | Tiles | Definitions | Settings | Words | Table | Illustration

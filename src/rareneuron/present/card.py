@@ -5,13 +5,13 @@ is escaped, so that a name is never markup.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
-from rareneuron.present.figures.claims import claims_or_reason
+from rareneuron.maths.claims import Claim
 from rareneuron.present.findings import Findings, findings
-from rareneuron.present.sections.reproduce import PAPER, command, told_environment, tool_entry
-from rareneuron.present.sections.summary import contrast, measured, signs, strongest
+from rareneuron.present.readable import claims_or_reason
+from rareneuron.present.sections.reproduce import PAPER, command, environment_text, tool_entry
+from rareneuron.present.sections.summary import contrast, measurement, signs, strongest
 from rareneuron.present.summary import audit_line, phases_line
 from rareneuron.present.typeset import escaped_markdown
 from rareneuron.present.wording import NOTHING, significant, with_error, without_hidden
@@ -27,12 +27,12 @@ LIMITS = (
 
 
 def card(run: Run) -> str:
-    """The card of a run's last checkpoint."""
+    """Return the card of a run's last checkpoint."""
     found = findings(run)
     parts = [
-        f"## Rare-token neurons of {text(found.model)}",
+        f"## Rare-token neurons of {text(found.subject.model)}",
         "",
-        text(f"{measured(found)} {signs(found)}"),
+        text(f"{measurement(found)} {signs(found)}"),
         "",
         *(text(warning) + "\n" for warning in found.manifest.get("warnings", [])),
         "### Findings",
@@ -69,19 +69,19 @@ def card(run: Run) -> str:
 
 
 def text(words: str) -> str:
-    """Plain words, with nothing hidden and no markup of their own."""
+    """Return words as Markdown that hides nothing and marks nothing up."""
     return escaped_markdown(without_hidden(words))
 
 
 def table_lines(heads: Sequence[str], n_words: int, rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as GitHub reads it: columns of words, then of numbers."""
+    """Return a table as GitHub reads it: columns of words, then of numbers."""
     rule = ["---"] * n_words + ["--:"] * (len(heads) - n_words)
     body = [[text(cell) for cell in row] for row in (heads, *rows)]
     return [f"| {' | '.join(row)} |" for row in (body[0], rule, *body[1:])]
 
 
 def verdict_rows(run: Run) -> list[str]:
-    """A row a claim; or why there are none."""
+    """Return a row for each claim, or say why there are none."""
     claims = claims_or_reason(run)
     if isinstance(claims, str):
         return [text(claims)]
@@ -89,15 +89,15 @@ def verdict_rows(run: Run) -> list[str]:
     return table_lines(("claim", "verdict", "effect", "95 %", "p (Holm)"), 2, rows)
 
 
-def interval(claim: Any) -> str:
-    """Of a claim's effect."""
+def interval(claim: Claim) -> str:
+    """Return the interval of a claim's effect."""
     if claim.effect_low is None or claim.effect_high is None:
         return NOTHING
     return f"{significant(claim.effect_low)} … {significant(claim.effect_high)}"
 
 
 def group_rows(run: Run) -> list[str]:
-    """The neurons with the largest effects of either sign, and where the rest is; nothing without groups."""
+    """Return the neurons with the largest effects of either sign, or say why there are no groups."""
     try:
         groups, table = run.groups(), run.effects()
     except (TooFewNeurons, RunFolderError) as error:
@@ -118,7 +118,7 @@ def group_rows(run: Run) -> list[str]:
 
 
 def counts_note(found: Findings) -> str:
-    """Where the counts are not the training set's."""
+    """Say over what rarity was counted, unless it was the training set."""
     return (
         ""
         if found.data["counts"]["of"] == "training set"
@@ -127,15 +127,15 @@ def counts_note(found: Findings) -> str:
 
 
 def facts(found: Findings) -> list[str]:
-    """What identifies model, text and code."""
+    """Return what identifies model, text and code."""
     record = found.records[-1]
     told = [
-        ("model", f"{found.model}, {found.layer_name}, {record['model']['n_params']:,} parameters"),
+        ("model", f"{found.subject.model}, {found.subject.layer_name}, {record['model']['n_params']:,} parameters"),
         ("weights", f"SHA-256 {record['model']['weights_sha256']}"),
         ("text", f"{found.data['corpus']}, fingerprint {found.data['fingerprint']}"),
         ("definitions", found.run.definitions),
         ("seed", str(found.config["seed"])),
         ("effects", audit_line(record["audit"]).removeprefix("audit: ")),
-        ("environment", told_environment(found.manifest["environment"])),
+        ("environment", environment_text(found.manifest["environment"])),
     ]
     return [f"- **{name}**: {text(value)}" for name, value in told]

@@ -18,12 +18,12 @@ from scipy.stats import spearmanr
 from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
-from rareneuron.present.blocks import Block, Column, Paragraph, Section, Table
+from rareneuron.present.blocks import Block, Column, Illustration, Paragraph, Section, Table
+from rareneuron.present.figure import Figure, ready_sheet
 from rareneuron.present.figures import FIGURES, rank_curves
-from rareneuron.present.figures.claims import claims_or_reason
-from rareneuron.present.figures.verdict import phases_or_reason
-from rareneuron.present.sections.curve import drawn_twice
-from rareneuron.present.tables import Subject, subjects_with_labels
+from rareneuron.present.readable import claims_or_reason, phases_or_reason
+from rareneuron.present.sections.curve import on_page
+from rareneuron.present.subject import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
 from rareneuron.runs.files import replacing
 from rareneuron.runs.run import Run
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Run], step: int | None = None) -> SideBySide:
 
 
 def numbers(label: str, of: Subject) -> dict[str, Any]:
-    """A run's row."""
+    """Return a run's row of numbers."""
     table, facts = of.run.effects(of.step), of.facts
     found = phases_or_reason(of.run, of.step)
     sizes = table["abs_delta_loss"]
@@ -106,7 +106,7 @@ def numbers(label: str, of: Subject) -> dict[str, Any]:
 
 
 def differing_settings(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
-    """Settings, text and version in which the runs differ, one row each."""
+    """Return the settings, texts and versions in which the runs differ, one row each."""
     told = {label: settings_of(of.run.manifest) for label, of in named}
     names = list(dict.fromkeys(name for settings in told.values() for name in settings))
     rows = [{"setting": name} | {label: settings.get(name) for label, settings in told.items()} for name in names]
@@ -117,14 +117,14 @@ def differing_settings(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
 
 
 def settings_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for, of which text, by which version."""
+    """Return a study's settings, its text and the version that made it."""
     config = {name: value for name, value in manifest["config"].items() if name not in IDENTITY}
     data = {name: manifest["data"].get(name) for name in TEXT_FACTS}
     return config | data | {"rareneuron": manifest["environment"]["rareneuron"]}
 
 
 def verdict_grid(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
-    """Claims of the last checkpoints; those of another one are not kept, so nothing stands there."""
+    """Return a row for each claim and a column for each run; runs keep the claims of their last checkpoint alone."""
     columns: dict[str, dict[str, str]] = {}
     titles: dict[str, str] = {}
     for label, of in named:
@@ -139,7 +139,7 @@ def verdict_grid(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
 
 
 def same_neurons(first: Subject, second: Subject) -> bool:
-    """Whether index i means the same neuron in both: same layer of the same series, or of the same weights."""
+    """Return whether index i means the same neuron in both: same layer of the same series, or of the same weights."""
 
     def series(of: Subject) -> tuple[Any, ...]:
         return of.run.manifest["config"]["model"], of.record["model"]["model_type"], of.record["model"]["n_params"]
@@ -151,7 +151,7 @@ def same_neurons(first: Subject, second: Subject) -> bool:
 
 
 def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict[str, Any]:
-    """Spearman's correlation of mean |Δ| over neurons, and Jaccard overlap of the groups."""
+    """Return Spearman's correlation of mean |Δ| over neurons, and the Jaccard overlap of the groups."""
     first, second = (subject.run.effects(subject.step).sort_values("index") for subject in (of, other))
     sizes, others = first["abs_delta_loss"].to_numpy(), second["abs_delta_loss"].to_numpy()
     constant = np.ptp(sizes) == 0 or np.ptp(others) == 0
@@ -170,16 +170,16 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
 
 
 def comparison_text(found: SideBySide) -> str:
-    """For a terminal: a column a run, then what differs, the verdicts and the agreement."""
+    """Return a column for each run, then the verdicts, what differs, and the agreement."""
     runs = found.runs.drop(columns=["reason", "model"])
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
     heads = dict(zip(runs["run"], letters, strict=True))
     numbers = pd.DataFrame(
-        {"": runs.columns[1:]} | {heads[row["run"]]: [*map(told, row[1:])] for _, row in runs.iterrows()}
+        {"": runs.columns[1:]} | {heads[row["run"]]: [*map(cell_text, row[1:])] for _, row in runs.iterrows()}
     )
 
     def as_text(table: pd.DataFrame) -> str:
-        return str(table.rename(columns=heads).map(told).to_string(index=False))
+        return str(table.rename(columns=heads).map(cell_text).to_string(index=False))
 
     parts = [
         "\n".join(f"{letter}  {run}" for run, letter in heads.items()),
@@ -199,12 +199,12 @@ def comparison_text(found: SideBySide) -> str:
 
 
 def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None = None) -> list[Section]:
-    """What the page shows: numbers, verdicts, curves, agreement, settings."""
+    """Return the page's sections: numbers, verdicts, curves, agreement, settings."""
     sections = [
         Section(
             name="runs",
             title="Runs",
-            blocks=(turned(found.runs.drop(columns=["reason", "model"]), "One column a run."), *reasons(found)),
+            blocks=(by_columns(found.runs.drop(columns=["reason", "model"]), "One column a run."), *reasons(found)),
         ),
         Section(
             name="verdicts",
@@ -217,8 +217,8 @@ def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None
             name="curves",
             title="Curves",
             blocks=(
-                drawn_twice(FIGURES["rank-curves"], rank_curves.frame(*runs, step=step)),
-                drawn_twice(FIGURES["slope-distributions"], FIGURES["slope-distributions"].frame(*runs)),
+                of_frame(FIGURES["rank-curves"], rank_curves.frame(*runs, step=step)),
+                of_frame(FIGURES["slope-distributions"], FIGURES["slope-distributions"].frame(*runs)),
             ),
         ),
     ]
@@ -238,14 +238,19 @@ def comparison_sections(found: SideBySide, runs: Sequence[Run], step: int | None
     return [*sections, Section(name="settings", title="What differs", blocks=(differ,))]
 
 
+def of_frame(figure: Figure, frame: pd.DataFrame) -> Illustration:
+    """Return a figure of several runs, for the page."""
+    return on_page(figure, ready_sheet(figure, frame))
+
+
 def reasons(found: SideBySide) -> tuple[Paragraph, ...]:
-    """Why a run has no phases."""
+    """Say which runs have no phases, and why."""
     lacking = found.runs[found.runs["reason"] != ""]
     return tuple(Paragraph(text=f"{row.run}: no phases. {row.reason}") for row in lacking.itertuples())
 
 
 def table_of(table: pd.DataFrame, caption: str) -> Table:
-    """A DataFrame as a block; numbers to four digits. Heads that are runs' names stay as they are."""
+    """Return a DataFrame as a block, numbers to four digits; heads that are names of runs stay as they are."""
     columns = tuple(
         Column(
             head=str(name).replace("_", " ") if name in NEURONS else without_hidden(str(name)),
@@ -253,13 +258,15 @@ def table_of(table: pd.DataFrame, caption: str) -> Table:
         )
         for name in table
     )
-    rows = tuple(tuple(told(value) for value in row) for row in table.astype(object).itertuples(index=False, name=None))
+    rows = tuple(
+        tuple(cell_text(value) for value in row) for row in table.astype(object).itertuples(index=False, name=None)
+    )
     return Table(caption=caption, columns=columns, rows=rows, wrapped=True)
 
 
-def turned(table: pd.DataFrame, caption: str) -> Table:
-    """The same with a column for each of its rows, named by the first cell: two runs are read from left to right."""
-    names, *others = (tuple(told(value) for value in table[name]) for name in table)
+def by_columns(table: pd.DataFrame, caption: str) -> Table:
+    """Return a DataFrame as a block with a column for each row, so that runs are read from left to right."""
+    names, *others = (tuple(cell_text(value) for value in table[name]) for name in table)
     heads = [str(name).replace("_", " ") for name in table.columns[1:]]
     return Table(
         caption=caption,
@@ -269,8 +276,8 @@ def turned(table: pd.DataFrame, caption: str) -> Table:
     )
 
 
-def told(value: Any) -> str:
-    """A cell."""
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a cell."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return NOTHING
     if isinstance(value, float):
@@ -281,18 +288,20 @@ def told(value: Any) -> str:
 
 
 def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None, found: SideBySide | None = None) -> Path:
-    """The page at `path`, whole or not at all; `found`: what `compare` gave of the same runs and step."""
+    """Write the page to `path`, whole or not at all; `found` is what `compare` gave of the same runs and step."""
     found = found or compare(runs, step)
-    from rareneuron.present.report import asset, page_environment
+    from rareneuron.present.report import asset, page_environment, rules_of
 
+    sections = comparison_sections(found, runs, step)
     page = (
         page_environment()
         .get_template("compare.html.j2")
         .render(
             title=" · ".join(found.runs["run"]),
             version=runs[0].manifest["environment"]["rareneuron"],
-            sections=comparison_sections(found, runs, step),
+            sections=sections,
             style=asset("report.css"),
+            dark_rules=rules_of(sections),
         )
     )
     with replacing(path) as temporary:

@@ -1,11 +1,14 @@
-"""Everything the sections of a report read, loaded once."""
+"""What the sections of a report read: a run with all its checkpoints, loaded once."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rareneuron.present.figure import Sheets
+from rareneuron.present.subject import Subject
 from rareneuron.runs.run import Run
 
 
@@ -36,34 +39,28 @@ class Findings:
         return self.effects[-1]
 
     @property
-    def layer(self) -> int:
-        """The analysed layer, from 0."""
-        return int(self.manifest["layer"])
+    def subject(self) -> Subject:
+        """The last checkpoint, with the names of its model and layer."""
+        return Subject(run=self.run, step=self.steps[-1], record=self.records[-1])
 
-    @property
-    def layer_name(self) -> str:
-        """The layer in words."""
-        return f"layer {self.layer}, the last" if self.config["layer"] == -1 else f"layer {self.layer}"
-
-    @property
-    def model(self) -> str:
-        """The model by the name it was asked for."""
-        name = self.config["model"] or "embedded series"
-        return f"{name}@{self.config['revision']}" if self.config["revision"] else name
+    @cached_property
+    def sheets(self) -> Sheets:
+        """The run's figures, drawn once."""
+        return Sheets(self.run)
 
     @property
     def has_common(self) -> bool:
-        """Whether there were common targets to compare with."""
+        """Whether common targets were analysed to compare with."""
         return "common_abs_delta_loss" in self.last
 
     @property
     def is_finished(self) -> bool:
-        """Whether the study came to its end: it then gathers all checkpoints in `run.json`."""
+        """Whether the study came to its end, where it gathers all checkpoints in `run.json`."""
         return len(self.manifest["checkpoints"]) == len(self.steps)
 
 
 def findings(run: Run) -> Findings:
-    """Read a run folder."""
+    """Read all checkpoints of a run."""
     steps = tuple(run.steps or [None])  # without any, reading the last one says what to do
     return Findings(
         run=run,

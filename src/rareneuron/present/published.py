@@ -60,8 +60,8 @@ ROWS: dict[Number, str] = {
 }
 
 
-def published(number: Number, name: str) -> dict[str, str]:
-    """A row of one of the paper's tables, as printed, by group."""
+def paper_row(number: Number, name: str) -> dict[str, str]:
+    """Return a row of one of the paper's tables, as printed, by group."""
     for line in ROWS[number].split("\n"):
         model, *values = line.split() or [""]
         if model == name:
@@ -69,11 +69,11 @@ def published(number: Number, name: str) -> dict[str, str]:
     raise KeyError(name)
 
 
-def published_name(model: str) -> str | None:
-    """The paper's name of a Hub model that it studies."""
+def paper_name(model: str) -> str | None:
+    """Return the paper's name of a Hub model; None for a model that it doesn't study."""
     return MODELS.get(model)
 
 
 def variant_of(model: str) -> str | None:
-    """The paper's name of the model of which this one is trained on deduplicated text: another model."""
+    """Return the paper's name of the model that this one repeats on deduplicated text; None for any other model."""
     return MODELS.get(model.removesuffix("-deduped")) if model.endswith("-deduped") else None

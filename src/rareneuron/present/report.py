@@ -10,16 +10,20 @@ the same bytes.
 import hashlib
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from rareneuron.present.explorer import MOST_STEPS, embedded_json, page_data
-from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
+from rareneuron.present.blocks import Illustration, Section
+from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings, findings
+from rareneuron.present.page_data import MOST_STEPS, embedded_json, page_data
+from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections import SECTIONS
+from rareneuron.present.style import dark_rules
 from rareneuron.present.wording import significant, without_hidden
 from rareneuron.runs.files import replacing
 from rareneuron.runs.run import Run
@@ -30,47 +34,54 @@ if TYPE_CHECKING:
 NAME = "report.html"
 
 
-def write_report(run: Run) -> Path:
-    """Write RUN/report.html, whole or not at all, and return its path."""
-    page = render_report(run)
+def write_report(run: Run, found: Findings | None = None) -> Path:
+    """Write RUN/report.html, whole or not at all, and return its path; `found` is what `findings` gave of it."""
+    page = render_report(run, found)
     path = run.path / NAME
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def render_report(run: Run) -> str:
-    """The report as HTML."""
-    found = findings(run)
+def render_report(run: Run, found: Findings | None = None) -> str:
+    """Return the report as HTML; `found` is what `findings` gave of the run."""
+    found = found or findings(run)
     data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
     sections = [build(found) for build in SECTIONS]
     return (
         page_environment()
         .get_template("report.html.j2")
         .render(
-            model=found.model,
-            layer=found.layer_name,
+            model=found.subject.model,
+            layer=found.subject.layer_name,
             corpus=found.data["corpus"],
             version=found.manifest["environment"]["rareneuron"],
             warnings=found.manifest.get("warnings", []),
             verdicts=verdicts,
-            verdict_counts=counted(verdicts),
+            verdict_counts=verdict_counts(verdicts),
             sections=sections,
             told_below="claims" in {section.name for section in sections},
             style=asset("report.css"),
+            dark_rules=rules_of(sections),
             script=script,
             script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
             data=embedded_json(data),
             n_neurons=f"{len(found.last):,}",
             details_note=details_note(data),
             slider_note=slider_note(found),
-            example=f"{found.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
+            example=f"{found.subject.layer}.{found.last.sort_values('rank')['index'].iloc[0]}",
         )
     )
 
 
+def rules_of(sections: Sequence[Section]) -> Markup:
+    """Return the CSS by which the figures of these sections change their colours on dark screens."""
+    blocks = [block for section in sections for block in section.blocks]
+    return Markup(dark_rules("".join(block.svg for block in blocks if isinstance(block, Illustration))))
+
+
 def page_environment() -> "jinja2.Environment":
-    """Templates of pages: everything escaped, nothing hidden, nothing undefined."""
+    """Return the templates of pages, which escape every string, hide nothing and refuse undefined names."""
     import jinja2
 
     return jinja2.Environment(
@@ -84,14 +95,14 @@ def page_environment() -> "jinja2.Environment":
 
 
 def asset(name: str) -> Markup:
-    """A file of this package that goes into the page as it is."""
+    """Return a file of this package that goes into the page as it is."""
     text = (files("rareneuron.present") / "templates" / name).read_text(encoding="utf-8")
     assert "</" not in text, f"{name} would end its element"
     return Markup(text)
 
 
 def verdicts_of(run: Run) -> list[dict[str, str]]:
-    """The claims in a line each, those that hold first; none where the run has none."""
+    """Return a line for each claim, supported ones first; no lines for a run without claims."""
     claims = claims_or_reason(run)
     if isinstance(claims, str):
         return []
@@ -107,8 +118,8 @@ def verdicts_of(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def counted(verdicts: list[dict[str, str]]) -> str:
-    """How many claims have which verdict, in words."""
+def verdict_counts(verdicts: list[dict[str, str]]) -> str:
+    """Say how many claims have which verdict."""
     counts = Counter(row["verdict"] for row in verdicts)
     told = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
     return (
@@ -118,7 +129,7 @@ def counted(verdicts: list[dict[str, str]]) -> str:
 
 
 def details_note(data: dict[str, Any]) -> str:
-    """Which neurons have details, where not all do."""
+    """Say which neurons have details, unless all do."""
     details = data["details"]
     if details is None or len(details["shown"]) == len(data["neurons"]["rank"]):
         return ""
@@ -126,12 +137,12 @@ def details_note(data: dict[str, Any]) -> str:
 
 
 def slider_note(found: Findings) -> str:
-    """Where the slider leaves checkpoints out."""
+    """Say at how many checkpoints the slider stops, unless it stops at all."""
     if len(found.steps) <= MOST_STEPS:
         return ""
     return f" Of {len(found.steps)} checkpoints it stops at {MOST_STEPS}, evenly chosen."
 
 
 def nothing_hidden(value: Any) -> Any:
-    """What jinja2 does to each value that it prints: what isn't marked as HTML is text, and hides nothing."""
+    """Return a value as jinja2 prints it: what isn't marked as HTML is text, and hides nothing."""
     return without_hidden(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

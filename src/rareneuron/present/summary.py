@@ -1,27 +1,22 @@
-"""What a run found, in five lines, its groups as a table, and step 0 as a null: what the command line prints."""
+"""What a run found, in five lines and in single sentences, as the command line, the report and the card say it."""
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from rareneuron.maths import Definitions
-from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.present.figures.claims import claims_or_reason
-from rareneuron.present.figures.verdict import found_or_reason, verdict
-from rareneuron.runs.claims import as_record
+from rareneuron.present.readable import claims_or_reason, found_or_reason, verdict
 from rareneuron.runs.rankings import SIGNS, Ranking
 from rareneuron.runs.run import Run
 
 MOST_NAMED = 3  # claims of a verdict, in a line
-GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]
 
 
 def study_summary(run: Run) -> dict[str, Any]:
-    """The last checkpoint's headline numbers, and the same as lines to print."""
+    """Return the last checkpoint's headline numbers, and the same as lines to print."""
     table, record, data = run.effects().sort_values("rank"), run.step_record(), run.manifest["data"]
     top, audit = table.iloc[0], record["audit"]
     median = table["abs_delta_loss"].median()
@@ -58,7 +53,7 @@ def study_summary(run: Run) -> dict[str, Any]:
 
 
 def audit_line(audit: dict[str, Any] | None) -> str:
-    """How exact the effects are."""
+    """Say how exact the effects are."""
     if audit is None:
         return "audit: none, the patching engine is itself the standard"
     return (
@@ -68,7 +63,7 @@ def audit_line(audit: dict[str, Any] | None) -> str:
 
 
 def claims_line(run: Run) -> str:
-    """What is supported by name, the rest by number."""
+    """Name the supported claims, and count the others."""
     claims = claims_or_reason(run)
     if isinstance(claims, str):
         return f"Claims: none. {claims}"
@@ -80,7 +75,7 @@ def claims_line(run: Run) -> str:
 
 
 def phases_line(run: Run) -> str:
-    """Phases at the last checkpoint, and whose definitions made them."""
+    """Say which phases the last checkpoint has, and by whose definitions."""
     if run.definitions == "paper":
         return f"Phases (definitions: paper): {in_short(found_or_reason(run, None, 'all', 'paper'))}"
     told = [f"{name} {in_short(found_or_reason(run, None, name, 'released'))}" for name in SIGNS]
@@ -88,14 +83,14 @@ def phases_line(run: Run) -> str:
 
 
 def in_short(found: Phases | ReleasedPhases | str) -> str:
-    """κ, and the outcome where there can be one; or the reason."""
+    """Return κ and the outcome, or the reason why there are no phases."""
     if isinstance(found, str):
         return f"unknown. {found}"
     return f"κ = {found.kappa:.3f}" + (f", {verdict(found)}" if isinstance(found, Phases) else "")
 
 
 def step_zero(run: Run, step: int | None, ranking: Ranking, definitions: Definitions) -> str | None:
-    """The untrained checkpoint as a null of a trained one, in a sentence; None where the series has none."""
+    """Return a sentence that sets a trained checkpoint beside step 0, its null; None for a series without step 0."""
     trained = run.steps[-1] if step is None else step
     if 0 not in run.steps or trained in (0, None):
         return None
@@ -109,7 +104,7 @@ def step_zero(run: Run, step: int | None, ranking: Ranking, definitions: Definit
 
 
 def largest_effect(top: pd.Series, median: float) -> str:
-    """The first neuron of the rank curve; in words where there is no effect, no median to compare, or no error."""
+    """Describe the neuron of the largest effect, also where no effect, no median or no error is known."""
     size, error = top["abs_delta_loss"], top["delta_loss_se"]
     if size == 0:
         return "Largest effect: none, no neuron's ablation changes the loss at any analysed token"
@@ -120,57 +115,7 @@ def largest_effect(top: pd.Series, median: float) -> str:
 
 
 def nulls_of_step_zero(run: Run) -> list[str]:
-    """That sentence for the last checkpoint, once for each ranking that the run's definitions go by."""
+    """Return that sentence for the last checkpoint, once for each ranking of the run's definitions."""
     rankings: tuple[Ranking, ...] = ("all",) if run.definitions == "paper" else SIGNS
     told = [step_zero(run, None, ranking, run.definitions) for ranking in rankings]
     return [sentence for sentence in told if sentence is not None]
-
-
-def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:
-    """Members of the boosting and suppressing groups, largest mean |Δ| first; what wasn't measured is missing."""
-    groups = run.groups(step)
-    table = run.effects(step)
-    members = [table.iloc[index] for index in (groups.boosting, groups.suppressing)]
-    return pd.concat(members).reindex(columns=GROUP_COLUMNS).reset_index(drop=True)
-
-
-def beside_nulls(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """One row a statistic and group, with the mean of each kind of null and its p in columns."""
-    kinds = [kind for kind in ("uniform", "matched", "marchenko-pastur") if kind in set(rows["null"])]
-    out = rows.drop_duplicates(keys)[[*keys, "value"]]
-    for kind in kinds:
-        of_kind = rows[rows["null"] == kind][[*keys, "null_mean", "p"]]
-        out = out.merge(of_kind.rename(columns={"null_mean": kind, "p": f"p {kind}"}), on=keys, how="left")
-    return out
-
-
-def claims_record(claims: Claims) -> dict[str, Any]:
-    """Claims and checks as plain JSON."""
-    return {
-        "step": claims.step,
-        "claims": [as_record(claim) for claim in claims.claims],
-        "checks": [asdict(check) | {"holds": check.holds} for check in claims.checks],
-    }
-
-
-def claims_text(claims: Claims) -> str:
-    """A table of the claims, then a sentence each, then the checks of the measurement."""
-    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "verdict"]
-    table = pd.DataFrame([asdict(claim) for claim in claims.claims])[columns]
-    return "\n".join(
-        [
-            table.to_string(index=False, na_rep="–", float_format="{:.3g}".format),
-            "",
-            *(f"{c.title}: {c.verdict}.\n    {c.sentence}" for c in claims.claims),
-            "",
-            "The measurement itself:",
-            *(f"{c.title}.\n    {c.sentence}" for c in claims.checks),
-        ]
-    )
-
-
-def claim_tests(claims: Claims) -> pd.DataFrame:
-    """Every test that a claim rests on, one row each; `effect` and p are in the claimed direction."""
-    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p"]
-    rows = [{"claim": claim.name, **asdict(test)} for claim in claims.claims for test in claim.tests]
-    return pd.DataFrame(rows, columns=["claim", "statistic", *columns])

@@ -19,7 +19,7 @@ class PaperTable:
 
 
 def as_markdown(table: PaperTable) -> str:
-    """A heading, a caption, a table as GitHub reads it, and its notes."""
+    """Return a heading, a caption, a table as GitHub reads it, and its notes."""
     rule = ["---"] * table.n_words + ["--:"] * (len(table.columns) - table.n_words)
     cells = [table.columns, rule, *without_repeats(table)]
     lines = [f"| {' | '.join(escaped_markdown(cell) for cell in row)} |" for row in cells]
@@ -29,7 +29,7 @@ def as_markdown(table: PaperTable) -> str:
 
 
 def escaped_markdown(text: str) -> str:
-    """Text that stays text; names hold underscores, but never two around a word."""
+    """Return Markdown that shows this text as it is; names hold underscores, but never two around a word."""
     return "".join(f"\\{c}" if c in "\\|*`<[$~" else c for c in text)
 
 
@@ -62,7 +62,7 @@ LATEX = {
 
 
 def as_latex(table: PaperTable) -> str:
-    """A `table` for booktabs; its notes stand in small type under it."""
+    """Return a `table` for booktabs, with its notes in small type under it."""
     columns = "l" * table.n_words + "r" * (len(table.columns) - table.n_words)
     head, *body = (
         f"{' & '.join(escaped_latex(cell) for cell in row)} \\\\" for row in (table.columns, *without_repeats(table))
@@ -90,12 +90,12 @@ def as_latex(table: PaperTable) -> str:
 
 
 def escaped_latex(text: str) -> str:
-    """Text that stays text, in symbols that every LaTeX has."""
+    """Return LaTeX that shows this text as it is, in symbols that every LaTeX has."""
     return "".join(LATEX.get(c, c) for c in text)
 
 
 def without_repeats(table: PaperTable) -> list[tuple[str, ...]]:
-    """Rows whose words are left out where they repeat those above; what a row shows stays."""
+    """Return the rows, without words that repeat those of the row above; the last word stays."""
     out, above = [], ("",) * table.n_words
     for row in table.rows:
         words, same = list(row[: table.n_words - 1]), True

@@ -19,22 +19,27 @@ COMBINING = {"Mn", "Me", "Mc"}
 
 
 def step_name(step: int | None) -> str:
-    """A checkpoint's step; where it isn't known, the checkpoint is the final one."""
+    """Return a checkpoint's step as text; an unknown step is that of the final checkpoint."""
     return "final" if step is None else f"{step:,}"
 
 
+def checkpoint_name(step: int | None) -> str:
+    """Name a checkpoint at the head of a line, such as `Step 512`."""
+    return "Final checkpoint" if step is None else f"Step {step_name(step)}"
+
+
 def at_step(step: int | None) -> str:
-    """The same, within a sentence."""
+    """Name a checkpoint within a sentence, such as `at step 512`."""
     return "at the final checkpoint" if step is None else f"at step {step_name(step)}"
 
 
 def power_of_ten(exponent: int) -> str:
-    """10⁻³."""
+    """Return a power of ten, such as 10⁻³."""
     return "10" + str(exponent).translate(SUPERSCRIPT)
 
 
 def significant(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """`digits` significant digits; below 1e-4 with a power of ten."""
+    """Return a number with `digits` significant digits; below 1e-4 with a power of ten."""
     if value is None or not math.isfinite(value):
         return NOTHING
     plus = "+" if sign else ""
@@ -49,7 +54,7 @@ def significant(value: float | None, digits: int = 3, *, sign: bool = False) -> 
 
 
 def short_number(value: float) -> str:
-    """A tick: 0.02, or 2×10⁻⁵ where that is shorter."""
+    """Return the number of a tick: 0.02, or 2×10⁻⁵ where that is shorter."""
     if value >= 1e-4:
         return f"{value:g}"
     exponent = math.floor(math.log10(value) + 1e-9)
@@ -58,7 +63,7 @@ def short_number(value: float) -> str:
 
 
 def with_error(mean: float, error: float, *, sign: bool = False) -> str:
-    """`mean ± error`: the error to two significant digits, the mean to the same decimals."""
+    """Return `mean ± error`, the error with two significant digits and the mean with the same decimals."""
     if not math.isfinite(mean):
         return NOTHING
     if not math.isfinite(error) or error <= 0:
@@ -71,18 +76,18 @@ def with_error(mean: float, error: float, *, sign: bool = False) -> str:
 
 
 def scale_of(values: Iterable[float]) -> int:
-    """The power of ten, a multiple of 3, in whose units a column of values reads best."""
+    """Return the power of ten, a multiple of 3, in whose units a column of values reads best."""
     largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
     return 3 * math.floor(math.log10(largest) / 3) if largest > 0 else 0
 
 
 def unit_of(exponent: int) -> str:
-    """Nats, in units of a power of ten."""
+    """Return the unit's name: nats times a power of ten."""
     return "nats" if exponent == 0 else f"{power_of_ten(exponent)} nats"
 
 
 def seconds(value: float) -> str:
-    """41 s, 3.5 min, 2.1 h."""
+    """Return a time as text, such as 41 s, 3.5 min or 2.1 h."""
     for name, size in (("h", 3600), ("min", 60)):
         if value >= 2 * size:
             return f"{value / size:.1f} {name}"
@@ -90,12 +95,14 @@ def seconds(value: float) -> str:
 
 
 def without_hidden(text: str) -> str:
-    """The text with every character that has no ink, except the plain space, written out."""
-    return "".join(c if c == " " else shown(c) for c in text)
+    """Return the text with every character that has no ink, except the plain space, written out."""
+    if text.isprintable():  # Python's word for text without any such character
+        return text
+    return "".join(c if c == " " else symbol_of(c) for c in text)
 
 
 def visible(text: str) -> str:
-    """A token as text: nothing hidden, spaces at its ends as ␣, a lone combining mark on a dotted circle."""
+    """Return a token with nothing hidden: spaces at its ends as ␣, a lone combining mark on a dotted circle."""
     if not text:
         return "⟨empty⟩"
     if len(text) > MOST_CHARACTERS:
@@ -108,8 +115,8 @@ def visible(text: str) -> str:
     return "␣" * start + without_hidden(middle) + "␣" * (len(text) - max(end, start))
 
 
-def shown(character: str) -> str:
-    """One character, by a symbol or its number where it has no ink."""
+def symbol_of(character: str) -> str:
+    """Return one character, or its symbol or number where it has no ink."""
     if character in NAMED:
         return NAMED[character]
     if unicodedata.category(character) not in UNSEEN:

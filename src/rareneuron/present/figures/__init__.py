@@ -1,24 +1,12 @@
 """The figures by name, one file each. To add one: a file with a `FIGURE`, and its line here."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.present.figure import Figure, save_figure
-from rareneuron.present.figures import (
-    alpha_hill,
-    claims,
-    deviation,
-    effect_distribution,
-    local_slope,
-    phases,
-    power_law,
-    rank_curve,
-    rank_curves,
-    slope_distributions,
-    spectrum,
-)
+from rareneuron.present.figure import Figure, Sheets, save_figure
 from rareneuron.present.style import LIGHT, Theme
 from rareneuron.runs.run import Run
 
@@ -27,12 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "figure", "save_figure", "write_figures"]
 
+MODULES = (
+    "effect_distribution",
+    "rank_curve",
+    "rank_curves",
+    "phases",
+    "local_slope",
+    "slope_distributions",
+    "power_law",
+    "deviation",
+    "alpha_hill",
+    "spectrum",
+    "claims",
+)
 FIGURES: dict[str, Figure] = {
-    module.FIGURE.name: module.FIGURE
-    for module in (
-        *(effect_distribution, rank_curve, rank_curves, phases, local_slope, slope_distributions, power_law, deviation),
-        *(alpha_hill, spectrum, claims),
-    )
+    made.name: made for made in (import_module(f"{__name__}.{module}").FIGURE for module in MODULES)
 }
 
 
@@ -50,6 +47,8 @@ def figure(run: Run, name: str, theme: Theme = LIGHT, *, beside: Sequence[Run] =
     return chosen.drawn(chosen.frame(run, *beside), theme)
 
 
-def write_figures(run: Run) -> list[Path]:
-    """Every figure as RUN/figures/NAME.svg."""
-    return [save_figure(figure(run, name), run.path / "figures" / f"{name}.svg") for name in FIGURES]
+def write_figures(run: Run, sheets: Sheets | None = None) -> list[Path]:
+    """Write every figure to RUN/figures/NAME.svg, and return the paths; `sheets` are figures of it already drawn."""
+    sheets = sheets or Sheets(run)
+    folder = run.path / "figures"
+    return [save_figure(sheets.of(made), folder / f"{name}.svg") for name, made in FIGURES.items()]

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rareneuron.conclude.trajectory import onsets
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.verdict import SMALL, note, words_only
+from rareneuron.present.ink import SMALL, note
+from rareneuron.present.readable import rows_or_reason
 from rareneuron.present.style import Theme
-from rareneuron.present.tables import HEADS, rows_or_reason
+from rareneuron.present.tables.layouts import HEADS
 from rareneuron.present.wording import step_name
 from rareneuron.runs.run import Run
 
@@ -28,7 +31,7 @@ PANEL = 2.0  # inches of height
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per checkpoint, matrix and group: α_Hill, means and 95 % of random groups, mean of matched ones, p.
+    """Return one row per checkpoint, matrix and group: α_Hill, mean and 95 % of random groups, mean of matched ones, p.
 
     p is the larger of those against both kinds of groups. `since` is the first step of those up to the last that all
     differ, missing where the last one doesn't. A checkpoint without a spectrum has one row, with a `reason`.
@@ -65,9 +68,7 @@ def frame(run: Run) -> pd.DataFrame:
 
 
 def since(table: pd.DataFrame) -> pd.Series:
-    """For each row the checkpoint since which its group and matrix differ; missing where they don't at the last."""
-    from rareneuron.conclude.trajectory import onsets
-
+    """Return, for each row, the checkpoint since which its group differs; missing where it doesn't at the last."""
     out = pd.Series(pd.NA, index=table.index, dtype="Int64")
     for _, line in table[table["reason"] == ""].groupby(["matrix", "group"]):
         places = line[["checkpoint", "value", "null_mean", "matched_mean", "p"]]
@@ -77,11 +78,8 @@ def since(table: pd.DataFrame) -> pd.Series:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """A panel a matrix, all on the same steps; filled points differ from both kinds of random groups."""
+    """Draw a panel for each matrix, on the same steps; filled points differ from both kinds of random groups."""
     shown = frame[frame["reason"] == ""]
-    if shown.empty:
-        words_only(sheet.add_subplot(), FIGURE.title, frame["reason"].iloc[-1])
-        return
     matrices = list(dict.fromkeys(shown["matrix"]))
     sheet.set_size_inches(sheet.get_figwidth(), len(matrices) * PANEL + 1.2)
     panels = sheet.subplots(len(matrices), 1, sharex=True, squeeze=False)[:, 0]
@@ -101,10 +99,8 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
 
 
 def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[str], theme: Theme) -> None:
-    """Grey for random groups, then a line a group, and since when it differs as its label."""
+    """Draw random groups in grey, then a line for each group, and say in the legend since when it differs."""
     from matplotlib.lines import Line2D
-
-    from rareneuron.maths.significance import LEVEL  # loads torch, which listing figures shouldn't
 
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     null = panel.drop_duplicates("checkpoint").sort_values("checkpoint")
@@ -126,7 +122,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[st
         axes.plot(x, matched, color=colour, linewidth=1, linestyle=(0, (2, 2)), **alone)
         axes.plot(x, y, color=colour, linewidth=size / 3)
         handles.append(
-            Line2D([], [], marker=marker, linewidth=1.8, markersize=5, color=colour, label=told(line, names))
+            Line2D([], [], marker=marker, linewidth=1.8, markersize=5, color=colour, label=legend_label(line, names))
         )
         differs = (line["p"] <= LEVEL).to_numpy()
         for at, face in ((differs, colour), (~differs, theme.paper)):
@@ -135,7 +131,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[st
                     x[at], y[at], marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=size / 4
                 )
     axes.grid(True, axis="y")
-    named(axes, panel["matrix"].iloc[0])
+    name_matrix(axes, panel["matrix"].iloc[0])
     axes.legend(
         handles=handles,
         loc="lower right",
@@ -150,14 +146,14 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[st
     )
 
 
-def named(axes: "matplotlib.axes.Axes", matrix: str) -> None:
-    """A panel's matrix, above its left end."""
+def name_matrix(axes: "matplotlib.axes.Axes", matrix: str) -> None:
+    """Write a panel's matrix above its left end."""
     above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(matrix, (0, 1), (0, 5), **above, fontsize=SMALL, fontweight="bold")
 
 
-def told(line: pd.DataFrame, names: list[str]) -> str:
-    """A group and since when it differs."""
+def legend_label(line: pd.DataFrame, names: list[str]) -> str:
+    """Name a group, and say since when it differs."""
     first, last = line["since"].iloc[-1], line.iloc[-1]
     name = HEADS[last["group"]]
     if pd.isna(first):
@@ -180,4 +176,5 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    needs="value",
 )

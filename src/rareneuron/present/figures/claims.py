@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.errors import RunFolderError
+from rareneuron.maths.claims import Claim
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.verdict import SMALL, words_only
+from rareneuron.present.ink import SMALL
+from rareneuron.present.readable import NO_CLAIMS, claims_or_reason
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import MINUS, NOTHING, significant
 from rareneuron.runs.run import Run
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-CLAIMS = "claims.json"
-NO_CLAIMS = "The run folder holds no verdicts. Run the same study again: they are added, and checkpoints kept."
 VERDICTS = {"supported": "o", "not supported": "X", "inconclusive": "D"}  # and how their points look
 PER_LINE = 34  # characters of a claim beside the axes
 LINE = 0.145  # inches
@@ -31,20 +30,10 @@ MARK, SIDE = 0.05, 18  # how far right of the axes a verdict's mark stands (of t
 LINEAR = 2.0  # null spreads; beyond, the axis is logarithmic
 
 
-def claims_or_reason(run: Run) -> tuple[Any, ...] | str:
-    """The run's claims; or, of one that has none which can be read, why, in words that name no folder."""
-    if not (run.path / CLAIMS).is_file():
-        return NO_CLAIMS
-    reader: Any = run
-    try:
-        return tuple(reader.claims().claims)
-    except RunFolderError:
-        return NO_CLAIMS
-
-
 def frame(run: Run) -> pd.DataFrame:
-    """One row a claim, in the run's order: its record; `effect_size`, `low` and `high`, its interval, in spreads of the
-    null and in the claimed direction.
+    """Return one row per claim, in the run's order: its record and its interval, `low` to `high`.
+
+    Sizes are in standard deviations of the null's draws and in the claimed direction.
     """
     run.effects()  # without any checkpoint, says what to do
     claims = claims_or_reason(run)
@@ -68,19 +57,16 @@ def frame(run: Run) -> pd.DataFrame:
     return table
 
 
-def claims_less(claim: Any) -> bool:
-    """Whether the claim is that the statistic lies below its null: its tests count effects in the claimed direction."""
+def claims_less(claim: Claim) -> bool:
+    """Return whether the statistic is claimed to lie below its null; tests count effects in the claimed direction."""
     kept = [test for test in claim.tests if test.value == claim.value and test.null == claim.null]
     return bool(kept) and claim.effect is not None and kept[0].effect * claim.effect < 0
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Claims from top to bottom: words at the left, effect and interval in the middle, verdict and p at the right."""
+    """Draw a row for each claim: words at the left, effect and interval beside them, verdict and p at the right."""
     from matplotlib.lines import Line2D
 
-    if frame.empty or frame["reason"].iloc[0]:
-        words_only(sheet.add_subplot(), FIGURE.title, NO_CLAIMS if frame.empty else frame["reason"].iloc[0])
-        return
     labels = ["\n".join(wrap(title, PER_LINE)) for title in frame["title"]]
     heights = np.array([max(1.6, label.count("\n") + 1) + 0.7 for label in labels])  # lines
     top = -(np.cumsum(heights) - heights / 2)
@@ -118,7 +104,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
 
 
 def look(verdict: str, theme: Theme) -> dict[str, Any]:
-    """Shape and colour of a verdict: what holds is filled, what isn't told is hollow."""
+    """Return shape and colour of a verdict; an inconclusive one is hollow."""
     against, strong = theme.ordered(2)
     colour: Any = {"supported": strong, "not supported": against}.get(verdict, theme.ink)
     face = theme.paper if verdict == "inconclusive" else colour
@@ -126,7 +112,7 @@ def look(verdict: str, theme: Theme) -> dict[str, Any]:
 
 
 def draw_claim(axes: "matplotlib.axes.Axes", row: pd.Series, y: float, theme: Theme) -> None:
-    """Interval and point, where there are any; beside the axes the verdict's mark once more and the p after Holm."""
+    """Draw interval and point, where there are any, and beside the axes the verdict's mark again and p after Holm."""
     style = look(row["verdict"], theme)
     if np.isfinite(row["low"]) and np.isfinite(row["high"]):
         axes.hlines(y, row["low"], row["high"], color=style["color"], linewidth=1.6)
@@ -140,7 +126,7 @@ def draw_claim(axes: "matplotlib.axes.Axes", row: pd.Series, y: float, theme: Th
 
 
 def limit(axes: "matplotlib.axes.Axes", frame: pd.DataFrame) -> None:
-    """Room for every point and interval, and few ticks, in plain numbers."""
+    """Make room for every point and interval, with few ticks, in plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     values = frame[["effect_size", "low", "high"]].to_numpy()
@@ -166,4 +152,6 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    needs="verdict",
+    empty=NO_CLAIMS,
 )

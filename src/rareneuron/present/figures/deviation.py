@@ -13,21 +13,20 @@ from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.spacings import Spacings
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.rank_curve import log_ranks, step_legend, thinned
-from rareneuron.present.figures.verdict import (
+from rareneuron.present.ink import (
     SMALL,
-    checkpoint_name,
     draw_nulls,
-    headed,
+    log_ranks,
     note,
     null_bands,
     null_samples,
-    phases_or_reason,
-    verdict,
-    words_only,
+    step_legend,
+    thin,
+    write_head,
 )
+from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
-from rareneuron.present.wording import significant, step_name
+from rareneuron.present.wording import checkpoint_name, significant, step_name
 from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
@@ -39,14 +38,14 @@ DEEPEST = 2.0  # times its top: how far down it goes
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per checkpoint and rank with an effect; a checkpoint without phases has one row, with a `reason`."""
+    """Return one row per checkpoint and rank; a checkpoint without phases has one row, with a `reason`."""
     return pd.concat(
         [deviations(run, checkpoint, step) for checkpoint, step in enumerate(run.steps or [None])], ignore_index=True
     )
 
 
 def deviations(run: Run, checkpoint: int, step: int | None) -> pd.DataFrame:
-    """One checkpoint's δ and its band over contexts."""
+    """Return one checkpoint's δ and its band over contexts."""
     run.effects(step)  # without any checkpoint, says what to do
     found = phases_or_reason(run, step)
     facts: dict[str, Any] = {"checkpoint": checkpoint, "step": step_name(step), "name": checkpoint_name(step)}
@@ -62,33 +61,29 @@ def deviations(run: Run, checkpoint: int, step: int | None) -> pd.DataFrame:
 
 
 def null_deviations(run: Run, found: Phases) -> dict[str, np.ndarray]:
-    """δ of samples without phases, each from its own line over the ranks of the curve's fit."""
+    """Return the bands of δ of samples without phases, each from its own line over the ranks of the curve's fit."""
     value = run.rank_curve().value[: len(found.deviation)].astype(np.float64)
     rank = np.arange(1, len(value) + 1)
 
     def leaving(sample: np.ndarray) -> np.ndarray:
         return np.asarray(sample - Spacings(sample).line(found.fit_first, found.fit_last).at(rank))
 
-    return null_bands(
-        {family: np.stack([leaving(sample) for sample in null_samples(np.log(value), family)]) for family in FAMILIES}
-    )
+    samples = null_samples(np.log(value))
+    return null_bands({family: np.stack([leaving(one) for one in drawn]) for family, drawn in samples.items()})
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Lines in step order, the last one heavy and with its band."""
+    """Draw lines in step order, the last one heavy and with its band."""
     axes = sheet.add_subplot()
     shown = frame[frame["reason"] == ""]
     last = frame[frame["checkpoint"] == frame["checkpoint"].max()]
-    if shown.empty:
-        words_only(axes, FIGURE.title, last["reason"].iloc[0])
-        return
-    headed(axes, FIGURE.title, f"{last['name'].iloc[0]}: {last['verdict'].iloc[0]}")
+    write_head(axes, FIGURE.title, f"{last['name'].iloc[0]}: {last['verdict'].iloc[0]}")
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("deviation δ = log (mean |Δ| / power law)")
     log_ranks(axes)
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     handles: list[matplotlib.artist.Artist] = []
-    lines = [thinned(part) for _, part in shown.groupby("checkpoint", sort=True)]
+    lines = [thin(part) for _, part in shown.groupby("checkpoint", sort=True)]
     for i, (line, colour) in enumerate(zip(lines, theme.ordered(len(lines)), strict=True)):
         is_last = i == len(lines) - 1
         if is_last:
@@ -125,4 +120,5 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    needs="deviation",
 )

@@ -12,8 +12,7 @@ from jaxtyping import Float
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.rank_curve import labelled
-from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, draw_nulls, null_bands, null_samples, words_only
+from rareneuron.present.ink import SMALL, draw_nulls, label_places, null_bands, null_samples
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
 from rareneuron.runs.run import Run
@@ -29,12 +28,12 @@ OVERLAP = 2.5  # height of the tallest ridge, in distances between ridges
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per checkpoint and point of a common grid; of many checkpoints those that a legend would name.
+    """Return one row per checkpoint and point of a common grid; of many checkpoints those that a legend would name.
 
     A checkpoint's median of log10 mean |Δ| and its number of zeros stand on each of its rows.
     """
     steps = run.steps or [None]
-    chosen = labelled(len(steps))
+    chosen = label_places(len(steps))
     effects = [run.effects(steps[i])["abs_delta_loss"].to_numpy().astype(np.float64) for i in chosen]
     logs = [np.log10(value[value > 0]) for value in effects]
     if not any(map(len, logs)):
@@ -53,32 +52,28 @@ def frame(run: Run) -> pd.DataFrame:
     if len(logs[-1]):
         nulls = {
             family: np.stack([density(sample / np.log(10), grid) for sample in samples[:N_NULLS]])
-            for family in FAMILIES
-            for samples in [null_samples(np.log(10) * logs[-1], family)]
+            for family, samples in null_samples(np.log(10) * logs[-1]).items()
         }
         parts[-1] = parts[-1].assign(**null_bands(nulls))
     return pd.concat(parts, ignore_index=True)
 
 
 def width(x: Float[np.ndarray, " neuron"]) -> float:
-    """Scott's: one spread over the fifth root of the number."""
+    """Return the kernel's width by Scott's rule: the standard deviation over the fifth root of the number."""
     return max(float(x.std()) * len(x) ** -0.2, NARROWEST)
 
 
 def density(x: Float[np.ndarray, " neuron"], grid: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
-    """Of neurons per decade, as a share of all that have an effect."""
+    """Return the share of neurons per decade, among those that have an effect."""
     z = (grid[:, None] - x) / width(x)
     return np.exp(-z * z / 2).mean(1) / (width(x) * np.sqrt(2 * np.pi))
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Ridges in step order from the bottom, each before the one above; a tick stands at the median."""
+    """Draw ridges in step order from the bottom, each in front of the one above, with a tick at the median."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes = sheet.add_subplot()
-    if frame.empty:
-        words_only(axes, FIGURE.title, NO_EFFECT)
-        return
     axes.set_title(FIGURE.title)
     axes.set_xlabel("mean |Δ| at rare tokens (nats per token)")
     axes.set_ylabel("step")

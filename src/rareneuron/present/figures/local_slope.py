@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.rank_curve import WINDOW, local_slope
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.rank_curve import log_ranks, step_legend
-from rareneuron.present.figures.verdict import SMALL, draw_nulls, headed, null_bands, null_samples, words_only
+from rareneuron.present.ink import SMALL, draw_nulls, log_ranks, null_bands, null_samples, step_legend, write_head
 from rareneuron.present.style import Colour, Theme
 from rareneuron.present.wording import step_name
 from rareneuron.runs.run import Run
@@ -31,7 +29,7 @@ TOO_SHORT = f"κ(u) needs {FEWEST} neurons with an effect, at one checkpoint at 
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per checkpoint and point of the grid; at the last one that has a slope the nulls' bands too."""
+    """Return one row per checkpoint and point of the grid, with the nulls' bands at the last one that has a slope."""
     parts, y = [], np.empty(0)
     for checkpoint, step in enumerate(run.steps or [None]):  # without any, reading the last one says what to do
         curve = run.rank_curve(step)
@@ -42,17 +40,15 @@ def frame(run: Run) -> pd.DataFrame:
             parts.append(part.assign(checkpoint=checkpoint, step=step_name(step)))
     if not parts:
         return pd.DataFrame()
-    parts[-1] = parts[-1].assign(**null_bands({name: local_slope(null_samples(y, name)).kappa for name in FAMILIES}))
+    nulls = {family: local_slope(samples).kappa for family, samples in null_samples(y).items()}
+    parts[-1] = parts[-1].assign(**null_bands(nulls))
     return pd.concat(parts, ignore_index=True)
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Lines in step order, the last one heavy; undefined stretches stay empty."""
+    """Draw lines in step order, the last one heavy; undefined stretches stay empty."""
     axes = sheet.add_subplot()
-    if frame.empty:
-        words_only(axes, FIGURE.title, TOO_SHORT)
-        return
-    headed(axes, FIGURE.title, "Grey: three nulls fitted to the last step, 95 % of samples of each")
+    write_head(axes, FIGURE.title, "Grey: three nulls fitted to the last step, 95 % of samples of each")
     axes.set_xlabel(RANK_LABEL)
     axes.set_ylabel(SLOPE_LABEL)
     lines = [part for _, part in frame.groupby("checkpoint", sort=True)]
@@ -65,7 +61,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
 def draw_slopes(
     axes: "matplotlib.axes.Axes", lines: list[pd.DataFrame], colours: list[Colour], theme: Theme
 ) -> dict[str, list["matplotlib.artist.Artist"]]:
-    """κ over log rank, one line a checkpoint, and the nulls behind the last; handles for legends."""
+    """Draw κ over log rank, one line a checkpoint, with nulls behind the last one; return handles for legends."""
     log_ranks(axes)
     draw_nulls(axes, lines[-1], theme)
     handles: dict[str, list[matplotlib.artist.Artist]] = {"nulls": list(axes.get_lines()), "steps": []}
@@ -77,7 +73,7 @@ def draw_slopes(
 
 
 def limit(axes: "matplotlib.axes.Axes", frame: pd.DataFrame) -> None:
-    """Axes for all lines; of the nulls, what would double their height is cut."""
+    """Fit the axes to the lines; the nulls are cut, since they could double the height."""
     axes.set_xlim(1, 1.1 * frame.loc[frame["kappa"].notna(), "rank"].max())
     axes.set_ylim(0, max(1.15 * frame["kappa"].max(), LOWEST))
 
@@ -95,4 +91,5 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    empty=TOO_SHORT,
 )

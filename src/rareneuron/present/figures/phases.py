@@ -9,25 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.rank_curve import log_axes, thinned
-from rareneuron.present.figures.verdict import (
-    NO_EFFECT,
+from rareneuron.present.ink import (
     NULL_SHADE,
     SMALL,
-    checkpoint_name,
     draw_nulls,
-    headed,
+    log_axes,
     note,
     null_bands,
     null_samples,
-    phases_or_reason,
-    verdict,
-    words_only,
+    thin,
+    write_head,
 )
+from rareneuron.present.readable import phases_or_reason, verdict
 from rareneuron.present.style import Theme
+from rareneuron.present.wording import checkpoint_name
 from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ HAIR = 1.001  # an interval of no width is still seen
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per rank with an effect; outcome, line and boundaries, found once, stand on every row.
+    """Return one row per rank with an effect; outcome, line and boundaries, found once, stand on every row.
 
     `lognormal low`, `median`, `high` and so on are of sorted samples of that null, fitted to the curve. Without phases
     `line` is missing and `reason` says why.
@@ -49,7 +46,7 @@ def frame(run: Run) -> pd.DataFrame:
     if n == 0:
         return pd.DataFrame()
     value, rank = curve.value[:n].astype(np.float64), curve.rank[:n]
-    nulls = null_bands({family: np.exp(null_samples(np.log(value), family)) for family in FAMILIES})
+    nulls = null_bands({family: np.exp(samples) for family, samples in null_samples(np.log(value)).items()})
     columns = {"rank": rank, "abs_delta_loss": value} | nulls
     table = pd.DataFrame(columns).assign(checkpoint=checkpoint_name(run.steps[-1]))
     found = phases_or_reason(run)
@@ -70,12 +67,9 @@ def frame(run: Run) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """The nulls lowest, the curve above them, the line on top: solid where it was fitted."""
+    """Draw the nulls lowest, the curve above them and the line on top, solid where it was fitted."""
     axes = sheet.add_subplot()
-    if frame.empty:
-        words_only(axes, FIGURE.title, NO_EFFECT)
-        return
-    line, facts = thinned(frame), frame.iloc[0]
+    line, facts = thin(frame), frame.iloc[0]
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
     values = line[["abs_delta_loss", "line", "lognormal low", "lognormal high"]].to_numpy()
@@ -83,18 +77,18 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     draw_nulls(axes, line, theme)
     axes.plot(line["rank"], line["abs_delta_loss"], color=theme.ordered(1)[0], linewidth=2.2, label="neurons")
     if facts["reason"]:
-        headed(axes, FIGURE.title, f"{facts['checkpoint']}: can't be told")
+        write_head(axes, FIGURE.title, f"{facts['checkpoint']}: can't be told")
         note(axes, facts["reason"])
         axes.legend(loc="upper right", frameon=False, fontsize=SMALL, reverse=True)
         return
-    headed(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
+    write_head(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
     draw_line(axes, line, theme)
     draw_boundaries(axes, facts, theme)
     axes.legend(loc="lower left", framealpha=0.85, edgecolor="none", fontsize=SMALL, reverse=True)
 
 
 def draw_line(axes: "matplotlib.axes.Axes", line: pd.DataFrame, theme: Theme) -> None:
-    """The power law: solid over the ranks of its fit, dashed where it's continued."""
+    """Draw the power law, solid over the ranks of its fit and dashed where it is continued."""
     facts, colour = line.iloc[0], theme.ordered(3)[1]
     interval = f" ({facts['kappa_low']:.3f} … {facts['kappa_high']:.3f})" if np.isfinite(facts["kappa_low"]) else ""
     fitted = line[line["rank"].between(facts["fit_first"], facts["fit_last"])]
@@ -109,7 +103,7 @@ def draw_line(axes: "matplotlib.axes.Axes", line: pd.DataFrame, theme: Theme) ->
 
 
 def draw_boundaries(axes: "matplotlib.axes.Axes", facts: pd.Series, theme: Theme) -> None:
-    """Where plateau and decay were found: a thin line each, its interval shaded, and the phases' names above."""
+    """Draw the boundaries of plateau and decay as thin lines, shade their intervals, and name the phases above."""
     low, high = 1.0, float(axes.dataLim.x1)
     for name in ("plateau_end", "decay_start"):
         if np.isfinite(facts[name]):

@@ -7,8 +7,7 @@ import pandas as pd
 
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.phases import draw_line, frame
-from rareneuron.present.figures.rank_curve import log_axes, thinned
-from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, draw_nulls, headed, words_only
+from rareneuron.present.ink import SMALL, draw_nulls, log_axes, thin, write_head
 from rareneuron.present.style import Theme
 
 if TYPE_CHECKING:
@@ -16,14 +15,11 @@ if TYPE_CHECKING:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Gaps between curve and line outside the fit, hatched apart, with their size at the first and last rank."""
+    """Hatch the gaps between curve and line outside the fit, and tell their size at the first and last rank."""
     axes = sheet.add_subplot()
-    if frame.empty or frame["reason"].iloc[0]:
-        words_only(axes, FIGURE.title, NO_EFFECT if frame.empty else frame["reason"].iloc[0])
-        return
-    line, facts = thinned(frame), frame.iloc[0]
+    line, facts = thin(frame), frame.iloc[0]
     value, predicted = line["abs_delta_loss"].to_numpy(), line["line"].to_numpy()
-    headed(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
+    write_head(axes, FIGURE.title, f"{facts['checkpoint']}: {facts['verdict']}")
     axes.set_xlabel("rank of the neuron (1 = largest mean |Δ|)")
     axes.set_ylabel("mean |Δ| at rare tokens (nats per token)")
     log_axes(axes, np.concatenate([value, predicted]))
@@ -60,4 +56,5 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    needs="line",
 )

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.rank_curve import band, log_axes, thinned
-from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, words_only
+from rareneuron.present.ink import NO_EFFECT, SMALL, band, log_axes, thin, words_only
 from rareneuron.present.style import Theme
-from rareneuron.present.tables import subjects_with_labels
+from rareneuron.present.subject import subjects_with_labels
 from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ MOST_CHARACTERS = 64  # of a run's name in the legend
 
 
 def frame(*runs: Run, step: int | None = None) -> pd.DataFrame:
-    """One row per run and neuron, by rank: run (from 0), name, rank, mean |Δ| and its error; by default at the last."""
+    """Return one row per run and neuron, by rank: run (from 0), name, rank, mean |Δ| and its error."""
     parts = []
     for place, (label, of) in enumerate(subjects_with_labels(runs, step)):
         table = of.run.effects(of.step).sort_values("rank")
@@ -35,7 +34,7 @@ def frame(*runs: Run, step: int | None = None) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """A line and a band of one standard error a run, in the order given; the legend stands below."""
+    """Draw a line with a band of one standard error for each run, in the order given; the legend stands below."""
     axes = sheet.add_subplot()
     if not (frame["abs_delta_loss"] > 0).any():
         words_only(axes, FIGURE.title, NO_EFFECT)
@@ -46,7 +45,7 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
     groups = [part for _, part in frame.groupby("run", sort=True)]
     handles: list[matplotlib.artist.Artist] = []
     for part, colour, dashes in zip(groups, theme.ordered(len(groups)), cycle(DASHES), strict=False):
-        line = thinned(part[part["abs_delta_loss"] > 0])
+        line = thin(part[part["abs_delta_loss"] > 0])
         band(axes, line, colour)
         handles += axes.plot(line["rank"], line["abs_delta_loss"], color=colour, linestyle=dashes, linewidth=1.5)
     log_axes(axes, frame.loc[frame["abs_delta_loss"] > 0, "abs_delta_loss"].to_numpy())

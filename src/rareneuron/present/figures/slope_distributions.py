@@ -11,8 +11,7 @@ import pandas as pd
 
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures import local_slope
-from rareneuron.present.figures.rank_curve import step_legend
-from rareneuron.present.figures.verdict import SMALL, words_only
+from rareneuron.present.ink import SMALL, step_legend
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import visible
 from rareneuron.runs.run import Run
@@ -27,7 +26,7 @@ LEGEND = 0.9  # inches beside the panels
 
 
 def frame(*runs: Run) -> pd.DataFrame:
-    """The local slopes of every run, with its place, model and number of neurons; a run without any has no row."""
+    """Return the local slopes of every run, with its place, model and number of neurons; a run may have none."""
     parts = []
     models = [visible(Path(run.manifest["config"]["model"] or "embedded series").name) for run in runs]
     if len(set(models)) < len(models):  # the same model with other settings
@@ -40,10 +39,7 @@ def frame(*runs: Run) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """Panels in the order of the runs; a legend of steps that covers them all."""
-    if frame.empty:
-        words_only(sheet.add_subplot(), FIGURE.title, local_slope.TOO_SHORT)
-        return
+    """Draw panels in the order of the runs, and one legend of steps for all of them."""
     panels = [part for _, part in frame.groupby("run", sort=True)]
     across = min(len(panels), MOST_ACROSS)
     down = -(-len(panels) // across)
@@ -82,5 +78,6 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    empty=local_slope.TOO_SHORT,
     several=True,
 )

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.present.figure import Figure
-from rareneuron.present.figures.alpha_hill import ROLES, named
-from rareneuron.present.figures.verdict import SMALL, checkpoint_name, headed, words_only
+from rareneuron.present.figures.alpha_hill import ROLES, name_matrix
+from rareneuron.present.ink import SMALL, write_head
+from rareneuron.present.readable import part_record, rows_or_reason
 from rareneuron.present.style import Theme
-from rareneuron.present.tables import part_record, rows_or_reason
-from rareneuron.present.wording import significant
+from rareneuron.present.wording import checkpoint_name, significant
 from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PANEL = 2.4  # inches of height
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """One row per matrix, group and rank of the last checkpoint: eigenvalue over the mean of its spectrum.
+    """Return one row per matrix, group and rank of the last checkpoint: eigenvalue over the mean of its spectrum.
 
     `random` is the mean over draws, rank by rank; `low` and `high` hold 95 % of them, at rank 1 alone where a run
     keeps no more. `edge` is Marchenko–Pastur's; α and k are those of the group. Without a spectrum one row says why.
@@ -64,7 +64,7 @@ def frame(run: Run) -> pd.DataFrame:
 def bounds(
     spectra: dict[str, list[float]], rows: pd.DataFrame, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % of random groups at each rank; of runs that keep only those of the largest eigenvalue, at rank 1."""
+    """Return the bounds of 95 % of random groups at each rank; older runs keep them at rank 1 alone."""
     if "random low" in spectra:
         return np.array(spectra["random low"]), np.array(spectra["random high"])
     largest = rows[(rows["statistic"] == "largest_eigenvalue") & (rows["null"] == "uniform")].iloc[0]
@@ -73,23 +73,20 @@ def bounds(
 
 
 def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -> None:
-    """A panel a matrix: random groups in grey, both groups over them, the edge as dots."""
-    if frame["reason"].iloc[0]:
-        words_only(sheet.add_subplot(), FIGURE.title, frame["reason"].iloc[0])
-        return
+    """Draw a panel for each matrix: random groups in grey, both groups over them, the edge as dots."""
     matrices = list(dict.fromkeys(frame["matrix"]))
     sheet.set_size_inches(sheet.get_figwidth(), len(matrices) * PANEL + 1.1)
     panels = sheet.subplots(len(matrices), 1, sharex=True, squeeze=False)[:, 0]
     for axes, matrix in zip(panels, matrices, strict=True):
         draw_panel(axes, frame[frame["matrix"] == matrix], theme)
     facts = frame.iloc[0]
-    headed(panels[0], FIGURE.title, f"{facts['checkpoint']}; k of Eq. 6 by {facts['k']}, marked by a bar")
+    write_head(panels[0], FIGURE.title, f"{facts['checkpoint']}; k of Eq. 6 by {facts['k']}, marked by a bar")
     panels[-1].set_xlabel("rank of the eigenvalue (1 = largest)")
     sheet.supylabel("eigenvalue over the mean of its spectrum", fontsize=9.5)
 
 
 def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, theme: Theme) -> None:
-    """One matrix, in log-log axes; eigenvalues of 0 have no place there."""
+    """Draw one matrix in log-log axes, where eigenvalues of 0 have no place."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -102,7 +99,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, theme: Theme) 
     axes.fill_between(null["rank"], null["low"], null["high"], color=theme.ink, alpha=0.16, linewidth=0)
     if null["low"].notna().sum() == 1:  # a band of one rank is a bar
         axes.vlines(1, null["low"].iloc[0], null["high"].iloc[0], color=theme.ink, alpha=0.35, linewidth=6)
-    axes.plot(null["rank"], null["eigenvalue"], color=theme.ink, alpha=0.7, linewidth=1.4, label=told(null))
+    axes.plot(null["rank"], null["eigenvalue"], color=theme.ink, alpha=0.7, linewidth=1.4, label=legend_label(null))
     suppressing, boosting = theme.ordered(2)
     for (group, marker), colour in zip(ROLES.items(), (boosting, suppressing), strict=True):
         line = panel[panel["group"] == group]
@@ -116,7 +113,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, theme: Theme) 
             color=colour,
             markerfacecolor=face,
             markersize=3.8,
-            label=told(line),
+            label=legend_label(line),
         )
     axes.grid(True, which="major")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -124,12 +121,12 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, theme: Theme) 
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(NullFormatter())
-    named(axes, panel["matrix"].iloc[0])
+    name_matrix(axes, panel["matrix"].iloc[0])
     axes.legend(loc="lower left", frameon=False, fontsize=SMALL, reverse=True)
 
 
-def told(line: pd.DataFrame) -> str:
-    """A group with its exponent and the size of the tail behind it."""
+def legend_label(line: pd.DataFrame) -> str:
+    """Name a group, with its exponent and the size of the tail behind it."""
     facts = line.iloc[0]
     name = "random groups, mean" if facts["group"] == "random" else facts["group"]
     return f"{name}: α {significant(facts['alpha_hill'])}, k {facts['n_tail']:.0f}"
@@ -147,4 +144,5 @@ FIGURE = Figure(
     ),
     frame=frame,
     draw=draw,
+    needs="eigenvalue",
 )

@@ -10,7 +10,7 @@ from rareneuron.present.wording import NOTHING, scale_of, seconds, significant, 
 
 
 def checkpoints_section(found: Findings) -> Section:
-    """The series at a glance."""
+    """Return the series at a glance."""
     scale = scale_of(table["abs_delta_loss"].max() for table in found.effects)
     unit = unit_of(scale)
     columns = (
@@ -41,7 +41,7 @@ def checkpoints_section(found: Findings) -> Section:
 
 
 def checkpoint_row(step: int | None, record: dict[str, Any], table: pd.DataFrame, scale: float) -> tuple[str, ...]:
-    """The cells of one checkpoint."""
+    """Return the cells of one checkpoint."""
     top = table.sort_values("rank").iloc[0]
     audit = record["audit"]
     return (
@@ -58,12 +58,12 @@ def checkpoint_row(step: int | None, record: dict[str, Any], table: pd.DataFrame
 
 
 def loss(value: float | None) -> str:
-    """A mean loss; there is none without targets of that kind."""
+    """Return a mean loss as text; without targets of that kind there is none."""
     return NOTHING if value is None else f"{value:.3f}"
 
 
 def audit_text(record: dict[str, Any]) -> str:
-    """What the audit columns mean for the engine that made the numbers."""
+    """Say what the audit's columns mean for the engine that made the numbers."""
     audit = record["audit"]
     if audit is None:
         return (

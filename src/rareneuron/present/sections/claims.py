@@ -1,17 +1,17 @@
 """The claims with their verdicts in plain words, as a figure, and as a table with p before and after Holm."""
 
-from typing import Any
-
+from rareneuron.maths.claims import Claim
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
+from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings
+from rareneuron.present.readable import claims_or_reason
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.wording import NOTHING, significant
 
 
 def claims_section(found: Findings) -> Section:
-    """Of a run without verdicts, a word about it."""
+    """Return the verdicts in words, as a figure and as a table; of a run without verdicts, the reason."""
     claims = claims_or_reason(found.run)
     if isinstance(claims, str):
         return Section(name="claims", title="Claims", blocks=(Notice(text=claims),))
@@ -33,8 +33,8 @@ def claims_section(found: Findings) -> Section:
     return Section(name="claims", title="Claims", blocks=blocks)
 
 
-def table(claims: tuple[Any, ...]) -> Table:
-    """What each verdict rests on."""
+def table(claims: tuple[Claim, ...]) -> Table:
+    """Return a table of what each verdict rests on."""
     return Table(
         caption=(
             "What each verdict rests on. Effect: value less the mean of the null, in the statistic's unit, with its "
@@ -58,8 +58,8 @@ def table(claims: tuple[Any, ...]) -> Table:
     )
 
 
-def row(claim: Any) -> tuple[str, ...]:
-    """One claim's numbers."""
+def row(claim: Claim) -> tuple[str, ...]:
+    """Return the cells of one claim."""
     effect = significant(claim.effect, sign=True)
     if effect != NOTHING and claim.effect_low is not None and claim.effect_high is not None:
         low, high = (significant(x, sign=True) for x in (claim.effect_low, claim.effect_high))

@@ -6,17 +6,9 @@ from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.published import Number
-from rareneuron.present.tables import (
-    COVARIATES,
-    HEADS,
-    LAYOUTS,
-    LEGEND,
-    SHORT,
-    fixed,
-    paper_table,
-    part_record,
-    rows_or_reason,
-)
+from rareneuron.present.readable import part_record, rows_or_reason
+from rareneuron.present.tables.layouts import COVARIATES, HEADS, LAYOUTS, LEGEND, SHORT
+from rareneuron.present.tables.paper_form import fixed, paper_table
 from rareneuron.present.wording import at_step, significant
 
 CLUSTERED = ["boosting", "suppressing", "random"]
@@ -30,7 +22,7 @@ READING = (
 
 
 def geometry_section(found: Findings) -> Section:
-    """Words, tables; where there are no groups, why."""
+    """Return words and tables; of a run without groups, the reason."""
     step = found.steps[-1]
     rows = rows_or_reason(found.run, "geometry", step)
     title = f"Co-activation {at_step(step)}"
@@ -40,9 +32,9 @@ def geometry_section(found: Findings) -> Section:
     blocks: list[Block] = [
         Definitions(
             items=(
-                ("correlation", told(rows[rows["statistic"] == "correlation"], 3)),
-                ("effective dimensions, z-scored", told(rows[rows["statistic"] == zscored], 1)),
-                ("cosine", told(rows[rows["statistic"] == "cosine"], 3)),
+                ("correlation", sides(rows[rows["statistic"] == "correlation"], 3)),
+                ("effective dimensions, z-scored", sides(rows[rows["statistic"] == zscored], 1)),
+                ("cosine", sides(rows[rows["statistic"] == "cosine"], 3)),
             )
         ),
         Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
@@ -58,13 +50,13 @@ def geometry_section(found: Findings) -> Section:
 
 
 def alike(found: Findings) -> str:
-    """In what matched groups are like the group."""
+    """Name the property in which matched groups are like the group."""
     covariate = found.run.groups(found.steps[-1]).matched_on
     return COVARIATES.get(covariate or "", f"{covariate}")
 
 
-def told(rows: pd.DataFrame, decimals: int) -> str:
-    """Each group's value, and on which side of its nulls it lies, if on any."""
+def sides(rows: pd.DataFrame, decimals: int) -> str:
+    """Say each group's value, and on which side of its nulls it lies, if on any."""
     sentences = []
     for group, of_group in rows[rows["null"].isin(list(NULLS))].groupby("group", sort=False):
         value = of_group["value"].iloc[0]
@@ -77,7 +69,7 @@ def told(rows: pd.DataFrame, decimals: int) -> str:
 
 
 def table_blocks(number: Number, found: Findings) -> list[Block]:
-    """One of the paper's tables of the last checkpoint, what it shows, and what the paper's values can be held to."""
+    """Return one of the paper's tables of the last checkpoint, with notes on what it shows and rests on."""
     table = paper_table(number, [found.run])
     settings, *further = (note.partition(": ")[2] for note in table.notes)
     words = [": ".join(part for part in row[1 : table.n_words] if part) for row in table.rows]
@@ -94,7 +86,7 @@ def table_blocks(number: Number, found: Findings) -> list[Block]:
 
 
 def clusters(rows: pd.DataFrame) -> Table:
-    """Counted clusters by linkage, with their nulls."""
+    """Return a table of the numbers of clusters by linkage, with their nulls."""
     cells = []
     shown = [name for name in LINKAGES if name in set(rows["statistic"])]
     for name in shown:

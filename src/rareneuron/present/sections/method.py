@@ -17,15 +17,21 @@ ENGINES = {
 DEFINITIONS = {
     "paper": "Definitions: “paper”, every quantity as the paper's text defines it.",
     "released": (
-        "Definitions: “released” for phases, as the authors' released scripts compute them; every other quantity as "
-        "the paper's text defines it."
+        "Definitions: “released” for phases, for the geometry of groups and for the spectra of their weights, as the "
+        "authors' released scripts compute them. The analysed tokens, their effects and the choice of groups are the "
+        "same by either definitions."
     ),
 }
 REFERENCES = {"analysed": "over the analysed rare tokens, as in the paper", "all": "over all positions of the contexts"}
+COMMON_REFERENCES = {
+    "analysed": " Common targets are ablated to a mean of their own, over the analysed common tokens.",
+    "all": " It is the same for common targets.",
+}
 
 
 def method_section(found: Findings) -> Section:
-    """Definitions that this run used: the paper's."""
+    """Return the definitions that this run used."""
+    reference = found.config["reference"]
     items = [
         (
             "neuron l.i",
@@ -43,7 +49,8 @@ def method_section(found: Findings) -> Section:
         ),
         (
             "mean ablation",
-            f"x̃ = x + (n̄ − n)·w_out (Eq. 3), with n̄ the neuron's mean {REFERENCES[found.config['reference']]}.",
+            f"x̃ = x + (n̄ − n)·w_out (Eq. 3), with n̄ the neuron's mean {REFERENCES[reference]}."
+            + (COMMON_REFERENCES[reference] if found.has_common else ""),
         ),
         (
             "Δ",

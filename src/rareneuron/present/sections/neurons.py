@@ -6,7 +6,8 @@ from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
-from rareneuron.present.tables import COVARIATES, part_record
+from rareneuron.present.readable import part_record
+from rareneuron.present.tables.layouts import COVARIATES
 from rareneuron.present.wording import at_step, scale_of, significant, unit_of, with_error
 
 SHOWN = 15
@@ -19,7 +20,7 @@ EFFECTS = (  # head, column, whether its sign means something
 
 
 def neurons_section(found: Findings) -> Section:
-    """Two tables, one a sign, in the same units."""
+    """Return a table for each sign, in the same units, and what the groups are."""
     table = found.last.sort_values("rank")
     signs = (
         ("boosting", table[table["delta_loss"] > 0], "mean Δ > 0: without the neuron the loss at rare tokens rises"),
@@ -38,13 +39,13 @@ def neurons_section(found: Findings) -> Section:
 
 
 def units_of(table: pd.DataFrame) -> tuple[int, int]:
-    """The powers of ten in which changes in loss and divergences are told."""
+    """Return the powers of ten in whose units changes in loss and divergences are given."""
     losses = [name for _, name, _ in EFFECTS if name in table]
     return scale_of(table[losses].abs().max()), scale_of(table["kl"])
 
 
 def groups(found: Findings) -> list[Block]:
-    """What the groups are; for each checkpoint that has none, why."""
+    """Say what the groups are, and why a checkpoint has none."""
     blocks: list[Block] = []
     for step in found.steps:
         try:
@@ -60,7 +61,7 @@ def groups(found: Findings) -> list[Block]:
 
 
 def groups_text(groups: NeuronGroups, matching: dict[str, dict[str, float]]) -> str:
-    """The groups that other analyses use, of which the tables show the beginning, and how well matched ones match."""
+    """Describe the groups that other analyses use, and say how well matched ones match."""
     per_group = {role: len(drawn) for role, drawn in groups.matched.items()}
     matched = (
         f" and, for each of the two, {max(per_group.values()):,} groups of neurons alike in "
@@ -79,7 +80,7 @@ def groups_text(groups: NeuronGroups, matching: dict[str, dict[str, float]]) -> 
 
 
 def match_text(role: str, found: dict[str, float]) -> str:
-    """How alike a group and its matched groups are, and how much they share."""
+    """Say how alike a group and its matched groups are, and how much they share."""
     group, matched, uniform = (significant(found[name]) for name in ("group", "matched", "uniform"))
     return (
         f"The {role} group has a mean of {group}, its matched groups of {matched}, random ones of {uniform}; "
@@ -89,7 +90,7 @@ def match_text(role: str, found: dict[str, float]) -> str:
 
 
 def neuron_table(caption: str, table: pd.DataFrame, units: tuple[int, int]) -> Table:
-    """Effects with standard errors; columns that the engine didn't make are left out."""
+    """Return a table of effects with standard errors, without columns that the engine didn't make."""
     effects = [effect for effect in EFFECTS if effect[1] in table]
     scale, kl_scale = units
     unit = unit_of(scale)

@@ -6,11 +6,11 @@ from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
 from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.figures.verdict import checkpoint_name, found_or_reason, verdict
 from rareneuron.present.findings import Findings
+from rareneuron.present.readable import found_or_reason, verdict
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.summary import nulls_of_step_zero
-from rareneuron.present.wording import NOTHING, at_step, significant
+from rareneuron.present.wording import NOTHING, at_step, checkpoint_name, significant
 from rareneuron.runs.rankings import RANKINGS, SIGNS, Found
 
 SHOWN = ("phases", "deviation", "local-slope")
@@ -24,7 +24,7 @@ RELEASED = (
 
 
 def phases_section(found: Findings) -> Section:
-    """Words, table, figures; where nothing could be told, why."""
+    """Return words, tables and figures; of a ranking without phases, the reason."""
     definitions = found.run.definitions
     rankings = RANKINGS if definitions == "paper" else SIGNS
     results = {ranking: found_or_reason(found.run, found.steps[-1], ranking, definitions) for ranking in rankings}
@@ -54,7 +54,7 @@ def phases_section(found: Findings) -> Section:
 
 
 def meaning(found: Phases, common: Found | str, when: str) -> str:
-    """The outcome over all neurons, and beside it that at common targets."""
+    """Say what the outcome over all neurons means, beside that at common targets."""
     end, start = found.plateau_end or 0, found.decay_start or 0
     above = f"The first {end:,} neurons, {percent(found.plateau_share)} of the layer, lie above the power law"
     follows = {
@@ -77,7 +77,7 @@ def meaning(found: Phases, common: Found | str, when: str) -> str:
 
 
 def table(told: dict[str, Phases]) -> Table:
-    """One column a ranking: outcome, line, boundaries, and every p."""
+    """Return a table with a column for each ranking: outcome, line, boundaries, and every p."""
     cells = [("outcome", [found.outcome for found in told.values()])]
     cells.append(("κ", [f"{found.kappa:.3f}{interval(found, 'kappa', '.3f')}" for found in told.values()]))
     cells.append(("R²", [f"{found.r_squared:.3f}" for found in told.values()]))
@@ -100,7 +100,7 @@ def table(told: dict[str, Phases]) -> Table:
 
 
 def released_table(untested: dict[str, ReleasedPhases]) -> Table:
-    """One column a sign: both lines, and the constants."""
+    """Return a table with a column for each sign: both lines, and the constants."""
     cells = {
         f"κ, log rank {FIT[0]} … {FIT[1]}": [f"{found.kappa:.3f}" for found in untested.values()],
         "β": [f"{found.beta:.3f}" for found in untested.values()],
@@ -122,21 +122,21 @@ def released_table(untested: dict[str, ReleasedPhases]) -> Table:
 
 
 def plateau(found: Phases) -> str:
-    """Its last rank and its share."""
+    """Return the plateau's last rank and its share."""
     if found.plateau_end is None:
         return NOTHING
     return f"{found.plateau_end:,}{interval(found, 'plateau_end', ',.0f')}, {percent(found.plateau_share)}"
 
 
 def decay(found: Phases) -> str:
-    """Its first rank and its share."""
+    """Return the decay's first rank and its share."""
     if found.decay_start is None:
         return NOTHING
     return f"{found.decay_start:,}{interval(found, 'decay_start', ',.0f')}, {percent(found.decay_share)}"
 
 
 def interval(found: Phases, name: str, form: str) -> str:
-    """In brackets, where contexts could be resampled."""
+    """Return an interval in brackets; nothing where contexts could not be resampled."""
     if name not in found.intervals:
         return ""
     low, high = found.intervals[name]
@@ -144,5 +144,5 @@ def interval(found: Phases, name: str, form: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Of a phase that may not be there."""
+    """Return a share in percent; a missing phase has none."""
     return NOTHING if share is None else f"{100 * share:.1f} %"

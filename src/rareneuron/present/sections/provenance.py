@@ -8,21 +8,23 @@ from rareneuron.present.wording import NOTHING, seconds, significant, step_name
 
 
 def provenance_section(found: Findings) -> Section:
-    """Everything needed to make the run again."""
+    """Return everything needed to make the run again."""
     return Section(
         name="provenance",
         title="Provenance",
         blocks=(
-            Settings(caption="Settings", items=tuple((name, told(value)) for name, value in found.config.items())),
+            Settings(
+                caption="Settings", items=tuple((name, value_text(value)) for name, value in found.config.items())
+            ),
             Settings(
                 caption="Software and machine",
-                items=tuple((name, told(value)) for name, value in found.manifest["environment"].items()),
+                items=tuple((name, value_text(value)) for name, value in found.manifest["environment"].items()),
             ),
             Settings(
                 caption="Data",
                 items=(
                     ("fingerprint", found.data["fingerprint"]),
-                    ("counts", told(found.data["counts"]["source"])),
+                    ("counts", value_text(found.data["counts"]["source"])),
                     ("counts of", found.data["counts"]["of"]),
                 ),
             ),
@@ -33,8 +35,8 @@ def provenance_section(found: Findings) -> Section:
     )
 
 
-def told(value: Any) -> str:
-    """A recorded value as text."""
+def value_text(value: Any) -> str:
+    """Return a recorded value as text."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -43,21 +45,21 @@ def told(value: Any) -> str:
 
 
 def weights_table(found: Findings) -> Table:
-    """Which weights each checkpoint is, and the two probes that each adapter passed or failed."""
+    """Return a table of each checkpoint's weights, and of the two probes that its adapter passed or failed."""
     rows = []
     for step, record in zip(found.steps, found.records, strict=True):
         model, probes = record["model"], record["closed_form"]
         rows.append(
             (
                 step_name(step),
-                told(model.get("model_type")),
-                told(model.get("dtype")),
+                value_text(model.get("model_type")),
+                value_text(model.get("dtype")),
                 "holds" if probes["ok"] else probes["reason"],
                 significant(probes["readout_gap"], 2),
                 significant(probes["ablation_gap"], 2),
-                told(model.get("source")),
-                told(model.get("commit") or model.get("revision")),
-                told(model.get("weights_sha256")),
+                value_text(model.get("source")),
+                value_text(model.get("commit") or model.get("revision")),
+                value_text(model.get("weights_sha256")),
             )
         )
     return Table(
@@ -81,7 +83,7 @@ def weights_table(found: Findings) -> Table:
 
 
 def times_table(found: Findings) -> Table:
-    """Where the time went."""
+    """Return a table of where the time went."""
     rows = []
     for step, record in zip(found.steps, found.records, strict=True):
         timings, rates = record["timings"], record["rates"]
@@ -108,7 +110,7 @@ def times_table(found: Findings) -> Table:
 
 
 def elapsed(found: Findings) -> str:
-    """The study's own clock; a study that was continued has one entry a part."""
+    """Say how long the study took, and in how many parts."""
     parts = found.manifest.get("timings", [])
     if not parts:
         return "The study has no total time yet: it has not come to its end."

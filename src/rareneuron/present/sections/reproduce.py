@@ -26,12 +26,12 @@ TOOL_AUTHORS = "The rareneuron developers"
 
 
 def reproduce_section(found: Findings) -> Section:
-    """Command, environment, citations."""
+    """Return command, environment and citations."""
     manifest = found.manifest
     version = manifest["environment"]["rareneuron"]
     items = [
         ("command", command(found.config, manifest.get("planned", []))),
-        ("environment", told_environment(manifest["environment"])),
+        ("environment", environment_text(manifest["environment"])),
         ("cite the paper", PAPER),
         ("cite the tool", tool_entry(version)),
     ]
@@ -51,7 +51,7 @@ def reproduce_section(found: Findings) -> Section:
 
 
 def command(config: dict[str, Any], planned: Sequence[str]) -> str:
-    """The command line that asks for this study; `--out` is left to the reader."""
+    """Return the command line that asks for this study; `--out` is left to the reader."""
     words = ["rareneuron", "study"]
     if config["model"] is not None:
         words.append(config["model"])
@@ -68,14 +68,14 @@ def command(config: dict[str, Any], planned: Sequence[str]) -> str:
 
 
 def asks_for_steps(config: dict[str, Any], planned: Sequence[str]) -> bool:
-    """Whether checkpoints were chosen of a series; a revision is a single one already."""
+    """Return whether the command has to name checkpoints; a revision is a single one already."""
     if not planned or UNKNOWN_STEP_NAME in planned:
         return False
     return config["revision"] is None and "@" not in (config["model"] or "")
 
 
-def told_environment(environment: dict[str, Any]) -> str:
-    """Python, the libraries that make the numbers, and the machine, as recorded."""
+def environment_text(environment: dict[str, Any]) -> str:
+    """Return Python and the libraries that make the numbers, as recorded."""
     told = [f"{name} {environment[name]}" for name in ("rareneuron", "python", *LIBRARIES) if environment.get(name)]
     if environment.get("commit"):
         told[0] += f" (commit {environment['commit']})"
@@ -83,7 +83,7 @@ def told_environment(environment: dict[str, Any]) -> str:
 
 
 def tool_entry(version: str) -> str:
-    """BibTeX of this version."""
+    """Return the BibTeX entry of this version."""
     return (
         f"@software{{rareneuron, title = {{{TOOL_TITLE}}}, author = {{{{{TOOL_AUTHORS}}}}}, version = {{{version}}}}}"
     )

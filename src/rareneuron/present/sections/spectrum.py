@@ -6,9 +6,10 @@ from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings
+from rareneuron.present.readable import rows_or_reason
 from rareneuron.present.sections.curve import illustration
-from rareneuron.present.sections.geometry import READING, alike, table_blocks, told
-from rareneuron.present.tables import HEADS, LEGEND, NULLS, rows_or_reason
+from rareneuron.present.sections.geometry import READING, alike, sides, table_blocks
+from rareneuron.present.tables.layouts import HEADS, LEGEND, NULLS
 from rareneuron.present.wording import at_step, significant
 
 OTHERS = {  # statistics beside α_Hill of Table 4, as docs/spectrum.md defines them
@@ -23,7 +24,7 @@ ROLES = ("boosting", "suppressing")
 
 
 def spectrum_section(found: Findings) -> Section:
-    """Words, table, figures, table; where there are no groups, why."""
+    """Return words, tables and figures; of a run without groups, the reason."""
     step = found.steps[-1]
     rows = rows_or_reason(found.run, "spectrum", step)
     title = f"Weight spectrum {at_step(step)}"
@@ -32,7 +33,7 @@ def spectrum_section(found: Findings) -> Section:
     alpha = rows[rows["statistic"] == "alpha_hill"]
     blocks: list[Block] = [
         Definitions(
-            items=tuple((f"α_Hill, {matrix}", told(part, 2)) for matrix, part in alpha.groupby("matrix", sort=False))
+            items=tuple((f"α_Hill, {matrix}", sides(part, 2)) for matrix, part in alpha.groupby("matrix", sort=False))
         ),
         Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
         *table_blocks(4, found),
@@ -44,7 +45,7 @@ def spectrum_section(found: Findings) -> Section:
 
 
 def others(rows: pd.DataFrame) -> Table:
-    """Other rules for k and other measures of shape: values, and the larger p against random and matched groups."""
+    """Return a table of other rules for k and other measures of shape, with the larger p of both kinds of groups."""
     cells = []
     for (matrix, statistic), part in rows.groupby(["matrix", "statistic"], sort=False):
         if statistic not in OTHERS:

@@ -10,7 +10,7 @@ BEYOND_TWO_ERRORS = 0.0455  # share of a normal distribution
 
 
 def summary_section(found: Findings) -> Section:
-    """The first thing on the page."""
+    """Return what stands first on the page."""
     data, last = found.data, found.last
     blocks: list[Block] = []
     if not found.is_finished:
@@ -37,10 +37,10 @@ def summary_section(found: Findings) -> Section:
                 (f"{data['n_rare']:,}", "rare tokens"),
                 (f"{data['n_contexts']:,}", "contexts"),
                 (f"{len(found.steps):,}", "checkpoint" if len(found.steps) == 1 else "checkpoints"),
-                (f"{len(last):,}", f"neurons of layer {found.layer}"),
+                (f"{len(last):,}", f"neurons of layer {found.subject.layer}"),
             )
         ),
-        Paragraph(text=f"{measured(found)} {signs(found)}"),
+        Paragraph(text=f"{measurement(found)} {signs(found)}"),
         Paragraph(text=strongest(found)),
     ]
     if found.has_common:
@@ -48,8 +48,8 @@ def summary_section(found: Findings) -> Section:
     return Section(name="summary", title="Summary", blocks=tuple(blocks))
 
 
-def measured(found: Findings) -> str:
-    """What was done, on how much."""
+def measurement(found: Findings) -> str:
+    """Say what was done, on how much."""
     data, steps = found.data, found.steps
     words = found.tokens.loc[found.tokens["rare"], "target"].nunique()
     series = (
@@ -58,15 +58,15 @@ def measured(found: Findings) -> str:
         else at_step(steps[0])
     )
     return (
-        f"Each of the {len(found.last):,} neurons of layer {found.layer} was replaced by its mean activation, one at a "
-        f"time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different targets, "
-        f"{data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the neuron: it "
-        "boosts these tokens. A negative Δ: it suppresses them."
+        f"Each of the {len(found.last):,} neurons of layer {found.subject.layer} was replaced by its mean activation, "
+        f"one at a time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different "
+        f"targets, {data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the "
+        "neuron: it boosts these tokens. A negative Δ: it suppresses them."
     )
 
 
 def signs(found: Findings) -> str:
-    """How many neurons have a mean Δ that this sample tells from zero."""
+    """Say how many neurons have a mean Δ that this sample tells from zero."""
     table = found.last
     if table["delta_loss_se"].isna().all():
         return "With a single context there is no standard error."
@@ -80,7 +80,7 @@ def signs(found: Findings) -> str:
 
 
 def strongest(found: Findings) -> str:
-    """The boosting and the suppressing neuron with the largest mean |Δ|."""
+    """Name the boosting and the suppressing neuron with the largest mean |Δ|."""
     sentences = []
     for name, chosen in (
         ("boosting", found.last[found.last["delta_loss"] > 0]),
@@ -99,7 +99,7 @@ def strongest(found: Findings) -> str:
 
 
 def contrast(table: pd.DataFrame) -> str:
-    """Sizes at rare and at common targets, each kind ranked on its own, so that neither is favoured by selection."""
+    """Compare sizes at rare and at common targets, each kind ranked on its own, so that selection favours neither."""
     rare, common = table["abs_delta_loss"], table["common_abs_delta_loss"]
     n_top = max(1, round(len(table) / 100))
     rare_top, common_top = rare.nlargest(n_top).mean(), common.nlargest(n_top).mean()
@@ -112,5 +112,5 @@ def contrast(table: pd.DataFrame) -> str:
 
 
 def ratio(a: float, b: float) -> str:
-    """A ratio in parentheses, where there is one."""
+    """Return a ratio in parentheses; nothing where it would divide by 0."""
     return f" (ratio {significant(a / b, 2)})" if b > 0 else ""

@@ -18,7 +18,7 @@ STAGES = {
 
 
 def targets_section(found: Findings) -> Section:
-    """Corpus, filter, targets."""
+    """Return corpus, filter and targets."""
     data = found.data
     blocks: list[Block] = [
         Paragraph(
@@ -39,7 +39,7 @@ def targets_section(found: Findings) -> Section:
 
 
 def stage_table(data: dict[str, Any], *, words: bool) -> Table:
-    """What each stage keeps; without the word filter, the second one keeps all."""
+    """Return a table of what each stage keeps; without the word filter, the second one keeps all."""
     names = STAGES if words else STAGES | {"rare words": "2. any text (no word filter)"}
     everything = data["stages"][0]["occurrences"]
     return Table(
@@ -63,7 +63,7 @@ def stage_table(data: dict[str, Any], *, words: bool) -> Table:
 
 
 def rule(data: dict[str, Any]) -> str:
-    """Stage 1 in words."""
+    """Say which types the rarity rule calls rare."""
     rarity = data["rarity"]
     match rarity["rule"]:
         case "none":
@@ -82,7 +82,7 @@ def rule(data: dict[str, Any]) -> str:
 
 
 def whose_counts(data: dict[str, Any]) -> Block:
-    """Rare for whom: for the model only if the counts are its training set's."""
+    """Say whose counts decide what is rare: the model's training set's, or others."""
     counts = data["counts"]
     if counts["of"] == "training set":
         return Paragraph(
@@ -101,7 +101,7 @@ def whose_counts(data: dict[str, Any]) -> Block:
 
 
 def coarse_threshold(data: dict[str, Any]) -> tuple[Notice, ...]:
-    """A threshold among types never or once seen tells "rare" from "absent" no more."""
+    """Warn of a threshold at a count of 0 or 1, which can't tell rare types from absent ones."""
     rarity = data["rarity"]
     count = rarity.get("count_at_threshold")  # runs made before it was recorded lack it
     if count is None or count > 1:
@@ -118,7 +118,7 @@ def coarse_threshold(data: dict[str, Any]) -> tuple[Notice, ...]:
 
 
 def extremes(found: Findings) -> tuple[Words, ...]:
-    """Rare targets by their mean clean loss at the last checkpoint."""
+    """Return the rare targets with the highest and the lowest mean loss at the last checkpoint."""
     rare = found.tokens[found.tokens["rare"]]
     words = rare.groupby("target").agg(text=("text", "first"), loss=("loss", "mean"), n=("loss", "size"))
     words = words.sort_values("loss", kind="stable")
@@ -131,13 +131,13 @@ def extremes(found: Findings) -> tuple[Words, ...]:
                 f"The {shown} rare targets with the {which} loss {at_step(found.steps[-1])}, of {len(words):,} (mean "
                 "over occurrences, in nats; ␣ is a space)"
             ),
-            items=tuple(labelled(row) for _, row in chosen.iterrows()),
+            items=tuple(word_item(row) for _, row in chosen.iterrows()),
         )
         for which, chosen in (("highest", words[::-1].head(shown)), ("lowest", words.head(shown)))
     )
 
 
-def labelled(row: pd.Series) -> tuple[str, str]:
-    """A target and its loss; how often it occurs, where more than once."""
+def word_item(row: pd.Series) -> tuple[str, str]:
+    """Return a target and its loss, and how often it occurs if more than once."""
     times = f" (×{row['n']:,})" if row["n"] > 1 else ""
     return visible(row["text"]), f"{row['loss']:.2f}{times}"

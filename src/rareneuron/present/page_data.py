@@ -6,26 +6,26 @@ so that the script only has to put it on the page. Neurons have a row each; the 
 
 import json
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
 from markupsafe import Markup
-from scipy.stats import norm
 
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
 from rareneuron.present.figures import effect_distribution
 from rareneuron.present.figures.local_slope import FEWEST
-from rareneuron.present.figures.rank_curve import thinned
-from rareneuron.present.figures.verdict import found_or_reason
 from rareneuron.present.findings import Findings
+from rareneuron.present.ink import thin
+from rareneuron.present.readable import found_or_reason
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
 from rareneuron.runs.files import read_tensors
-from rareneuron.runs.layout import STEPS, UNKNOWN_STEP_NAME
 from rareneuron.runs.neurons import NONE, Explorer, read_explorer, text_span
+from rareneuron.runs.rankings import Found
 from rareneuron.runs.run import Run
 
 DIGITS = 4
@@ -47,11 +47,11 @@ COLUMNS = (  # of the table of effects, by the names that the script knows them 
 
 
 def page_data(found: Findings) -> dict[str, Any]:
-    """Everything, as dictionaries and lists."""
+    """Return all that the script reads, as dictionaries and lists."""
     chosen = steps_shown(len(found.steps))
-    details = read_explorer(found.run.path / STEPS / folder_name(found.steps[-1]))
+    details = read_explorer(found.run.folder())
     return {
-        "layer": found.layer,
+        "layer": found.subject.layer,
         "has_groups": bool((found.last["role"] != "other").any()),
         "steps": steps_data(found, chosen),
         "neurons": neurons_data(found, details),
@@ -59,18 +59,13 @@ def page_data(found: Findings) -> dict[str, Any]:
     }
 
 
-def folder_name(step: int | None) -> str:
-    """Of a checkpoint's results."""
-    return UNKNOWN_STEP_NAME if step is None else str(step)
-
-
 def steps_shown(n: int) -> list[int]:
-    """Which of `n` checkpoints the slider stops at."""
+    """Return the places of those of `n` checkpoints at which the slider stops."""
     return sorted(set(np.linspace(0, n - 1, min(n, MOST_STEPS)).round().astype(int).tolist()))
 
 
 def steps_data(found: Findings, chosen: list[int]) -> list[dict[str, Any]]:
-    """Rank curve, slope and distribution of effects, with the numbers that stand beside them."""
+    """Return each step's rank curve, slope and distribution of effects, with the numbers beside them."""
     effects = [found.effects[i]["abs_delta_loss"].to_numpy().astype(np.float64) for i in chosen]
     logs = [np.log10(value[value > 0]) for value in effects]
     widths = [effect_distribution.width(x) for x in logs if len(x)]
@@ -97,16 +92,16 @@ def steps_data(found: Findings, chosen: list[int]) -> list[dict[str, Any]]:
     return out
 
 
-def phases_at(found: Findings, step: int | None) -> Any:
-    """What the phases section says at the last step, at any; of released definitions those of boosting neurons."""
+def phases_at(found: Findings, step: int | None) -> Found | str:
+    """Return a step's phases, or why it has none; by released definitions those of boosting neurons."""
     definitions = found.run.definitions
     return found_or_reason(found.run, step, "all" if definitions == "paper" else "boosting", definitions)
 
 
 def curve(effects: pd.DataFrame) -> list[list[Any]]:
-    """Rank, mean |Δ|, its error, the neuron's index; where there are many neurons evenly in log rank."""
+    """Return ranks, mean |Δ|, errors and indices of neurons; of many neurons some, evenly spaced in log rank."""
     by_rank = effects.sort_values("rank")
-    line = thinned(by_rank[by_rank["abs_delta_loss"] > 0])
+    line = thin(by_rank[by_rank["abs_delta_loss"] > 0])
     return [
         line["rank"].tolist(),
         shorts(line["abs_delta_loss"]),
@@ -116,7 +111,7 @@ def curve(effects: pd.DataFrame) -> list[list[Any]]:
 
 
 def slope(y: np.ndarray) -> list[list[Any]]:
-    """κ over rank, where it is defined; `y` is log mean |Δ| by rank."""
+    """Return κ over rank, where it is defined; `y` is log mean |Δ| by rank."""
     if len(y) < FEWEST:
         return [[], []]
     found = local_slope(y)
@@ -125,17 +120,17 @@ def slope(y: np.ndarray) -> list[list[Any]]:
 
 
 def density(x: np.ndarray, margin: float) -> list[list[Any]]:
-    """Neurons per decade of mean |Δ|."""
+    """Return the share of neurons per decade of mean |Δ|."""
     grid = np.linspace(x.min() - margin, x.max() + margin, N_POINTS)
     return [shorts(10.0**grid), shorts(effect_distribution.density(x, grid))]
 
 
 def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[Any]]:
-    """A column each, in neuron order; those that the run lacks are left out."""
+    """Return the columns of the table of neurons, in neuron order, without those that the run lacks."""
     table = found.last.sort_values("index")
     out: dict[str, list[Any]] = {"role": table["role"].tolist(), "rank": table["rank"].tolist()}
     out |= {name: shorts(table[column]) for name, column in COLUMNS if column in table}
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     out["low"] = shorts(table["delta_loss"] - z * table["delta_loss_se"])
     out["high"] = shorts(table["delta_loss"] + z * table["delta_loss_se"])
     if "common_abs_delta_loss" in table:
@@ -149,7 +144,7 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
 
 
 def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[str, Any]:
-    """Of the detailed neurons; texts are kept once, tokens refer to them by number."""
+    """Return what is known of the detailed neurons; each text is kept once, and tokens refer to it by number."""
     ids = np.array(sorted(details.texts), dtype=np.int64)
     number = {int(i): k for k, i in enumerate(ids)}
     texts, spans = contexts_data(found.run, details, number)
@@ -159,7 +154,7 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
         "shown": shown.tolist(),
         "no_readout": details.no_readout,
         "vocabulary": [without_hidden(details.texts[int(i)]) for i in ids],
-        "names": named(details.texts, written, number),
+        "names": names_alone(details.texts, written, number),
         "texts": texts,
         "contexts": spans,
         "act_low": shorts(details.act_low),
@@ -173,18 +168,19 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
     }
 
 
-def named(
+def names_alone(
     texts: dict[int, str], written: Int[np.ndarray, "shown written"] | None, number: dict[int, int]
 ) -> dict[str, str]:
-    """Tokens of the lists, by their number, where they read otherwise alone than in running text."""
+    """Return the tokens of the lists that read differently alone than in running text, by their number."""
     ids = [] if written is None else np.unique(written).tolist()
-    return {str(number[i]): visible(texts[i]) for i in ids if visible(texts[i]) != without_hidden(texts[i])}
+    alone = {i: visible(texts[i]) for i in ids}
+    return {str(number[i]): text for i, text in alone.items() if text != without_hidden(texts[i])}
 
 
 def contexts_data(
     run: Run, details: Explorer, number: dict[int, int]
 ) -> tuple[list[list[int]], list[list[dict[str, Any]]]]:
-    """The pieces of text shown, each once, and for each neuron its contexts: piece, target, Δ of the tokens in it.
+    """Return the pieces of text, each once, and for each neuron its contexts: piece, target, Δ of the tokens in it.
 
     A token of the table is shown by its target, at its position + 1; places are counted from the piece's beginning.
     """
@@ -221,7 +217,7 @@ def contexts_data(
 
 
 def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) -> dict[str, list[list[Any]]]:
-    """Mean Δ, mean |Δ| and rank of each detailed neuron at the checkpoints of the slider."""
+    """Return mean Δ, mean |Δ| and rank of each detailed neuron at the checkpoints of the slider."""
     tables = [found.effects[i].sort_values("index").iloc[shown] for i in chosen]
     return {
         "delta": [shorts(row) for row in np.stack([t["delta_loss"] for t in tables], 1)],
@@ -231,18 +227,24 @@ def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) 
 
 
 def short(value: float | None) -> float | None:
-    """A number to a few digits; None where it isn't one, as JSON has no NaN."""
+    """Return a number rounded to a few digits; None for NaN, which JSON doesn't have."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
 
 
 def shorts(values: np.ndarray | pd.Series) -> list[float | int | None]:
-    """The same of many; whole numbers without a point, which saves a fifth of the page."""
-    found = (short(value) for value in np.asarray(values, np.float64).tolist())
-    return [int(value) if value is not None and value.is_integer() else value for value in found]
+    """Return many numbers rounded; whole ones without a point, which saves a fifth of the page."""
+    out: list[float | int | None] = []
+    for value in np.asarray(values, np.float64).tolist():
+        if math.isfinite(value):
+            rounded = float(f"{value:.{DIGITS}g}")
+            out.append(int(rounded) if rounded.is_integer() else rounded)
+        else:
+            out.append(None)
+    return out
 
 
 def embedded_json(data: Any) -> Markup:
-    """JSON that no HTML parser can take for anything else: no `<`, `>` or `&`, and ASCII throughout.
+    """Return JSON that no HTML parser can take for anything else: no `<`, `>` or `&`, and ASCII throughout.
 
     So `</script>` and `<!--` can't end or hide the element, and U+2028 and lone surrogates are escapes.
     """

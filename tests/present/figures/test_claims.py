@@ -1,7 +1,6 @@
-"""The claim summary draws and says the run's own verdicts, each by a shape and a colour of its own."""
+"""The figure of claims: effects in spreads of their null, verdicts by shape and colour."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,65 +9,17 @@ import pytest
 from rareneuron.errors import RunFolderError
 from rareneuron.maths.claims import Hypothesis, against_groups, judged
 from rareneuron.maths.significance import against_null
-from rareneuron.present.blocks import Definitions, Notice, Table
+from rareneuron.present.blocks import Notice
 from rareneuron.present.figures import FIGURES, figure
-from rareneuron.present.figures.claims import NO_CLAIMS, VERDICTS, look
+from rareneuron.present.figures.claims import VERDICTS, look
 from rareneuron.present.findings import findings
+from rareneuron.present.readable import NO_CLAIMS
 from rareneuron.present.sections.claims import claims_section
 from rareneuron.present.style import DARK, LIGHT, Theme
 from rareneuron.runs.run import Run
+from tests.present.claimed import Made
 
 MakeRun = Callable[..., Run]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A claim as a run holds it."""
-
-    name: str
-    verdict: str
-    title: str = "Neurons of the boosting group act together more than random ones do"
-    source: str = "Table 1"
-    statistic: str = "correlation"
-    group: str = "boosting"
-    value: float | None = 0.03
-    null: str | None = "matched"
-    null_mean: float | None = 0.01
-    effect: float | None = 0.02
-    effect_low: float | None = 0.01
-    effect_high: float | None = 0.04
-    effect_size: float | None = 4.0
-    p: float | None = 0.001
-    p_holm: float | None = 0.021
-    sentence: str = "It is 0.03, and 0.01 in matched groups."
-    tests: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class AllMade:
-    claims: tuple[Made, ...]
-
-
-UNKNOWN = dict.fromkeys(("value", "null", "null_mean", "effect", "effect_low", "effect_high", "effect_size", "p"))
-CLAIMS = (
-    Made(name="apart", verdict="not supported", effect=-0.01, effect_low=-0.02, effect_high=0.005, effect_size=-2.0),
-    Made(name="together", verdict="supported"),
-    Made(name="unknown", verdict="inconclusive", p_holm=None, **UNKNOWN),
-    Made(name="none", verdict="not supported", effect=0.0, effect_size=0.0, p=1.0, p_holm=1.0),
-)
-
-
-@pytest.fixture
-def claimed(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    """Runs that hold these claims."""
-
-    def build(claims: tuple[Any, ...] = CLAIMS) -> Run:
-        run = make_run()
-        (run.path / "claims.json").write_text("{}")
-        monkeypatch.setattr(Run, "claims", lambda _: AllMade(claims), raising=False)
-        return run
-
-    return build
 
 
 def test_the_frame_scales_intervals_as_it_does_effects(claimed: Callable[..., Run]) -> None:
@@ -146,21 +97,3 @@ def test_a_run_without_verdicts_says_so(make_run: MakeRun, claimed: Callable[...
         drawn = figure(run, "claims")
         assert "holds no verdicts" in drawn.axes[0].texts[0].get_text()
         assert claims_section(findings(run)).blocks == (Notice(text=NO_CLAIMS),)
-
-
-@pytest.mark.usefixtures("without_ink")
-def test_the_section_tells_every_verdict_and_what_it_rests_on(claimed: Callable[..., Run]) -> None:
-    blocks = claims_section(findings(claimed())).blocks
-    told = next(block for block in blocks if isinstance(block, Definitions))
-    assert [text.split(".")[0] for _, text in told.items] == [
-        *("Supported", "Not supported", "Not supported", "Inconclusive")
-    ]
-    table = next(block for block in blocks if isinstance(block, Table))
-    assert "corrected for 4 claims" in table.caption
-    rows = {row[0]: dict(zip([column.head for column in table.columns], row, strict=True)) for row in table.rows}
-    together = rows["together"]
-    assert (together["p"], together["p, Holm"], together["verdict"]) == ("0.0010", "0.021", "supported")
-    assert together["effect"] == "+0.0200 (+0.0100 … +0.0400)"
-    assert rows["apart"]["size"] == "−2.0"
-    assert [rows["unknown"][name] for name in ("p", "value", "effect", "against")] == ["–"] * 4
-    assert np.isin(list(rows), [claim.name for claim in CLAIMS]).all()

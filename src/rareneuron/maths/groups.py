@@ -148,11 +148,41 @@ def neuron_groups(
     matched_on: str | None = None,
     rng: np.random.Generator,
 ) -> NeuronGroups:
-    """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform random groups.
+    """Choose the boosting and the suppressing group, and draw the random groups that they are compared with.
 
-    Given a `covariate`, also with `n_draws` groups matched to either. Matched ones may hold neurons of the group that
-    they look like, never of the other; matched pairs hold those of both. Of a wide layer, `most` neurons outside the
-    groups, chosen at random, are enough to draw from.
+    Boosting neurons have mean Δ > 0, suppressing ones < 0; of either sign those with the largest mean |Δ| are taken.
+    Random groups hold neurons of neither group. Matched ones look like a group in the covariate; they may hold neurons
+    of the group that they look like, never of the other. Matched pairs may hold those of both.
+
+    Args:
+        delta_loss: mean Δ of each neuron in nats per token, [neuron].
+        abs_delta_loss: mean |Δ| of each neuron in nats per token, [neuron].
+        size: neurons per group.
+        n_draws: random groups of each kind; a p-value needs 99 or more.
+        most: how many neurons outside the groups, chosen at random, random groups are drawn from; all where None.
+        covariate: what matched groups look alike in, [neuron], such as how far an ablation moves the residual stream;
+            without it there are none.
+        matched_on: name of the covariate, kept with the result.
+        rng: source of all random numbers.
+
+    Returns:
+        Neuron indices of both groups, largest mean |Δ| first, and of the random groups, [draw, size].
+
+    Raises:
+        TooFewNeurons: the layer has too few neurons of a sign, or outside the groups.
+        InvalidConfig: no draws were asked for, or the covariate is not finite.
+
+    Source:
+        Sec. 2 and App. 5.3.2 of *Emergent Specialization: Rare Token Neurons in Language Models*, which has one
+        random group; matched ones are this package's (docs/geometry.md).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> delta = np.array([0.3, -0.2, 0.1, -0.4, 0.02, 0.01, -0.03, 0.05])
+        >>> groups = rn.neuron_groups(delta, np.abs(delta), size=2, n_draws=200, rng=np.random.default_rng(0))
+        >>> groups.boosting, groups.suppressing, groups.random.shape
+        (array([0, 2]), array([3, 1]), (200, 2))
     """
     if n_draws < 1:
         raise InvalidConfig(f"n_draws = {n_draws} random groups are nothing to compare with. Draw 200 or more.")

@@ -40,9 +40,38 @@ def fit_phases(
     *,
     n_draws: int = 200,
 ) -> Phases:
-    """Fit plateau, power law and decay, and test each against its null; `n_draws` samples per null and bootstrap.
+    r"""Fit plateau, power law and decay to a rank curve, and test each of them against its null.
 
-    Any positive values will do: signed rankings, common targets. Without `rng` the seed is 0.
+    The power law is $\log |\Delta| = \beta - \kappa \log r$ in the middle; a plateau lies above it at the left, a decay
+    below it at the right: δ(r) of Eq. 8 is above or below 0. A phase is found where at most 5 % of null samples, which
+    pass through the same search, look as convincing, and where δ leaves its bootstrap band.
+
+    Args:
+        curve: rank curve of at least 128 neurons with an effect above 0, as `rank_curve` returns it.
+        context_sums: |Δ| summed over the tokens of each context, for the bootstrap; without them the nulls decide
+            alone, and there are no intervals.
+        rng: source of all random numbers; without it the seed is 0.
+        n_draws: samples of each null and of the bootstrap, 19 or more; no p is below 1 / (1 + `n_draws`).
+
+    Returns:
+        The outcome, κ, β, the ranks at which phases end, and the p-value against each null.
+
+    Raises:
+        TooFewNeurons: the curve is too short to tell phases from outliers.
+        InvalidConfig: there are too few draws, or the sums are not of this curve.
+
+    Source:
+        Sec. 3.1, App. 5.3.4 and Eq. 1, 7 and 8 of *Emergent Specialization: Rare Token Neurons in Language Models*;
+        the nulls are this package's (docs/phases.md).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> rank = np.arange(1, 513)
+        >>> y = -0.4 * np.log(rank) + (rank <= 24) - np.maximum(rank / 154 - 1, 0)  # all three, planted
+        >>> found = rn.fit_phases(rn.rank_curve(np.exp(y)), n_draws=39)
+        >>> found.outcome, round(found.kappa, 2), found.plateau_end, found.decay_start
+        ('three phases', 0.4, 22, 164)
     """
     rng = np.random.default_rng(0) if rng is None else rng
     if n_draws < FEWEST_DRAWS:

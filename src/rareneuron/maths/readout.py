@@ -17,11 +17,31 @@ from rareneuron.shown import Shown
 
 @dataclass(frozen=True)
 class Readout(Shown):
-    r"""logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer`, x̂ = x/σ for `rms`.
+    r"""The end of a language model: final norm, then unembedding, as data.
 
-    σ² is the mean square of the centred (`layer`) or raw (`rms`) residual plus `eps`. `weight` is the gain that
-    really multiplies x̂ (Gemma stores gain − 1). Called on a residual [token, d_model] it returns logits
-    [token, vocab] in the dtype of its weights.
+    logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer` and x̂ = x/σ for `rms`; σ² is the
+    mean square of the centred (`layer`) or raw (`rms`) residual, plus `eps`. Called on a residual [token, d_model] it
+    returns logits [token, vocab] in the dtype of its weights.
+
+    Args:
+        norm: `layer` (LayerNorm) or `rms` (RMSNorm).
+        weight: gain γ that really multiplies x̂, [d_model]; Gemma stores γ − 1. None: no gain.
+        bias: β, [d_model]; None: no bias.
+        eps: what is added to the mean square.
+        W_U: unembedding, [vocab, d_model].
+        b_U: bias of the logits, [vocab]; None: no bias.
+        scale: what multiplies the logits before `b_U`, as in Cohere's models.
+
+    Source:
+        LM(x) of Eq. 4 in App. 5.3.1 of *Emergent Specialization: Rare Token Neurons in Language Models*: "LayerNorm and
+        decoding". At every load it is compared with the model's own logits.
+
+    Example:
+        >>> import torch
+        >>> import rareneuron as rn
+        >>> readout = rn.Readout(norm="rms", weight=None, bias=None, eps=0.0, W_U=torch.eye(2))
+        >>> readout(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.8485, 1.1314]])
     """
 
     norm: Literal["layer", "rms"]

@@ -67,12 +67,30 @@ class Spectrum(Shown):
 
 
 def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:
-    r"""$\alpha_{Hill} = [\frac{1}{k} \sum_{i \le k} \log(\lambda_i / \lambda_k)]^{-1}$, λ sorted descending (Eq. 6).
+    r"""Return Hill's estimate of how heavy the tail of a spectrum is.
 
-    k ≥ 2 is a number, `fraction` (10 %), `half`, or `fix-finger`: λ_k is the eigenvalue at which the density of log λ
-    peaks, smoothed by a Gaussian kernel of width 1.06 · IQR/1.349 · n^(−1/5). Eigenvalues that are 0 to rounding have
-    no logarithm; they are left out, and n counts the others. ∞ where λ_1 = λ_k: no tail at all. For a power law of
-    density λ^(−α), Eq. 6 estimates α − 1.
+    $\alpha_{Hill} = [\frac{1}{k} \sum_{i \le k} \log(\lambda_i / \lambda_k)]^{-1}$, λ the eigenvalues from the
+    largest. For a power law of density λ^(−α) it estimates α − 1; smaller is heavier.
+
+    Args:
+        eigenvalues: of a product W Wᵀ, in any order. Those that are 0 to rounding have no logarithm and are left out.
+        k: how many are the tail, 2 or more: a number, `fraction` (10 %), `half`, or `fix-finger`, where λ_k is the
+            eigenvalue at which the density of log λ peaks, smoothed by a Gaussian kernel of width
+            1.06 · IQR/1.349 · n^(−1/5).
+
+    Returns:
+        α_Hill; infinite where λ_1 = λ_k, which is no tail at all.
+
+    Raises:
+        InvalidConfig: a number is negative or not finite, fewer than two are above 0, or `k` is unknown.
+
+    Source:
+        App. 5.3.3, Eq. 6 of *Emergent Specialization: Rare Token Neurons in Language Models*.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> round(rn.alpha_hill([4.0, 2.0, 1.0, 0.5], k=2), 4)  # 2 / log 2
+        2.8854
     """
     given = np.sort(np.asarray(eigenvalues, dtype=np.float64).ravel())[::-1]
     rounding = len(given) * np.finfo(np.float64).eps * np.abs(given).max(initial=0)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rareneuron.maths.spectrum import Spectrum, alpha_hill
     from rareneuron.maths.weights import spectrum
     from rareneuron.models.adapter import Adapter, load_model
-    from rareneuron.pipeline.config import StudyConfig
-    from rareneuron.pipeline.run import Run, open_run
-    from rareneuron.pipeline.study import run_study
     from rareneuron.present.compare import SideBySide, compare
     from rareneuron.present.figures import figure
+    from rareneuron.runs.config import StudyConfig
+    from rareneuron.runs.run import Run, open_run
+    from rareneuron.study.study import run_study
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -54,10 +54,10 @@ _HOMES = {
     "spectrum": "maths.weights",
     "Adapter": "models.adapter",
     "load_model": "models.adapter",
-    "StudyConfig": "pipeline.config",
-    "Run": "pipeline.run",
-    "open_run": "pipeline.run",
-    "run_study": "pipeline.study",
+    "StudyConfig": "runs.config",
+    "Run": "runs.run",
+    "open_run": "runs.run",
+    "run_study": "study.study",
     "SideBySide": "present.compare",
     "compare": "present.compare",
     "figure": "present.figures",

@@ -7,7 +7,7 @@ class RareNeuronError(Exception):
     """The base of all errors that a user can mend; the command line prints one paragraph and exits with 2.
 
     `argument` names what a caller of the function can change to mend it, where the message asks for that. Programs
-    that have another word for it, such as a command line's option, add theirs (`pipeline.options`).
+    that have another word for it, such as a command line's option, add theirs (`runs.options`).
     """
 
     def __init__(self, message: str = "", *, argument: str | None = None) -> None:

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from rareneuron.errors import RareNeuronError
-from rareneuron.pipeline.options import with_option
+from rareneuron.runs.options import with_option
 
 EXIT_ERROR = 2
 RUNS = "runs"
@@ -167,6 +167,6 @@ def table_records(table: Any) -> Any:
 
 def quiet_libraries() -> None:
     """No progress bars of other libraries' into a log file; ours notice by themselves."""
-    from rareneuron.models.loading import without_bars
+    from rareneuron.models.loading import hide_progress_bars
 
-    without_bars()
+    hide_progress_bars()

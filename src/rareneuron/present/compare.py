@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import participation_ratio
+from rareneuron.maths.reliability import overlap
 from rareneuron.present.blocks import Block, Column, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES, rank_curves
 from rareneuron.present.figures.claims import claims_or_reason

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.verdict import SMALL, note, words_only
 from rareneuron.present.style import Theme
@@ -103,8 +104,6 @@ def draw(frame: pd.DataFrame, sheet: "matplotlib.figure.Figure", theme: Theme) -
 def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[str], theme: Theme) -> None:
     """Grey for random groups, then a line a group, and since when it differs as its label."""
     from matplotlib.lines import Line2D
-
-    from rareneuron.conclude.trajectory import LEVEL  # loads torch, which listing figures shouldn't
 
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     null = panel.drop_duplicates("checkpoint").sort_values("checkpoint")

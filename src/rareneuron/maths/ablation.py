@@ -407,7 +407,7 @@ def delta_loss(
         InvalidConfig: the tables of a few neurons alone do not fit into 4 GiB.
 
     Source:
-        App. 5.3.1, Eq. 3 and 4 of *Emergent Specialization: Rare Token Neurons in Language Models*.
+        App. 5.3.1, Eq. 3 and 4 of “Emergent Specialization: Rare Token Neurons in Language Models”.
 
     Example:
         Two tokens are equally likely, until a neuron that writes towards the second one is switched off:

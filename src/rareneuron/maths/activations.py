@@ -39,7 +39,7 @@ def effective_dimension(
         InvalidConfig: there are fewer than two tokens, or `variance` is out of its range.
 
     Source:
-        App. 5.3.2 and Table 2 of *Emergent Specialization: Rare Token Neurons in Language Models*.
+        App. 5.3.2 and Table 2 of “Emergent Specialization: Rare Token Neurons in Language Models”.
 
     Example:
         Fifty neurons that mix three signals:
@@ -93,7 +93,7 @@ def geometry(
         InvalidConfig: there are fewer than two tokens, or too few random draws.
 
     Source:
-        App. 5.3.2, Eq. 5 and Tables 1 to 3 of *Emergent Specialization: Rare Token Neurons in Language Models*; the
+        App. 5.3.2, Eq. 5 and Tables 1 to 3 of “Emergent Specialization: Rare Token Neurons in Language Models”; the
         nulls are this package's (docs/geometry.md).
 
     Example:

@@ -173,7 +173,7 @@ def neuron_groups(
         InvalidConfig: no draws were asked for, or the covariate is not finite.
 
     Source:
-        Sec. 2 and App. 5.3.2 of *Emergent Specialization: Rare Token Neurons in Language Models*, which has one
+        Sec. 2 and App. 5.3.2 of “Emergent Specialization: Rare Token Neurons in Language Models”, which has one
         random group; matched ones are this package's (docs/geometry.md).
 
     Example:

@@ -61,7 +61,7 @@ def fit_phases(
         InvalidConfig: there are too few draws, or the sums are not of this curve.
 
     Source:
-        Sec. 3.1, App. 5.3.4 and Eq. 1, 7 and 8 of *Emergent Specialization: Rare Token Neurons in Language Models*;
+        Sec. 3.1, App. 5.3.4 and Eq. 1, 7 and 8 of “Emergent Specialization: Rare Token Neurons in Language Models”;
         the nulls are this package's (docs/phases.md).
 
     Example:

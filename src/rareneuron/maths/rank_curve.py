@@ -57,7 +57,7 @@ def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
         InvalidConfig: the array has another shape, is empty, or holds a value that is negative or not finite.
 
     Source:
-        Sec. 3.1, Eq. 1 and Fig. 1b of *Emergent Specialization: Rare Token Neurons in Language Models*.
+        Sec. 3.1, Eq. 1 and Fig. 1b of “Emergent Specialization: Rare Token Neurons in Language Models”.
 
     Example:
         >>> import numpy as np

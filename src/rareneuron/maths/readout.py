@@ -33,7 +33,7 @@ class Readout(Shown):
         scale: what multiplies the logits before `b_U`, as in Cohere's models.
 
     Source:
-        LM(x) of Eq. 4 in App. 5.3.1 of *Emergent Specialization: Rare Token Neurons in Language Models*: "LayerNorm and
+        LM(x) of Eq. 4 in App. 5.3.1 of “Emergent Specialization: Rare Token Neurons in Language Models”: "LayerNorm and
         decoding". At every load it is compared with the model's own logits.
 
     Example:

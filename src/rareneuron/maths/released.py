@@ -54,7 +54,7 @@ def released_phases(curve: RankCurve) -> ReleasedPhases:
         TooFewNeurons: the curve ends before the rank at which the scripts' decay begins.
 
     Source:
-        The scripts that the authors of *Emergent Specialization: Rare Token Neurons in Language Models* released
+        The scripts that the authors of “Emergent Specialization: Rare Token Neurons in Language Models” released
         (docs/phases.md says how they differ from the text).
 
     Example:

@@ -85,7 +85,7 @@ def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:
         InvalidConfig: a number is negative or not finite, fewer than two are above 0, or `k` is unknown.
 
     Source:
-        App. 5.3.3, Eq. 6 of *Emergent Specialization: Rare Token Neurons in Language Models*.
+        App. 5.3.3, Eq. 6 of “Emergent Specialization: Rare Token Neurons in Language Models”.
 
     Example:
         >>> import rareneuron as rn

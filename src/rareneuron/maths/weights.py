@@ -65,7 +65,7 @@ def spectrum(
         InvalidConfig: `k` is unknown, a group has fewer than two eigenvalues above 0, or there are too few draws.
 
     Source:
-        App. 5.2.2 and 5.3.3, Eq. 6 and Table 4 of *Emergent Specialization: Rare Token Neurons in Language Models*;
+        App. 5.2.2 and 5.3.3, Eq. 6 and Table 4 of “Emergent Specialization: Rare Token Neurons in Language Models”;
         the nulls are this package's (docs/spectrum.md).
 
     Example:

@@ -49,7 +49,7 @@ def remedy(fit: int) -> str:
 def top_neurons(
     delta_loss: Float[np.ndarray, " neuron"], abs_delta_loss: Float[np.ndarray, " neuron"], size: int
 ) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
-    """The `size` boosting (mean Δ > 0) and suppressing (< 0) neurons with the largest mean |Δ|."""
+    """Return the `size` boosting (mean Δ > 0) and suppressing (< 0) neurons with the largest mean |Δ|."""
     order = np.argsort(-abs_delta_loss, kind="stable")
     boosting, suppressing = order[delta_loss[order] > 0], order[delta_loss[order] < 0]
     if min(len(boosting), len(suppressing)) < size:
@@ -65,7 +65,7 @@ def top_neurons(
 def random_groups(
     pool: Int[np.ndarray, " candidate"], size: int, n_draws: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "draw size"]:
-    """Seeded groups drawn from `pool`, without repeats within a group."""
+    """Draw groups from `pool`, without repeats within a group."""
     if len(pool) < size:
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a random group of {size}: there is "
@@ -82,7 +82,7 @@ def matched_groups(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "draw size"]:
-    """Groups that look like `members` in `covariate`, drawn from them and `pool` together.
+    """Draw groups that look like `members` in `covariate`, from them and `pool` together.
 
     Neurons in order of the covariate form strata of about 20; each draw takes of every stratum as many as `members`
     has there. If membership says nothing beyond the stratum, members are one more such draw, and a p-value from the
@@ -106,7 +106,7 @@ def matched_groups(
 def strata(
     members: Int[np.ndarray, " member"], pool: Int[np.ndarray, " candidate"], covariate: Float[np.ndarray, " neuron"]
 ) -> list[Int[np.ndarray, " stratum"]]:
-    """Members and pool in order of the covariate, about 20 at a time."""
+    """Return members and pool in order of the covariate, cut into strata of about 20."""
     candidates = np.concatenate([members, pool])
     in_order = candidates[np.argsort(covariate[candidates], kind="stable")]
     return np.array_split(in_order, max(1, len(in_order) // STRATUM))
@@ -120,7 +120,7 @@ def matched_pairs(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "draw both_sizes"]:
-    """Disjoint pairs of groups that look like `first` and `second`, drawn from both of them and `pool` together.
+    """Draw disjoint pairs of groups that look like `first` and `second`, from both of them and `pool` together.
 
     Of every stratum each draw takes as many as the two have there, and shares them out as they have them. Neurons may
     change sides: if membership and side say nothing beyond the covariate, the pair itself is one more such draw.

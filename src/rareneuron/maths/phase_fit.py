@@ -26,7 +26,7 @@ FITTING = 1e-3  # between a neuron's mean and that of its sums, which are kept i
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Contexts resampled: lines and deviations per draw."""
+    """Lines and deviations of every draw of contexts."""
 
     lines: list[Line]
     deviation: Float[np.ndarray, "draw rank"]  # neurons in the order of the full sample
@@ -123,7 +123,7 @@ def fit_phases(
 
 
 def outcome(power_law: bool, plateau: bool, decay: bool) -> Outcome:
-    """The first thing that is missing, the power law before what is measured against it."""
+    """Name the first thing that is missing, the power law before what is measured against it."""
     if not power_law:
         return "no power law"
     if not plateau:
@@ -134,7 +134,7 @@ def outcome(power_law: bool, plateau: bool, decay: bool) -> Outcome:
 def null_p_values(
     y: Float[np.ndarray, " rank"], found: Segments, rng: np.random.Generator, n_draws: int
 ) -> dict[str, float]:
-    """The share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
+    """Return the share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
 
     def p_value(samples: np.ndarray, statistic: Callable[[np.ndarray, Segments], float]) -> float:
         slope = local_slope(samples)
@@ -160,7 +160,7 @@ def null_p_values(
 
 
 def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random.Generator, n_draws: int) -> Bootstrap:
-    """Resample contexts; never ranks.
+    """Resample contexts, never ranks.
 
     A ranking of noisy means places its top too high, and sorting each draw again would add that bias once more. So
     for δ every draw keeps the neurons' order of the full sample, and its band is that of these neurons. Where the
@@ -205,7 +205,7 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
 
 
 def intervals(bootstrap: Bootstrap, found: Segments, *, plateau: bool, decay: bool) -> dict[str, tuple[float, float]]:
-    """Percentile intervals over draws; a boundary's always holds the estimate."""
+    """Return percentile intervals over draws; a boundary's always holds the estimate."""
     drawn = {name: [getattr(line, name) for line in bootstrap.lines] for name in ("kappa", "beta")}
     if plateau:
         drawn["plateau_end"] = [s.plateau_end for s in bootstrap.resorted]

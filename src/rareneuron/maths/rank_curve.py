@@ -26,12 +26,12 @@ class RankCurve(Shown):
 
     @property
     def rank(self) -> Int[np.ndarray, " rank"]:
-        """1 … N."""
+        """Ranks 1 … N."""
         return np.arange(1, len(self.value) + 1)
 
     @property
     def n_positive(self) -> int:
-        """Ranks whose logarithm exists."""
+        """How many neurons have an effect above 0, whose logarithm exists."""
         return int((self.value > 0).sum())
 
 
@@ -79,7 +79,7 @@ def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
 
 
 def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
-    r"""$\kappa(u) = -[y(u + 1) - y(u)]$ (Eq. 7) of log effects sorted from the largest, one curve or many of a length.
+    r"""Return $\kappa(u) = -[y(u + 1) - y(u)]$ (Eq. 7) of log effects sorted from the largest, of one curve or many.
 
     y between two ranks is interpolated linearly in log rank.
     """

@@ -53,7 +53,7 @@ class Readout(Shown):
     scale: float = 1.0
 
     def __call__(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
-        """Logits of every token."""
+        """Return the logits of every token."""
         centred = self.centre(resid)
         x = centred / self.sigma(centred)[:, None]
         if self.weight is not None:
@@ -64,28 +64,28 @@ class Readout(Shown):
         return logits if self.b_U is None else logits + self.b_U
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """What the norm subtracts before it scales: the mean over d_model, or nothing."""
+        """Subtract what the norm subtracts before it scales: the mean over d_model, or nothing."""
         return x - x.mean(-1, keepdim=True) if self.norm == "layer" else x
 
     def sigma(self, centred: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
-        """The norm's scale σ per token."""
+        """Return the norm's scale σ of each token."""
         return (centred.square().mean(-1) + self.eps).sqrt()
 
     def logits_per_direction(self, dtype: torch.dtype | None = None) -> Float[Tensor, "vocab d_model"]:
-        """A = scale · W_U diag(γ): the logits before the norm's bias are A x̂. One new array."""
+        """Return A = scale · W_U diag(γ), a new array: before the norm's bias the logits are A x̂."""
         A = self.W_U.to(dtype=dtype, copy=True)
         if self.weight is not None:
             A *= self.weight
         return A.mul_(self.scale)
 
     def logits_at_zero(self, dtype: torch.dtype | None = None) -> Float[Tensor, " vocab"]:
-        """The logits that x̂ = 0 would give: scale · W_U β + b_U."""
+        """Return the logits that x̂ = 0 would give: scale · W_U β + b_U."""
         W_U = self.W_U.to(dtype)
         zero = W_U.new_zeros(len(W_U)) if self.bias is None else self.scale * (W_U @ self.bias.to(W_U))
         return zero if self.b_U is None else zero + self.b_U
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Readout":
-        """The same readout in another dtype or on another device."""
+        """Return the same readout in another dtype or on another device."""
 
         def moved(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device=device, dtype=dtype)
@@ -100,5 +100,5 @@ class Readout(Shown):
 
 
 def token_loss(logits: Float[Tensor, "token vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """Cross-entropy of the target in nats, per token."""
+    """Return the cross-entropy of each token's target in nats."""
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")

@@ -17,16 +17,16 @@ from rareneuron.maths.spectrum import (
     FEWEST_GAUSSIAN,
     Spectrum,
     marchenko_pastur_edge,
-    measured,
     random_directions,
     spectra_of,
+    statistics_by_blocks,
 )
 
 
 def products(
     W: Float[Tensor, "neuron d"], members: Int[np.ndarray, "draw size"], definitions: Definitions
 ) -> Float[np.ndarray, "draw size size"]:
-    """Ξ of each group in float64; `released`: the Pearson matrix of its rows, in which a constant row is all 0."""
+    """Return Ξ of each group in float64; `released`: the Pearson matrix of its rows, where a constant row is all 0."""
     out = np.empty((*members.shape, members.shape[1]))
     for draw, group in enumerate(torch.from_numpy(members)):
         rows = W[group].double()
@@ -96,7 +96,7 @@ def spectrum(
             directions[d] = random_directions(groups.size, dimensions, n_gaussian, rng)
         matrices = {name: products(W, members, definitions) for name, members in groups_of.items()}
         spectra = {name: spectra_of(of) for name, of in matrices.items()}
-        found = {name: measured(of, d, k, definitions) for name, of in spectra.items()}
+        found = {name: statistics_by_blocks(of, d, k, definitions) for name, of in spectra.items()}
         for group in ("boosting", "suppressing", "random"):
             eigenvalues[matrix, group] = spectra[group].mean(0)
             if group == "random":
@@ -106,7 +106,7 @@ def spectrum(
             lengths = np.resize(np.sqrt(np.diagonal(matrices[group], axis1=1, axis2=2)), (n_gaussian, groups.size))
             gaussian = spectra_of(directions[d] * lengths[:, :, None] * lengths[:, None, :])
             nulls = {} if group == "random" else {"uniform": found["random"], "matched": found.get(f"matched {group}")}
-            nulls["marchenko-pastur"] = measured(gaussian, d, k, definitions)
+            nulls["marchenko-pastur"] = statistics_by_blocks(gaussian, d, k, definitions)
             for statistic, value in found[group].items():
                 for null, drawn in nulls.items():
                     if drawn is not None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import RareNeuronError
+from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
@@ -24,6 +24,7 @@ from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.options import with_option
+from rareneuron.runs.seeds import generator
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
@@ -37,18 +38,16 @@ def experiments(
     source: TokenSource,
     effects: pd.DataFrame,
     groups: NeuronGroups | RareNeuronError,
-    engine: str,
     memory: int,
     seed: int,
-) -> dict[str, np.ndarray] | str:
-    """The arrays of docs/run-folder.md; or why there are none."""
+) -> dict[str, np.ndarray] | Unavailable:
+    """Return the arrays of docs/run-folder.md; or why there are none."""
     if isinstance(groups, RareNeuronError):
-        return with_option(groups)
-    if engine != "closed-form":
-        return "Ablating groups needs the readout of the last layer's closed form, and this study used patching."
-    rng = np.random.default_rng([seed, 6])
-    sample = Sample(source, rng)
-    readout, W_out = source.adapter.readout(source.layer), source.adapter.weights(source.layer).W_out
+        return Unavailable(with_option(groups))
+    readout, W_out = source.adapter.readout_behind(source.layer), source.adapter.weights(source.layer).W_out
+    if isinstance(readout, Unavailable):
+        return Unavailable(f"Groups are ablated at once by the readout behind their layer. {readout.why}")
+    sample = Sample(source, generator(seed, "experiments"))
     device = W_out.device
     act, resid, target, rare = sample.act, sample.resid, sample.target, sample.rare
     mean = torch.tensor(effects["mean_act"].to_numpy()).to(device)

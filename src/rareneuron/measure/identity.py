@@ -15,7 +15,13 @@ from rareneuron.runs.layout import UNKNOWN_STEP_NAME
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, selection_digest
 
-EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
+# Settings that the pieces of a checkpoint needn't be named by: digests of tokens and weights say more, or they matter
+# to later stages alone.
+SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity", "percentile", "words", "n_tokens"}
+SEEN_IN_TOKENS |= {"context_length"}
+SEEN_IN_WEIGHTS = {"model", "revision"}
+DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
+EARLIER = {"definitions": "paper"}  # what older runs did, which had no choice
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -76,10 +82,14 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
             )
 
 
-def shard_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
-    """What the shards of a checkpoint are computed from, but for their contexts."""
-    settings = config.identity()
-    return {name: settings[name] for name in ("engine", "reference", "dtype", "seed")} | {
+def piece_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
+    """Return what the pieces of a checkpoint are computed from, but for their contexts.
+
+    Every setting that decides results belongs to it, unless it is known otherwise to make no difference here.
+    """
+    known = SEEN_IN_TOKENS | SEEN_IN_WEIGHTS | DECIDE_LATER_STAGES
+    settings = {name: value for name, value in config.identity().items() if name not in known}
+    return settings | {
         "layer": config.layer % adapter.n_layers,
         "weights": adapter.provenance["weights_sha256"],
         "tokens": selection_digest(tokens.selection),

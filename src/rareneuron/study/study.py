@@ -32,7 +32,7 @@ from rareneuron.study.environment import environment
 from rareneuron.study.plan import Plan, is_begun, plan_study
 from rareneuron.study.suspicions import study_warnings
 from rareneuron.study.tokens import choose_tokens, study_corpus
-from rareneuron.study.workers.dispatch import compute_units
+from rareneuron.study.workers.dispatch import compute_open
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
@@ -55,10 +55,10 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             tokens, first = tokens_stage(store, config, plan)
             record_plan(store, plan)
             if is_whole:
-                compute_units(store, config, plan, tokens, first, progress)
+                compute_open(store, config, plan, tokens, first, progress)
                 finish(store, plan.config, len(plan.open), time.perf_counter() - started)
         if not is_whole:  # the other shards need the lock to begin
-            compute_units(store, config, plan, tokens, first, progress)
+            compute_open(store, config, plan, tokens, first, progress)
     except BaseException:
         if missing and is_whole:
             remove_unfinished(store, missing)

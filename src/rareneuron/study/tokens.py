@@ -17,6 +17,7 @@ from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.seeds import generator
 from rareneuron.runs.tokens import TokenStage
 
 
@@ -49,7 +50,7 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         token_filter = TokenFilter(
             rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
         )
-        rng = np.random.default_rng([config.seed, 0])
+        rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)
     record = {

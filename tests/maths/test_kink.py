@@ -40,7 +40,8 @@ def test_fit_and_score_are_those_of_the_likelihood():
 
     slow = minimize(loss, np.zeros(4), method="BFGS", jac=gradient, options={"gtol": 1e-8, "maxiter": 5000})
     eta = powers @ slow.x
-    np.testing.assert_allclose(smooth_fit(D[None], of.smooth)[0], eta, atol=1e-4)
+    # The fit ends where the likelihood, about 100, gains less than 1e-10 of itself: √(2 · 1e-8) in log κ.
+    np.testing.assert_allclose(smooth_fit(D[None], of.smooth)[0], eta, atol=3e-4)
     scores = []
     for place in of.place:
         hinge = np.maximum(u - place, 0)

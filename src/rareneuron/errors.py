@@ -10,8 +10,8 @@ class RareNeuronError(Exception):
     that have another word for it, such as a command line's option, add theirs (`runs.options`).
     """
 
-    def __init__(self, message: str = "", *, argument: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, *args: object, argument: str | None = None) -> None:
+        super().__init__(*args)
         self.argument = argument
 
 

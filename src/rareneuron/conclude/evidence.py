@@ -16,7 +16,7 @@ from rareneuron.conclude.checks import checks
 from rareneuron.conclude.hypotheses import HYPOTHESES, hypothesis
 from rareneuron.conclude.trajectory import onsets, trajectory
 from rareneuron.errors import RareNeuronError, TooFewNeurons
-from rareneuron.maths.claims import Claims, Comparison, Hypothesis, against_groups, judged, resampled
+from rareneuron.maths.claims import Claims, Comparison, Hypothesis, against_groups, bootstrap_test, judge
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
@@ -52,7 +52,7 @@ def claims_of(run: Run) -> Claims:
         phase_claims, geometry_claims, spectrum_claims, specificity_claims, joint_claims,
     ]  # fmt: skip
     evidence = [found for k, make in enumerate(makers) for found in make(run, np.random.default_rng([seed, 7, k]))]
-    return Claims(claims=judged(evidence), checks=checks(run, np.random.default_rng([seed, 8])), step=step)
+    return Claims(claims=judge(evidence), checks=checks(run, np.random.default_rng([seed, 8])), step=step)
 
 
 def tests_or_reason(make: Callable[[], Sequence[Comparison] | str]) -> Sequence[Comparison] | str:
@@ -268,7 +268,7 @@ def joint_beyond_sum(run: Run, rng: np.random.Generator) -> list[Comparison]:
     for role, sign in SIGN.items():
         excess = sign * (found[f"joint_{role}"] - found[f"sum_{role}"])
         sums = np.stack([np.bincount(row, x) for x in (excess, found[f"abs_sum_{role}"])], 1)
-        tests.append(resampled(EXCESS, role, sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
+        tests.append(bootstrap_test(EXCESS, role, sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
     return tests
 
 

@@ -25,7 +25,7 @@ FEWEST_CONTEXTS = 40  # to resample
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """What is claimed, before any data."""
+    """A finding as it is claimed, before any data are seen."""
 
     name: str
     title: str  # the finding as a sentence
@@ -78,7 +78,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A property of the measurement, which may hold of any model, a random one too: value, interval, what is asked."""
+    """A property of the measurement, with its interval and what is asked of it. It may hold of a random model, too."""
 
     name: str
     title: str
@@ -103,7 +103,7 @@ class Claims(Shown):
     step: int | None
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """A row a claim, and one a check."""
+        """Return one row for each claim and each check."""
         rows = [(c.title, c.effect, ends_of(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
         holds = {True: "holds", False: "does not hold", None: "not measured"}
         checks = [(c.title, c.value, ends_of(c.low, c.high), None, holds[c.holds]) for c in self.checks]
@@ -115,8 +115,8 @@ def ends_of(low: float | None, high: float | None) -> tuple[float, float] | None
     return None if low is None or high is None else (low, high)
 
 
-def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
-    """Verdicts. In place of tests, the reason why there are none."""
+def judge(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
+    """Return the verdict on each hypothesis, given its tests, or the reason why there are none."""
     weakest = [None if isinstance(tests, str) else weakest_of(tests) for _, tests in evidence]
     tested = [k for k, test in enumerate(weakest) if test is not None]
     adjusted = dict(zip(tested, holm(np.array([test.p for test in weakest if test is not None])), strict=True))
@@ -124,7 +124,7 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) ->
     for k, (hypothesis, tests) in enumerate(evidence):
         test = weakest[k]
         if test is None or isinstance(tests, str):
-            out.append(untested(hypothesis, str(tests)))
+            out.append(untested_claim(hypothesis, str(tests)))
             continue
         least = max(other.least_p for other in tests)
         claim = verdict_of(
@@ -139,12 +139,12 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) ->
 
 
 def weakest_of(tests: Sequence[Comparison]) -> Comparison:
-    """The largest p, and among equal ones, as all have that no draw reached, the smallest effect."""
+    """Return the test with the largest p; of equal ones, the smallest effect."""
     return max(tests, key=lambda test: (test.p, -test.effect))
 
 
 def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, least_effect: float, could: bool) -> Claim:
-    """The rule of docs/claims.md, in its order; the effect must be large enough in every test."""
+    """Apply the rule of docs/claims.md, in its order. The effect must be large enough in every test."""
     verdict: Verdict = "inconclusive"
     if p_holm <= LEVEL < p_holm * (1 + MARGIN * relative_error(test)):
         why = "too close to call: other draws of the null could give a p on the other side of what Holm asks for"
@@ -185,13 +185,13 @@ def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, least
 
 
 def relative_error(test: Comparison) -> float:
-    """Standard error of p, over p, were its null drawn again: a binomial share's; 0 where no draw lay beyond."""
+    """Return the binomial standard error of p, over p, if the null were drawn again; 0 where no draw lay beyond."""
     beyond = round(test.p / test.least_p) - 1
     return 0.0 if beyond <= 0 else float(np.sqrt((1 - test.p) * test.least_p / test.p))
 
 
 def own_sign(test: Comparison) -> dict[str, float]:
-    """The effect as value less null, where the claim is that it is lower."""
+    """Return the effect as value less null, for a claim that the value is lower."""
     return {
         "effect": -test.effect,
         "effect_low": -test.effect_high,
@@ -200,8 +200,8 @@ def own_sign(test: Comparison) -> dict[str, float]:
     }
 
 
-def untested(hypothesis: Hypothesis, reason: str) -> Claim:
-    """A claim that nothing is known about."""
+def untested_claim(hypothesis: Hypothesis, reason: str) -> Claim:
+    """Return an inconclusive claim that says why there are no tests."""
     return Claim(
         name=hypothesis.name,
         title=hypothesis.title,
@@ -223,7 +223,7 @@ def untested(hypothesis: Hypothesis, reason: str) -> Claim:
 
 
 def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Comparison:
-    """A statistic of a group beside random groups; the interval is value less the middle 95 % of their draws."""
+    """Return the test of a group's statistic against random groups; its interval is value less 95 % of the draws."""
     sign = 1 if above else -1
     ends = sorted((sign * (found.value - found.null_high), sign * (found.value - found.null_low)))
     return Comparison(
@@ -241,7 +241,7 @@ def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *,
     )
 
 
-def resampled(
+def bootstrap_test(
     statistic: str,
     group: str | None,
     sums: Float[np.ndarray, "context column"],
@@ -250,7 +250,7 @@ def resampled(
     *,
     n_draws: int = 1999,
 ) -> Comparison:
-    """A statistic above 0, by a bootstrap over contexts; `ratio` takes totals [draw, column] of their sums.
+    """Test that a statistic is above 0 by a bootstrap over contexts; `ratio` takes totals [draw, column] of their sums.
 
     With fewer than 40 contexts its p is too small too often (at 20, 0.9 % of nulls have p below 0.0033): refused.
     """

@@ -17,7 +17,7 @@ ELEMENTS_AT_ONCE = 2**22  # group · token · vocab: 16 MB in float32
 
 
 class JointAblation:
-    """Some tokens as the clean model sees them; then Δ of any movement of their residual stream.
+    """Holds some tokens as the clean model sees them, and gives Δ for any movement of their residual stream.
 
     Memory: A [vocab, d_model], three arrays [token, vocab] and three more of a few groups; time
     O(token · vocab · d_model) a group.
@@ -40,7 +40,7 @@ class JointAblation:
         self.p = self.logp.exp()
 
     def delta_loss(self, move: Float[Tensor, "*group token d_model"]) -> Float[Tensor, "*group token"]:
-        """Δ in nats, when each token's residual stream is moved by `move`; positive: the loss rises.
+        """Return Δ in nats when each token's residual stream is moved by `move`; positive: the loss rises.
 
         Moves of several groups are taken a few at a time.
         """

@@ -40,7 +40,7 @@ class Design:
 
 @lru_cache(maxsize=4)
 def design(n: int) -> Design:
-    """For curves of n neurons; the first ranks are a handful of neurons, and left out."""
+    """Return the design for curves of n neurons; the first ranks, a handful of neurons, are left out."""
     u = np.log(np.arange(FIRST_RANK, int(n * UPPER)))
     if len(u) < 2 or np.ptp(u) < 4 * CLEAR:
         raise TooFewNeurons(f"A curve of {n} neurons is too short to tell a kink from noise. Rank a whole layer.")
@@ -57,7 +57,7 @@ def spacings(y: Float[np.ndarray, "curve rank"]) -> Float[np.ndarray, "curve spa
 
 
 def smooth_fit(D: Float[np.ndarray, "curve spacing"], smooth: np.ndarray) -> Float[np.ndarray, "curve spacing"]:
-    """Log κ by maximum likelihood: scoring steps (their information is the identity), halved where they overshoot."""
+    """Fit log κ by maximum likelihood: scoring steps (the information is the identity), halved where they overshoot."""
     eta = np.log(D.mean(1, keepdims=True)) + np.zeros_like(D)
     value = exponential_log_likelihood(D, eta)
     for _ in range(ITERATIONS):
@@ -78,7 +78,7 @@ def smooth_fit(D: Float[np.ndarray, "curve spacing"], smooth: np.ndarray) -> Flo
 def largest_scores(
     D: Float[np.ndarray, "curve spacing"], of: Design
 ) -> tuple[Float[np.ndarray, " curve"], Float[np.ndarray, "curve spacing"]]:
-    """The statistic of each curve, and the smooth curve fitted to it."""
+    """Return the statistic of each curve, and the smooth curve fitted to it."""
     eta = smooth_fit(D, of.smooth)
     return ((D * np.exp(-eta) - 1) @ of.kink).max(1), eta
 
@@ -86,7 +86,7 @@ def largest_scores(
 def slope_discontinuity(
     y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400
 ) -> list[Comparison]:
-    """The curve's largest kink against those of smooth curves of as many neurons."""
+    """Test the curve's largest kink against those of smooth curves of as many neurons."""
     of = design(len(y))
     value, eta = largest_scores(spacings(y[None]), of)
     samples = {"fitted smooth": np.exp(eta) * rng.standard_exponential((n_draws, eta.shape[1]))}

@@ -26,7 +26,7 @@ FITTING = 1e-3  # between a neuron's mean and that of its sums, which are kept i
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Contexts resampled: lines and deviations per draw."""
+    """Lines and deviations of every draw of contexts."""
 
     lines: list[Line]
     deviation: Float[np.ndarray, "draw rank"]  # neurons in the order of the full sample
@@ -40,9 +40,38 @@ def fit_phases(
     *,
     n_draws: int = 200,
 ) -> Phases:
-    """Fit plateau, power law and decay, and test each against its null; `n_draws` samples per null and bootstrap.
+    r"""Fit plateau, power law and decay to a rank curve, and test each of them against its null.
 
-    Any positive values will do: signed rankings, common targets. Without `rng` the seed is 0.
+    The power law is $\log |\Delta| = \beta - \kappa \log r$ in the middle; a plateau lies above it at the left, a decay
+    below it at the right: δ(r) of Eq. 8 is above or below 0. A phase is found where at most 5 % of null samples, which
+    pass through the same search, look as convincing, and where δ leaves its bootstrap band.
+
+    Args:
+        curve: rank curve of at least 128 neurons with an effect above 0, as `rank_curve` returns it.
+        context_sums: |Δ| summed over the tokens of each context, for the bootstrap; without them the nulls decide
+            alone, and there are no intervals.
+        rng: source of all random numbers; without it the seed is 0.
+        n_draws: samples of each null and of the bootstrap, 19 or more; no p is below 1 / (1 + `n_draws`).
+
+    Returns:
+        The outcome, κ, β, the ranks at which phases end, and the p-value against each null.
+
+    Raises:
+        TooFewNeurons: the curve is too short to tell phases from outliers.
+        InvalidConfig: there are too few draws, or the sums are not of this curve.
+
+    Source:
+        Sec. 3.1, App. 5.3.4 and Eq. 1, 7 and 8 of “Emergent Specialization: Rare Token Neurons in Language Models”;
+        the nulls are this package's (docs/phases.md).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> rank = np.arange(1, 513)
+        >>> y = -0.4 * np.log(rank) + (rank <= 24) - np.maximum(rank / 154 - 1, 0)  # all three, planted
+        >>> found = rn.fit_phases(rn.rank_curve(np.exp(y)), n_draws=39)
+        >>> found.outcome, round(found.kappa, 2), found.plateau_end, found.decay_start
+        ('three phases', 0.4, 22, 164)
     """
     rng = np.random.default_rng(0) if rng is None else rng
     if n_draws < FEWEST_DRAWS:
@@ -94,7 +123,7 @@ def fit_phases(
 
 
 def outcome(power_law: bool, plateau: bool, decay: bool) -> Outcome:
-    """The first thing that is missing, the power law before what is measured against it."""
+    """Name the first thing that is missing, the power law before what is measured against it."""
     if not power_law:
         return "no power law"
     if not plateau:
@@ -105,7 +134,7 @@ def outcome(power_law: bool, plateau: bool, decay: bool) -> Outcome:
 def null_p_values(
     y: Float[np.ndarray, " rank"], found: Segments, rng: np.random.Generator, n_draws: int
 ) -> dict[str, float]:
-    """The share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
+    """Return the share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
 
     def p_value(samples: np.ndarray, statistic: Callable[[np.ndarray, Segments], float]) -> float:
         slope = local_slope(samples)
@@ -131,7 +160,7 @@ def null_p_values(
 
 
 def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random.Generator, n_draws: int) -> Bootstrap:
-    """Resample contexts; never ranks.
+    """Resample contexts, never ranks.
 
     A ranking of noisy means places its top too high, and sorting each draw again would add that bias once more. So
     for δ every draw keeps the neurons' order of the full sample, and its band is that of these neurons. Where the
@@ -176,7 +205,7 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
 
 
 def intervals(bootstrap: Bootstrap, found: Segments, *, plateau: bool, decay: bool) -> dict[str, tuple[float, float]]:
-    """Percentile intervals over draws; a boundary's always holds the estimate."""
+    """Return percentile intervals over draws; a boundary's always holds the estimate."""
     drawn = {name: [getattr(line, name) for line in bootstrap.lines] for name in ("kappa", "beta")}
     if plateau:
         drawn["plateau_end"] = [s.plateau_end for s in bootstrap.resorted]

@@ -54,16 +54,16 @@ class Phases(Shown):
 
     @property
     def plateau_share(self) -> float | None:
-        """Neurons of the plateau, of all neurons."""
+        """Share of all neurons that are in the plateau."""
         return None if self.plateau_end is None else self.plateau_end / self.n_neurons
 
     @property
     def decay_share(self) -> float | None:
-        """Neurons of the decay, zeros included, of all neurons."""
+        """Share of all neurons that are in the decay, effects of 0 included."""
         return None if self.decay_start is None else 1 - (self.decay_start - 1) / self.n_neurons
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The outcome and the numbers behind it, each beside its interval; arrays are left out."""
+        """Return the outcome and the numbers behind it, each beside its interval; arrays are left out."""
         names = (
             *("outcome", "kappa", "beta", "r_squared", "fit_first", "fit_last", "plateau_end", "plateau_share"),
             *("decay_start", "decay_share", "breaks", "n_neurons", "n_zero"),

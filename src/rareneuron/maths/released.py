@@ -39,7 +39,31 @@ class ReleasedPhases(Shown):
 
 
 def released_phases(curve: RankCurve) -> ReleasedPhases:
-    """The released numbers of one sign's curve; time O(n²), 0.1 s at 4,096 neurons."""
+    r"""Compute the lines, slopes and boundaries of a rank curve as the authors' released scripts do.
+
+    Boundaries are constants, so every curve has all three phases; nothing is tested. `fit_phases` is what the paper
+    defines. Time O(n²), 0.1 s at 4,096 neurons.
+
+    Args:
+        curve: rank curve of the neurons of one sign by |mean Δ|, at least 245 of them.
+
+    Returns:
+        κ and β of two lines, the slope at each rank and the deviation δ(r) from the first line.
+
+    Raises:
+        TooFewNeurons: the curve ends before the rank at which the scripts' decay begins.
+
+    Source:
+        The scripts that the authors of “Emergent Specialization: Rare Token Neurons in Language Models” released
+        (docs/phases.md says how they differ from the text).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> found = rn.released_phases(rn.rank_curve(np.arange(1, 301) ** -0.5))
+        >>> round(found.kappa, 3), found.plateau_end, found.decay_start
+        (0.5, 33, 245)
+    """
     n = curve.n_positive
     if n < DECAY_START:
         raise TooFewNeurons(

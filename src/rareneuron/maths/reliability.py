@@ -23,7 +23,7 @@ SPEARMAN = 1.06  # variance of Fisher's z of a rank correlation, over that of Pe
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with the ends of the interval that holds 95 % of it."""
+    """A number with its 95 % interval."""
 
     value: float
     low: float
@@ -73,7 +73,8 @@ def group_stability(
     both = np.stack([sums, abs_sums])
     found = []
     for half in halves(len(sums), rng, n_splits):
-        one, other = (top_neurons(*both[:, rows].sum(1), size) for rows in (half, ~half))
+        totals = [both[:, rows].sum(1) for rows in (half, ~half)]
+        one, other = (top_neurons(delta, absolute, size) for delta, absolute in totals)
         found.append([len(np.intersect1d(a, b)) / size for a, b in zip(one, other, strict=True)])
     shares = np.array(found)
     return middle(shares[:, shares.mean(0).argmin()])

@@ -25,7 +25,7 @@ BELOW = 1.96  # sampling errors below the line at which decay starts
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """One curve, taken apart. Statistics are free of scale: multiplying y by a constant changes none of them."""
+    """The parts of one curve. Statistics are free of scale: multiplying y by a constant changes none of them."""
 
     breaks: tuple[int, ...]  # ranks; the number is chosen, 0 allowed
     line: Line
@@ -39,7 +39,7 @@ class Segments:
 def candidate_breaks(
     spacings: Spacings, log_rank: Float[np.ndarray, " grid"], kappa: Float[np.ndarray, " grid"]
 ) -> tuple[tuple[int, ...], list[int]]:
-    """Breaks of the chosen number, and every break that any number up to the most proposes.
+    """Return the breaks of the chosen number, and every break that any number up to the most proposes.
 
     Exact dynamic programming on log κ (noise in κ is proportional to it). Each break then moves to where the
     spacings' likelihood wants it, within the factor e that Eq. 7 looks ahead. The number minimises BIC on the
@@ -67,7 +67,7 @@ def candidate_breaks(
 
 
 def segments(y: Float[np.ndarray, " rank"], slope: LocalSlope) -> Segments:
-    """The widest straight middle, its line, and the candidates for plateau and decay beside it.
+    """Find the widest straight middle, its line, and the candidates for plateau and decay beside it.
 
     A middle ends at a proposed break, or at the last rank; the rightmost end that leaves it straight is taken, or the
     straightest where none does.
@@ -99,7 +99,7 @@ def segments(y: Float[np.ndarray, " rank"], slope: LocalSlope) -> Segments:
 
 
 def decay_start(y: Float[np.ndarray, " rank"], line: Line) -> int | None:
-    """The first rank from which on the curve stays below the line by more than a sample's noise, κ/√rank."""
+    """Return the first rank from which on the curve stays below the line by more than a sample's noise, κ/√rank."""
     rank = np.arange(line.last, len(y) + 1)
     near = y[line.last - 1 :] - line.at(rank) >= -BELOW * line.kappa / np.sqrt(rank)
     start = int(rank[near][-1]) + 1 if near.any() else line.last

@@ -32,12 +32,12 @@ class AgainstNull:
 
     @property
     def p(self) -> float:
-        """Two-sided."""
+        """Two-sided p-value."""
         return min(1.0, 2 * min(self.p_above, self.p_below))
 
 
 def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull:
-    """One-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws.
+    """Return one-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws.
 
     What is not a number never speaks for anything: such a draw counts as extreme, and such a value has p = 1.
     """
@@ -71,7 +71,7 @@ def bootstrap_interval(
     level: float = 0.95,
     n_draws: int = 2000,
 ) -> Float[np.ndarray, "2 *statistic"]:
-    """Percentile interval when contexts are resampled: lower and upper end of the mean per token in each column.
+    """Return a percentile interval over resampled contexts: both ends of the mean per token in each column.
 
     Another `statistic` takes the totals [draw, column] and the tokens [draw] of the resampled contexts, such as
     `lambda totals, tokens: (totals[:, 0] - totals[:, 1]) / tokens` for a difference.
@@ -90,7 +90,7 @@ def bootstrap_interval(
 
 
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """p-values adjusted for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
+    """Adjust p-values for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
     order = np.argsort(p)
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from rareneuron.maths.claims import Comparison, against_groups, resampled
+from rareneuron.maths.claims import Comparison, against_groups, bootstrap_test
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.significance import against_null
 
@@ -88,6 +88,6 @@ def beyond_matched(
         own = specificity_ratio(rare, common, members, weights)[:, 0]
         return np.asarray(own - specificity_ratio(rare, common, matched, weights).mean(1))
 
-    return resampled(
+    return bootstrap_test(
         f"{label}, less that of matched groups", role, np.eye(rare.shape[1]), excess, rng, n_draws=CONTEXT_DRAWS
     )

@@ -16,7 +16,7 @@ EXACT_STEPS = 33  # of a trend; above, the normal approximation, whose p is with
 
 
 def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
-    """Kendall's τ_b of values against their order, and its two-sided p; NaN where all are equal.
+    """Return Kendall's τ_b of values against their order, and its two-sided p; NaN where all are equal.
 
     Exact up to 33 values, with equal ones too: under the null every order of the values is as likely, and inversions
     of a multiset's orders are counted by its q-multinomial coefficient.
@@ -41,7 +41,7 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
 def drift(
     values: Float[np.ndarray, " step"], rng: np.random.Generator, *, n_draws: int = 4095
 ) -> tuple[float, float, float]:
-    """Kendall's τ_b against order, its p (one-sided, upwards), and the least p that these values can have.
+    """Return Kendall's τ_b against order, its p (one-sided, upwards), and the least p that these values can have.
 
     Under the null each step is as likely down as up, by as much: a random walk, since checkpoints follow from one
     another and wander without any cause. (Were they independent, p would be too large.) All signs of the steps that
@@ -65,14 +65,14 @@ def drift(
 
 
 def concordance(paths: Float[np.ndarray, "path step"]) -> Float[np.ndarray, " path"]:
-    """Pairs in order less pairs against it, over the root of the pairs that differ: τ_b but for a constant."""
+    """Return pairs in order less pairs against it, over the root of the pairs that differ: τ_b but for a constant."""
     first, second = np.triu_indices(paths.shape[1], 1)
     sign = np.sign(paths[:, second] - paths[:, first])
     return np.asarray(sign.sum(1) / np.sqrt(np.maximum(np.abs(sign).sum(1), 1)))
 
 
 def inversion_counts(ties: list[int], most: int) -> list[int]:
-    """Orders with 0 … `most` inversions, of values of which `ties` are equal: [n]! / Π [m]!, each [j] a 1 − q^j."""
+    """Count the orders with 0 … `most` inversions when `ties` are equal: [n]! / Π [m]!, [j] = 1 − q^j."""
     counts = [1] + [0] * most
     for j in range(1, sum(ties) + 1):
         for i in range(most, j - 1, -1):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
-from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import participation_ratio
+from rareneuron.maths.reliability import overlap, rank_correlation
 from rareneuron.present.blocks import Block, Column, Illustration, Paragraph, Section, Table
 from rareneuron.present.figure import Figure, ready_sheet
 from rareneuron.present.figures import FIGURES, rank_curves
@@ -154,7 +154,7 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
     """Return Spearman's correlation of mean |Δ| over neurons, and the Jaccard overlap of the groups."""
     first, second = (subject.run.effects(subject.step).sort_values("index") for subject in (of, other))
     sizes, others = first["abs_delta_loss"].to_numpy(), second["abs_delta_loss"].to_numpy()
-    constant = np.ptp(sizes) == 0 or np.ptp(others) == 0
+    rho = rank_correlation(sizes, others)
     overlaps = {
         f"{role}_overlap": overlap(*(np.flatnonzero(table["role"] == role) for table in (first, second)))
         if all((table["role"] == role).any() for table in (first, second))
@@ -165,7 +165,7 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
         "run": label,
         "other": other_label,
         "n_neurons": len(first),
-        "spearman": None if constant else float(spearmanr(sizes, others).statistic),
+        "spearman": None if np.isnan(rho) else rho,
     } | overlaps
 
 

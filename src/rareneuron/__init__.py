@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rareneuron.maths.readout import Readout
     from rareneuron.maths.released import ReleasedPhases, released_phases
     from rareneuron.maths.spectrum import Spectrum, alpha_hill, spectrum
-    from rareneuron.models.adapter import Adapter, load_model
+    from rareneuron.models.adapter import Adapter, adapt, load_model
     from rareneuron.pipeline.config import StudyConfig
     from rareneuron.pipeline.run import Run, open_run
     from rareneuron.pipeline.study import run_study
@@ -50,6 +50,7 @@ _HOMES = {
     "alpha_hill": "maths.spectrum",
     "spectrum": "maths.spectrum",
     "Adapter": "models.adapter",
+    "adapt": "models.adapter",
     "load_model": "models.adapter",
     "StudyConfig": "pipeline.config",
     "Run": "pipeline.run",
@@ -77,6 +78,7 @@ __all__ = [
     "SideBySide",
     "Spectrum",
     "StudyConfig",
+    "adapt",
     "alpha_hill",
     "compare",
     "delta_loss",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rareneuron.maths.released import ReleasedPhases, released_phases
     from rareneuron.maths.spectrum import Spectrum, alpha_hill
     from rareneuron.maths.weights import spectrum
-    from rareneuron.models.adapter import Adapter, load_model
+    from rareneuron.models.adapter import Adapter, adapt, load_model
     from rareneuron.present.compare import SideBySide, compare
     from rareneuron.present.figures import figure
     from rareneuron.runs.config import StudyConfig
@@ -53,6 +53,7 @@ _HOMES = {
     "alpha_hill": "maths.spectrum",
     "spectrum": "maths.weights",
     "Adapter": "models.adapter",
+    "adapt": "models.adapter",
     "load_model": "models.adapter",
     "StudyConfig": "runs.config",
     "Run": "runs.run",
@@ -80,6 +81,7 @@ __all__ = [
     "SideBySide",
     "Spectrum",
     "StudyConfig",
+    "adapt",
     "alpha_hill",
     "compare",
     "delta_loss",

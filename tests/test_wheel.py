@@ -65,9 +65,7 @@ def strangers(names):
     files |= {"SECURITY.md", "constraints.txt", "pyproject.toml", ".gitignore"}
     for name in names:
         parts = Path(name).parts[1:]  # the first is the package with its version
-        if len(parts) == 1 and parts[0] not in files:
-            yield name
-        elif len(parts) > 1 and (parts[0] not in top or "__pycache__" in parts or parts[-1].endswith(".pyc")):
+        if parts[0] not in (files if len(parts) == 1 else top) or "__pycache__" in parts:
             yield name
 
 

@@ -257,8 +257,8 @@ def test_blocks_are_found(tmp_path, monkeypatch):
 # --- what is named exists, and what exists is named
 
 
-def test_every_command_and_figure_is_documented():
-    everything = "\n".join(TEXTS.values())
+def test_every_command_figure_and_family_is_documented():
+    everything = "\n".join(text for name, text in TEXTS.items() if name != "CHANGELOG.md")
     for name in [*FIGURES, *FAMILIES, *(f"rareneuron {command}" for command in cli.commands)]:
         assert name in everything, f"{name} is in no page"
 
@@ -338,7 +338,7 @@ def test_the_readme_fits_on_a_page_and_says_how_to_begin():
     assert len(lines) <= 80
     begin = next(i for i, line in enumerate(lines) if line.startswith("pip install rareneuron"))
     assert begin < 20
-    assert lines[begin + 3].startswith("rareneuron study ")
+    assert any(line.startswith("rareneuron study ") for line in lines[begin : begin + 6])
 
 
 def test_the_readme_and_the_tutorial_show_the_same_output():

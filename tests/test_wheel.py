@@ -6,6 +6,7 @@ that runs the tests, seen through a `.pth` file: whose own `.pth` files, such as
 package, Python doesn't follow. Nothing reaches the network.
 """
 
+import ast
 import os
 import re
 import site
@@ -13,8 +14,10 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +25,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 70 * 2**20  # 55 MiB today, nearly all of it the embedded series
-
-pytestmark = pytest.mark.slow
 
 
 def run(*command, cwd, check=True, **env):
@@ -69,6 +70,7 @@ def strangers(names):
             yield name
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_what_is_in_the_repository_and_nothing_that_work_leaves_behind(built):
     with tarfile.open(built.sdist) as archive:
         names = [member.name for member in archive.getmembers() if member.isfile()]
@@ -84,6 +86,7 @@ def test_the_check_sees_what_work_leaves_behind():
     assert list(strangers([*names, "rareneuron-0.1.0/src/rareneuron/__init__.py"])) == names
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built.wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -94,6 +97,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(built):
     assert built.wheel.stat().st_size < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_nothing_but_the_wheel_supplies_the_package(clean):
     """A control: torch is found before the wheel is installed, and this package is not."""
     assert re.search(r"No module named '?rareneuron", clean.before.stderr), clean.before.stderr
@@ -101,12 +105,51 @@ def test_nothing_but_the_wheel_supplies_the_package(clean):
     assert Path(where.strip()) == clean.packages / "rareneuron" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_the_installed_command_says_what_it_can_do(clean):
     done = run(clean.python.parent / "rareneuron", "--help", cwd=clean.folder)
     assert "study" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_command_plans_a_study_of_the_embedded_series(clean):
     done = run(clean.python.parent / "rareneuron", "study", "--dry-run", cwd=clean.folder, OMP_NUM_THREADS="1")
     assert "4096" in done.stdout + done.stderr
     assert not (clean.folder / "runs").exists()
+
+
+# --- dependencies: the clean environment sees more than the wheel asks for
+
+
+OPTIONAL = {"datasets", "ray"}  # extras: imported where they are wanted, with a message where they are missing
+BROUGHT = {"markupsafe"}  # by jinja2, whose markup it is
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def undeclared(sources):
+    """Packages that are imported and are neither of the standard library nor among the dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonical(re.match(r"[\w.-]+", line)[0]) for line in project["dependencies"]}
+    providers = packages_distributions()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for top in (
+                {name.split(".")[0] for name in names} - sys.stdlib_module_names - OPTIONAL - BROUGHT - {"rareneuron"}
+            ):
+                if not declared & {canonical(name) for name in providers.get(top, [])}:
+                    yield top
+
+
+def test_what_is_imported_is_declared():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src" / "rareneuron").rglob("*.py")]
+    assert set(undeclared(sources)) == set()
+
+
+def test_the_check_sees_an_import_that_is_not_declared():
+    sources = ["import os, numpy.linalg", "def f():\n    from pytest import raises", "import no_such_package"]
+    assert list(undeclared(sources)) == ["pytest", "no_such_package"]

@@ -42,28 +42,20 @@ from transformers.utils import logging as transformers_logging
 from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
-from rareneuron.models.audit import tensor_facts
-from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import list_checkpoints
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.merge import missing_steps, settings_of
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import (
-    RunStore,
-    damage,
-    read_table,
-    read_tensors,
-    text_digest,
-    write_json,
-    write_table,
-    write_tensors,
-)
+from rareneuron.models.suspicions import tensor_facts
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
 from rareneuron.present.sections.provenance import provenance_section
 from rareneuron.present.sections.targets import rule, stage_table
 from rareneuron.present.summary import audit_line
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import damage, read_table, read_tensors, text_digest, write_json, write_table, write_tensors
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.study.merge import missing_steps, settings_of
 
 PER_EXAMPLE = 20  # seconds
 PER_ROUND = 100  # examples of a target before the next target has its turn
@@ -247,7 +239,7 @@ def model_targets(folder: Path) -> list[Target]:
             load_causal_lm(place, read_config(place), "float32")
 
         def plan(place: Path = place) -> None:
-            model_shape(Checkpoint(step=0, source=str(place)))
+            model_shape(place)
 
         def encode(place: Path = place) -> None:
             tokenizer = load_tokenizer(place, None)

@@ -21,10 +21,10 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rareneuron.data.selection import Selection
+from rareneuron.measure.capture import HELD, TokenSource
 from rareneuron.models.adapter import adapt
-from rareneuron.pipeline.capture import HELD, TokenSource
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.study import run_study
+from rareneuron.runs.config import StudyConfig
+from rareneuron.study.study import run_study
 
 WARM_UP = 3  # rounds in which pools, caches and compiled kernels fill
 GROWTH = 48.0  # MB that the rest may grow by: the allocator's pools

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rareneuron.embedded.recipe import make_tokenizer
-from rareneuron.pipeline.unigrams import count_corpus
+from rareneuron.study.counts import count_corpus
 from tests.models.conftest import tiny_model
 from tests.tiny_series import write_texts
 

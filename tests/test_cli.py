@@ -14,13 +14,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from rareneuron.cli import cli
-from rareneuron.maths.phases import ContextSums, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import released_phases
 from rareneuron.models.families import FAMILIES
-from rareneuron.pipeline.rankings import RANKINGS
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figures import FIGURES
+from rareneuron.runs.rankings import RANKINGS
+from rareneuron.runs.run import Run
 from tests.tiny_series import study_arguments
 
 
@@ -328,7 +329,7 @@ def test_bad_input_is_one_paragraph_and_exit_2(invoke, series, run_folder, argum
 def test_a_device_that_is_not_there(invoke, series, text_file, tmp_path, device):
     done = invoke(*study_arguments(series, text_file, tmp_path / "run"), "--device", device)
     assert done.exit_code == 2
-    assert re.search(rf"no device '{device}'.*Here are cpu", done.stderr)
+    assert re.search(rf"no device '{device}'.*This machine has cpu", done.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -418,7 +419,7 @@ def test_an_interrupt_says_how_to_continue(invoke, monkeypatch, series, text_fil
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rareneuron.pipeline.study.run_study", interrupted)
+    monkeypatch.setattr("rareneuron.study.study.run_study", interrupted)
     done = invoke(*study_arguments(series, text_file, tmp_path / "run"))
     assert done.exit_code == 130
     assert "same command again" in done.stderr

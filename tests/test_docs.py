@@ -21,12 +21,13 @@ from click.testing import CliRunner
 import rareneuron
 from rareneuron.cli import cli
 from rareneuron.data import texts
-from rareneuron.maths.phases import fit_phases
+from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.models.families import FAMILIES
-from rareneuron.pipeline import plan, rankings, tokens
-from rareneuron.pipeline.config import StudyConfig
 from rareneuron.present import figures, report, tables
 from rareneuron.present.figures import FIGURES
+from rareneuron.runs import rankings
+from rareneuron.runs.config import StudyConfig
+from rareneuron.study import plan, tokens
 from tests.docs_blocks import (
     NOT_CODE,
     PAGES,
@@ -103,7 +104,7 @@ def in_place_of_the_real(there):
         patch.setattr(plan, "SERIES", there.embedded)
         patch.setattr(tokens, "COUNTS", there.counts)
         patch.setattr(tokens, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
-        patch.setattr(texts, "_hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
+        patch.setattr(texts, "hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
         patch.setattr(rankings, "fit_phases", few_draws)
         yield patch
 

@@ -18,25 +18,17 @@ import torch
 from rareneuron.data import texts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import BrokenCheckpoint, RunFolderError, UnreadableText, UnsupportedModel
-from rareneuron.models import confined as model_confined
+from rareneuron.models import untrusted as model_untrusted
 from rareneuron.models.adapter import load_model
-from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import load_tokenizer, parsed_config, read_config
 from rareneuron.models.shape import model_shape
-from rareneuron.pipeline import confined
-from rareneuron.pipeline.kinds import wrong_kind
-from rareneuron.pipeline.merge import merge_runs
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import (
-    FORMAT,
-    RunStore,
-    damage,
-    read_json,
-    read_table,
-    replacing,
-    write_json,
-    write_table,
-)
+from rareneuron.runs import untrusted as confined
+from rareneuron.runs.files import damage, read_json, read_table, replacing, write_json, write_table
+from rareneuron.runs.kinds import wrong_kind
+from rareneuron.runs.layout import FORMAT
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.study.merge import merge_runs
 from tests.models.conftest import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +64,7 @@ def test_a_kernel_named_in_a_config_is_neither_fetched_nor_run(model, key):
     edit_config(model, **{key: "owner/kernel"})
     assert parsed_config(model)._attn_implementation is None
     assert load_model(model).closed_form.ok
-    assert model_shape(Checkpoint(step=0, source=str(model))).n_layers == 2
+    assert model_shape(model).n_layers == 2
 
 
 def test_weights_named_elsewhere_are_refused(model):
@@ -99,7 +91,7 @@ def test_a_models_files_may_not_be_links_that_lead_out(model, name):
     with pytest.raises(BrokenCheckpoint, match=rf"{name} is a link to .*outside the model's folder"):
         load_model(model)
     with pytest.raises(BrokenCheckpoint, match="is a link"):
-        model_shape(Checkpoint(step=0, source=str(model)))
+        model_shape(model)
     if name.startswith("tokenizer"):
         with pytest.raises(BrokenCheckpoint, match="is a link"):
             load_tokenizer(model, None)
@@ -298,7 +290,7 @@ def test_numbers_that_no_model_has_are_refused_before_transformers_counts_to_the
     with pytest.raises(BrokenCheckpoint, match=said):
         load_model(model)
     with pytest.raises(BrokenCheckpoint, match=said):
-        model_shape(Checkpoint(step=0, source=str(model)))
+        model_shape(model)
 
 
 @pytest.mark.parametrize("changes", [{"model_type": ["gpt2"]}, {"model_type": None}, {"architectures": 3}])
@@ -364,7 +356,7 @@ def test_what_real_runs_and_models_hold_is_far_below_the_bounds():
     from rareneuron.embedded import SERIES
 
     config = json.loads((SERIES / "step0" / "config.json").read_text())
-    assert max(value for _, value in model_confined.numbers(config)) * 1_000 < model_confined.LARGEST
+    assert max(value for _, value in model_untrusted.numbers(config)) * 1_000 < model_untrusted.LARGEST
     assert confined.MOST_ROWS > 100 * 2 * 25_088  # the paper's tokens
 
 

@@ -117,7 +117,7 @@ def test_groups_geometry_and_spectrum_show_themselves():
 
 
 def test_claims_show_a_row_each_and_what_is_missing_as_such():
-    from rareneuron.pipeline.hypotheses import HYPOTHESES
+    from rareneuron.conclude.hypotheses import HYPOTHESES
 
     hypothesis = HYPOTHESES[0]
     check = Check(name="c", title="Held?", value=0.5, low=None, high=None, at_least=0.9, sentence="")

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rareneuron.cli import cli
 from rareneuron.embedded.recipe import make_tokenizer
-from rareneuron.pipeline.config import StudyConfig
+from rareneuron.runs.config import StudyConfig
 from tests.models.conftest import tiny_model
 
 WORDS = """

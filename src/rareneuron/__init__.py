@@ -11,20 +11,23 @@ if TYPE_CHECKING:
     from rareneuron.data.rarity import RareTypes, rare_types
     from rareneuron.errors import RareNeuronError
     from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.activations import effective_dimension, geometry
     from rareneuron.maths.claims import Claims
-    from rareneuron.maths.geometry import Geometry, effective_dimension, geometry
+    from rareneuron.maths.geometry import Geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
-    from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+    from rareneuron.maths.phase_fit import fit_phases
+    from rareneuron.maths.phases import ContextSums, Phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
     from rareneuron.maths.released import ReleasedPhases, released_phases
-    from rareneuron.maths.spectrum import Spectrum, alpha_hill, spectrum
+    from rareneuron.maths.spectrum import Spectrum, alpha_hill
+    from rareneuron.maths.weights import spectrum
     from rareneuron.models.adapter import Adapter, load_model
-    from rareneuron.pipeline.config import StudyConfig
-    from rareneuron.pipeline.run import Run, open_run
-    from rareneuron.pipeline.study import run_study
     from rareneuron.present.compare import SideBySide, compare
     from rareneuron.present.figures import figure
+    from rareneuron.runs.config import StudyConfig
+    from rareneuron.runs.run import Run, open_run
+    from rareneuron.study.study import run_study
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -34,13 +37,13 @@ _HOMES = {
     "delta_loss": "maths.ablation",
     "Claims": "maths.claims",
     "Geometry": "maths.geometry",
-    "effective_dimension": "maths.geometry",
-    "geometry": "maths.geometry",
+    "effective_dimension": "maths.activations",
+    "geometry": "maths.activations",
     "NeuronGroups": "maths.groups",
     "neuron_groups": "maths.groups",
     "ContextSums": "maths.phases",
     "Phases": "maths.phases",
-    "fit_phases": "maths.phases",
+    "fit_phases": "maths.phase_fit",
     "RankCurve": "maths.rank_curve",
     "rank_curve": "maths.rank_curve",
     "Readout": "maths.readout",
@@ -48,13 +51,13 @@ _HOMES = {
     "released_phases": "maths.released",
     "Spectrum": "maths.spectrum",
     "alpha_hill": "maths.spectrum",
-    "spectrum": "maths.spectrum",
+    "spectrum": "maths.weights",
     "Adapter": "models.adapter",
     "load_model": "models.adapter",
-    "StudyConfig": "pipeline.config",
-    "Run": "pipeline.run",
-    "open_run": "pipeline.run",
-    "run_study": "pipeline.study",
+    "StudyConfig": "runs.config",
+    "Run": "runs.run",
+    "open_run": "runs.run",
+    "run_study": "study.study",
     "SideBySide": "present.compare",
     "compare": "present.compare",
     "figure": "present.figures",

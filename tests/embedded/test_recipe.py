@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +19,6 @@ from rareneuron.embedded.recipe import (
     first_steps,
     make_model,
     make_tokenizer,
-    mean_loss,
     train_series,
 )
 from rareneuron.errors import InvalidConfig
@@ -75,17 +73,6 @@ def test_the_blocked_loss_takes_no_gradient_of_targets():
     hidden, W_U = torch.randn(2, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     UnembeddingLoss.apply(hidden, W_U, torch.tensor([1, 2])).backward()
     assert hidden.grad.dtype == W_U.grad.dtype == torch.float32  # master weights stay in float32
-
-
-def test_mean_loss_is_that_of_the_model_and_leaves_its_mode():
-    model = make_model(TINY)
-    windows = np.random.default_rng(0).integers(TINY.vocab_size, size=(5, 12))
-    ids = torch.from_numpy(windows)
-    with torch.no_grad():
-        expected = model.eval()(input_ids=ids, labels=ids).loss.item()
-    model.train()
-    assert mean_loss(model, windows, contexts_per_batch=2) == pytest.approx(expected, rel=1e-5)  # float32 sums
-    assert model.training
 
 
 # --- the tokenizer

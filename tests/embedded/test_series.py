@@ -11,10 +11,11 @@ from transformers import AutoTokenizer
 
 from rareneuron.data.corpus import token_windows
 from rareneuron.embedded import COUNTS, SERIES
-from rareneuron.embedded.recipe import Recipe, mean_loss
+from rareneuron.embedded.recipe import Recipe
 from rareneuron.models.adapter import load_model
 from rareneuron.models.checkpoints import list_checkpoints
 from rareneuron.models.loading import sha256_of_weights
+from rareneuron.models.loss import mean_loss
 
 RECIPE = Recipe()
 TEXTS = ("held_out_loss", "analysis_loss")

@@ -1,7 +1,6 @@
-"""Verdicts: the rule, in every branch; what a planted effect and noise get; equal loss; the kink of a slope."""
+"""Verdicts: the rule, in every branch; what a planted effect and noise get."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +12,8 @@ from rareneuron.maths.claims import (
     Comparison,
     Hypothesis,
     against_groups,
-    as_record,
-    from_record,
     judged,
     resampled,
-    weights_at_equal_loss,
 )
 from rareneuron.maths.significance import against_null
 
@@ -138,18 +134,6 @@ def test_of_equal_p_the_smaller_effect_speaks():
         assert claim.tests == tuple(tests)
 
 
-def test_a_claim_is_the_same_after_json():
-    test = replace(made(), effect_low=np.nan, group=None)
-    for claim in judged([(CLAIMED, [test, made()]), (CLAIMED, "There is none.")]):
-        record = json.loads(json.dumps(as_record(claim), allow_nan=False))
-        again = from_record(record)
-        assert again == from_record(record)
-        np.testing.assert_equal(asdict(again), asdict(claim))
-    assert from_record({**record, "tests": []}).tests == ()
-    del record["tests"]
-    assert from_record(record).tests == ()
-
-
 def ratio_of(totals):
     return totals[:, 0] / totals[:, 1]
 
@@ -183,25 +167,6 @@ def test_too_few_contexts_are_refused_since_their_p_is_too_small():
     assert 0.03 <= counts[FEWEST_CONTEXTS][0] <= 0.07
     assert counts[FEWEST_CONTEXTS][1] <= 0.008
     assert counts[8][1] > 0.008, "what the limit is for"
-
-
-def test_equal_loss_weighs_common_tokens_like_rare_ones():
-    rng = np.random.default_rng(0)
-    rare, common = rng.normal(8, 2, 4000), rng.normal(5, 2, 4000)
-    at_rare, at_common = weights_at_equal_loss(rare, common)
-    assert np.isclose(at_rare.sum(), 1)
-    assert np.isclose(at_common.sum(), 1)
-    assert abs(rare.mean() - common.mean()) > 2  # what there is to correct
-    assert abs(at_rare @ rare - at_common @ common) < 0.25  # bins have a width
-    # An effect that follows the loss alone shows no difference at equal loss, a lift by half does.
-    assert abs((at_rare @ rare) / (at_common @ common) - 1) < 0.05
-    assert abs((at_rare @ (1.5 * rare)) / (at_common @ common) - 1.5) < 0.07
-
-
-def test_rare_tokens_without_common_ones_of_their_loss_are_left_out():
-    at_rare, at_common = weights_at_equal_loss(np.array([1.0, 50, 51, 52, 53]), np.linspace(0, 2, 30))
-    assert at_rare.tolist() == [1, 0, 0, 0, 0]
-    assert np.isclose(at_common.sum(), 1)
 
 
 @pytest.mark.parametrize(("low", "holds"), [(0.9, True), (0.7, False), (None, None)])

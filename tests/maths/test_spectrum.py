@@ -14,7 +14,8 @@ from scipy.stats import gaussian_kde
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths import spectrum as sp
 from rareneuron.maths.groups import NeuronGroups, neuron_groups, random_groups
-from rareneuron.maths.spectrum import alpha_hill, marchenko_pastur_edge, random_directions, spectra_of, spectrum
+from rareneuron.maths.spectrum import alpha_hill, marchenko_pastur_edge, random_directions, spectra_of
+from rareneuron.maths.weights import products, spectrum
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "spectrum.json").read_text(encoding="utf-8"))
 WIDTHS = (512, 1024, 1600)
@@ -169,7 +170,7 @@ def test_what_has_no_tail_is_refused(eigenvalues, k, message):
 
 
 def of(W, definitions="paper"):
-    matrices = sp.products(torch.as_tensor(W), np.arange(len(W))[None], definitions)
+    matrices = products(torch.as_tensor(W), np.arange(len(W))[None], definitions)
     return sp.measured(spectra_of(matrices), W.shape[1], "fix-finger", definitions)
 
 

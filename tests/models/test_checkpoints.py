@@ -5,7 +5,7 @@ import torch
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.models.adapter import load_model
-from rareneuron.models.checkpoints import UNKNOWN_STEP, Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import Checkpoint, list_checkpoints, step_order
 
 from .conftest import tiny_model, tiny_tokenizer
 
@@ -27,14 +27,14 @@ def test_a_folder_of_steps_is_a_series_in_order(series):
 
 def test_a_model_folder_is_one_checkpoint(series):
     assert list_checkpoints(series / "step64") == [Checkpoint(step=64, source=str(series / "step64"))]
-    assert list_checkpoints(series / "logs")[0].step == UNKNOWN_STEP
+    assert list_checkpoints(series / "logs")[0].step is None
     assert list_checkpoints(series / "step64", steps=[64])[0].step == 64
 
 
 def test_a_final_model_beside_its_steps(series):
     """The folder is a model unless steps are asked for."""
     (series / "config.json").write_text("{}")
-    assert [c.step for c in list_checkpoints(series)] == [UNKNOWN_STEP]
+    assert [c.step for c in list_checkpoints(series)] == [None]
     assert [c.step for c in list_checkpoints(series, steps="all")] == [0, 64, 512]
 
 
@@ -45,6 +45,10 @@ def test_steps_that_do_not_exist_are_listed_with_those_that_do(series):
         list_checkpoints(series / "logs", steps=[3])
     with pytest.raises(ModelNotFound, match="`all` or a list of numbers"):
         list_checkpoints(series, steps="last")
+
+
+def test_an_unknown_step_sorts_last():
+    assert sorted([None, 8, 0], key=step_order) == [0, 8, None]
 
 
 def test_two_folders_of_one_step_are_refused(series):

@@ -9,9 +9,9 @@ from huggingface_hub import constants, file_download
 
 from rareneuron.errors import ModelNotFound
 from rareneuron.models.adapter import load_model
-from rareneuron.models.checkpoints import Checkpoint, list_checkpoints
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin
 from rareneuron.models.hub import model_folder
-from rareneuron.pipeline.unigrams import count_corpus
+from rareneuron.study.counts import count_corpus
 
 from .conftest import tiny_model, tiny_tokenizer
 from .hub_server import Hub, commit_of, serving
@@ -98,14 +98,33 @@ def test_what_is_in_the_cache_needs_no_hub(hub, monkeypatch, tmp_path):
 
 def test_steps_come_from_branches(hub):
     steps = list_checkpoints("lab/tiny", steps="all")
-    assert steps == [Checkpoint(step=s, source="lab/tiny", revision=f"step{s}") for s in (0, 16, 128)]
+    commits = {branch: commit_of(folder) for branch, folder in hub.repositories["lab/tiny"].items()}
+    assert steps == [
+        Checkpoint(step=s, source="lab/tiny", revision=f"step{s}", commit=commits[f"step{s}"]) for s in (0, 16, 128)
+    ]
     assert [c.step for c in list_checkpoints("lab/tiny", steps=[128, 0])] == [0, 128]
     with pytest.raises(ModelNotFound, match=r"no checkpoint of step 1, 64\. It has 0, 16, 128"):
         list_checkpoints("lab/tiny", steps=[64, 0, 1])
 
 
+def test_a_checkpoint_stays_at_its_commit_when_the_branch_moves(hub):
+    """A study of days loads what it was planned with; the branch as it is now would be another model."""
+    first, second, _ = list_checkpoints("lab/tiny", steps="all")
+    (unasked,) = list_checkpoints("lab/tiny@step16")
+    assert unasked.commit is None
+    assert pin(unasked, checkpoint_folder(unasked, weights=False)) == second
+    weights = checkpoint_folder(first).folder / "model.safetensors"
+    before = weights.read_bytes()
+    hub.repositories["lab/tiny"]["step0"] = hub.repositories["lab/tiny"]["experiment"]
+    assert (checkpoint_folder(first).folder / "model.safetensors").read_bytes() == before
+    assert checkpoint_folder(first).commit == first.commit
+    moved = checkpoint_folder(list_checkpoints("lab/tiny", steps=[0])[0])
+    assert moved.commit == commit_of(hub.repositories["lab/tiny"]["experiment"])
+    assert (moved.folder / "model.safetensors").read_bytes() != before
+
+
 def test_without_steps_a_hub_model_is_one_checkpoint():
-    assert list_checkpoints("lab/tiny") == [Checkpoint(step=-1, source="lab/tiny")]
+    assert list_checkpoints("lab/tiny") == [Checkpoint(step=None, source="lab/tiny")]
     one = [Checkpoint(step=16, source="lab/tiny", revision="step16")]
     assert list_checkpoints("lab/tiny", "step16") == list_checkpoints("lab/tiny@step16") == one
     assert list_checkpoints("lab/tiny@refs/pr/1")[0].revision == "refs/pr/1"

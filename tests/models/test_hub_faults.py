@@ -43,7 +43,7 @@ def hub(branches, tmp_path, monkeypatch, slept):
     hub = Hub({"lab/tiny": branches, "lab/closed": branches}, private={"lab/closed": "hf_right"})
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    hub_module.say_from_cache.cache_clear()
+    hub_module.warn_of_cache.cache_clear()
     with serving(hub) as address:
         reach(monkeypatch, address, tmp_path / "cache")
         yield hub

@@ -120,7 +120,7 @@ def test_device_auto_is_cuda_where_there_is_one(folder):
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path, monkeypatch, device):
     if device == "cuda":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InvalidConfig, match=rf"no device '{device}'.*Here are cpu.*--device, or `auto`"):
+    with pytest.raises(InvalidConfig, match=rf"no device '{device}'.*This machine has cpu.*--device, or `auto`"):
         load_model(tmp_path, device=device)  # before anything is read: the folder is empty
 
 

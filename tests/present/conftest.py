@@ -11,14 +11,15 @@ import pytest
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths import Definitions
-from rareneuron.maths.geometry import geometry
+from rareneuron.maths.activations import geometry
 from rareneuron.maths.groups import neuron_groups
-from rareneuron.maths.spectrum import spectrum
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.groups import ComparedGroups, write_groups
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import RunStore, replacing, write_json, write_table, write_tensors
+from rareneuron.maths.weights import spectrum
 from rareneuron.present.blocks import Paragraph
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import replacing, write_json, write_table, write_tensors
+from rareneuron.runs.groups import ComparedGroups, write_groups
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
 
 WORDS = (" obscure", " vellum", "Topology", " unmasked", " divergence", " quay")
 N_CONTEXTS = 6

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from rareneuron.pipeline.explorer import N_BINS, N_CONTEXTS, N_NEIGHBOURS, N_TOKENS, NONE, Explorer, write_explorer
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import write_table, write_tensors
+from rareneuron.runs.files import write_table, write_tensors
+from rareneuron.runs.neurons import N_BINS, N_CONTEXTS, N_NEIGHBOURS, N_TOKENS, NONE, Explorer, write_explorer
+from rareneuron.runs.run import Run
 
 HOSTILE = (
     "</script><script>window.harmed = 1</script>",

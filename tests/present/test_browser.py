@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_table, write_table
 from rareneuron.present.report import write_report
+from rareneuron.runs.files import read_table, write_table
+from rareneuron.runs.run import Run
 from tests.present.explorer_run import HOSTILE, add_details
 
 MakeRun = Callable[..., Run]

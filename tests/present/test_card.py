@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from rareneuron.pipeline.run import open_run
-from rareneuron.pipeline.store import read_json, write_json
 from rareneuron.present.card import LIMITS, card
 from rareneuron.present.sections.reproduce import PAPER, command
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.run import open_run
 
 from .test_compare import changed, with_claims
 

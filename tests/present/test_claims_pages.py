@@ -10,13 +10,13 @@ import pytest
 from rareneuron.errors import RunFolderError
 from rareneuron.maths.claims import Hypothesis, against_groups, judged
 from rareneuron.maths.significance import against_null
-from rareneuron.pipeline.run import Run
 from rareneuron.present.blocks import Definitions, Notice, Table
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.claims import NO_CLAIMS, VERDICTS, look
 from rareneuron.present.findings import findings
 from rareneuron.present.sections.claims import claims_section
 from rareneuron.present.style import DARK, LIGHT, Theme
+from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
 

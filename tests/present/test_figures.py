@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from rareneuron.errors import InvalidConfig, RunFolderError
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import inline_svg
 from rareneuron.present.figures import FIGURES, figure, save_figure, write_figures
 from rareneuron.present.figures.rank_curve import MOST_LABELS, MOST_POINTS, labelled, thinned
 from rareneuron.present.style import DARK, LIGHT, Theme
+from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
 

@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.pipeline.dynamics import onsets
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_json, write_json
+from rareneuron.conclude.trajectory import onsets
 from rareneuron.present.blocks import Definitions, Illustration, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.alpha_hill import since
@@ -20,6 +18,8 @@ from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.spectrum import spectrum_section
 from rareneuron.present.style import DARK, LIGHT, Theme
 from rareneuron.present.tables import paper_table
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.run import Run
 from tests.present.test_phases_figures import legends
 
 MakeRun = Callable[..., Run]

@@ -15,15 +15,15 @@ from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.pipeline.rankings import fit_rankings, write_phases
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_table, write_table
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.effect_distribution import density
 from rareneuron.present.figures.rank_curve import MOST_LABELS, MOST_POINTS
 from rareneuron.present.figures.verdict import null_bands, null_samples, verdict
 from rareneuron.present.report import render_report
 from rareneuron.present.sections.phases import meaning
+from rareneuron.runs.files import read_table, write_table
+from rareneuron.runs.rankings import fit_rankings, write_phases
+from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
 N, PLATEAU, DECAY, KAPPA = 512, 24, 150, 0.4

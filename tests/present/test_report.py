@@ -16,15 +16,15 @@ import pytest
 
 from rareneuron.cli.study import study
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.explorer import read_explorer
-from rareneuron.pipeline.run import Run, open_run
-from rareneuron.pipeline.store import read_json, read_table, read_tensors, write_json, write_table
 from rareneuron.present.blocks import Definitions
 from rareneuron.present.findings import findings
 from rareneuron.present.report import render_report, write_report
 from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
 from rareneuron.present.wording import without_hidden
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import read_json, read_table, read_tensors, write_json, write_table
+from rareneuron.runs.neurons import read_explorer
+from rareneuron.runs.run import Run, open_run
 from tests.present.explorer_run import HOSTILE as HOSTILE_TEXTS
 from tests.present.explorer_run import add_details
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_table, write_table
 from rareneuron.present.summary import groups_table, largest_effect, nulls_of_step_zero, step_zero, study_summary
+from rareneuron.runs.files import read_table, write_table
+from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
 

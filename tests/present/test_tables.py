@@ -12,8 +12,6 @@ import pandas as pd
 import pytest
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import read_json, write_json
 from rareneuron.present.published import GROUPS, MODELS, Number, published
 from rareneuron.present.tables import (
     COLUMNS,
@@ -28,6 +26,8 @@ from rareneuron.present.tables import (
     write_tables,
 )
 from rareneuron.present.typeset import as_latex, as_markdown
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
 

@@ -20,11 +20,11 @@ def merge(runs: tuple[Path, ...], as_json: bool) -> None:
     rareneuron merge runs/pythia-70m
     rareneuron merge runs/whole runs/part1 runs/part2
     """
-    from rareneuron.pipeline.merge import merge_runs, missing_steps
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
     from rareneuron.present.summary import study_summary
     from rareneuron.present.tables import write_tables
+    from rareneuron.study.merge import merge_runs, missing_steps
 
     run = merge_runs(runs[0], runs[1:])
     missing = missing_steps(run)

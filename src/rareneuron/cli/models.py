@@ -12,7 +12,7 @@ from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
 if TYPE_CHECKING:
-    from rareneuron.pipeline.audit import Audit
+    from rareneuron.study.suspicions import Audit
 
 
 @cli.command(short_help="Count tokens of a text.")
@@ -33,7 +33,7 @@ def unigrams(
     \b
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
     """
-    from rareneuron.pipeline.unigrams import count_corpus
+    from rareneuron.study.counts import count_corpus
 
     total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
     emit(
@@ -65,7 +65,7 @@ def fetch(
     rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
     HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
     """
-    from rareneuron.pipeline.fetch import fetch as fetch_series
+    from rareneuron.study.fetch import fetch as fetch_series
 
     quiet_libraries()
     found = fetch_series(model, revision, steps, counts=counts, progress=said)
@@ -109,21 +109,21 @@ def checkpoints(
     rareneuron checkpoints ./series --audit --data texts.jsonl.gz
     """
     if audit:
-        from rareneuron.pipeline.audit import audit_series
+        from rareneuron.study.suspicions import audit_series
 
         quiet_libraries()
         found = audit_series(model, revision, data=data, text_field=text_field, seed=seed, progress=said)
         emit(audit_as_dict(found), as_json, lambda: audit_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import UNKNOWN_STEP, all_checkpoints, label, without_weights
+    from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
-    missing = [without_weights(c) for c in listed]
+    missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows = [
-        {"step": None if c.step == UNKNOWN_STEP else c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
+        {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
@@ -141,9 +141,9 @@ def said(name: str) -> None:
     click.echo(name, err=True)
 
 
-def step_text(step: Any) -> str:
-    """A step in its column; -1 and None are unknown."""
-    return f"{'?' if step in (None, -1) else step:>8}"
+def step_text(step: int | None) -> str:
+    """A step in its column, with a question mark for one that isn't known."""
+    return f"{'?' if step is None else step:>8}"
 
 
 def audit_as_dict(audit: "Audit") -> dict[str, Any]:
@@ -153,7 +153,7 @@ def audit_as_dict(audit: "Audit") -> dict[str, Any]:
         "n_tokens": audit.n_tokens,
         "checkpoints": [
             {
-                "step": None if c.step == -1 else c.step,
+                "step": c.step,
                 "checkpoint": c.name,
                 "weights_sha256": c.weights,
                 "n_params": c.n_params,

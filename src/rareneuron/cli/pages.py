@@ -26,10 +26,10 @@ def report(run: Path, as_json: bool) -> None:
     \b
     rareneuron report runs/embedded
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
     from rareneuron.present.tables import write_tables
+    from rareneuron.runs.run import open_run
 
     opened = open_run(run)
     page, figures = str(write_report(opened)), [str(path) for path in write_figures(opened)]
@@ -50,9 +50,9 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
     rareneuron figure runs/embedded rank-curve -o rank-curve.pdf
     rareneuron figure runs/a runs/b rank-curves -o curves.svg
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.figures import FIGURES, save_figure
     from rareneuron.present.figures import figure as draw
+    from rareneuron.runs.run import open_run
 
     if not runs:
         raise click.UsageError(f"Give a run and the name of a figure, one of: {', '.join(FIGURES)}.")
@@ -73,9 +73,9 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
     rareneuron compare runs/embedded runs/other
     rareneuron compare runs/seed0 runs/seed1 -o seeds.html
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.compare import compare as side_by_side
     from rareneuron.present.compare import comparison_text, write_comparison
+    from rareneuron.runs.run import open_run
 
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise click.BadParameter(f"{output.name!r} is no page. Name a file such as compare.html.", param_hint="-o")
@@ -105,9 +105,9 @@ def card(run: Path, output: Path | None, as_json: bool) -> None:
     rareneuron card runs/embedded
     rareneuron card runs/embedded -o card.md
     """
-    from rareneuron.pipeline.run import open_run
-    from rareneuron.pipeline.store import replacing
     from rareneuron.present.card import card as written
+    from rareneuron.runs.files import replacing
+    from rareneuron.runs.run import open_run
 
     text = written(open_run(run))
     if output is not None:

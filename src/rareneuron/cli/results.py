@@ -16,13 +16,13 @@ from rareneuron.cli.base import (
     table_records,
     table_text,
 )
-from rareneuron.pipeline.config import CHOICES
+from rareneuron.runs.config import CHOICES
 
 if TYPE_CHECKING:
     from rareneuron.maths import Definitions
     from rareneuron.maths.phases import Phases
     from rareneuron.maths.released import ReleasedPhases
-    from rareneuron.pipeline.rankings import Ranking
+    from rareneuron.runs.rankings import Ranking
 
 
 @cli.command(short_help="Neurons that boost and suppress rare tokens.")
@@ -36,8 +36,8 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     rareneuron groups runs/embedded
     rareneuron groups runs/embedded --step 512 --json
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import groups_table
+    from rareneuron.runs.run import open_run
 
     table = groups_table(open_run(run), step)
     emit(table_records(table), as_json, lambda: table_text(table))
@@ -55,8 +55,8 @@ def geometry(run: Path, step: int | None, as_json: bool) -> None:
     \b
     rareneuron geometry runs/embedded --step 512
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import beside_nulls
+    from rareneuron.runs.run import open_run
 
     rows = open_run(run).geometry(step)
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["statistic", "group"])))
@@ -74,8 +74,8 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
     \b
     rareneuron spectrum runs/embedded
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import beside_nulls
+    from rareneuron.runs.run import open_run
 
     rows = open_run(run).spectrum(step)
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["matrix", "statistic", "group"])))
@@ -106,9 +106,9 @@ def phases(
     rareneuron phases runs/embedded --step 512 --ranking boosting --definitions released
     """
     from rareneuron.maths.phases import Phases
-    from rareneuron.pipeline.rankings import as_record
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import step_zero
+    from rareneuron.runs.rankings import as_record
+    from rareneuron.runs.run import open_run
 
     opened = open_run(run)
     definitions = definitions or opened.definitions
@@ -201,8 +201,8 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     rareneuron claims runs/embedded
     rareneuron claims runs/embedded --tests
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.summary import claim_tests, claims_record, claims_text
+    from rareneuron.runs.run import open_run
 
     found = open_run(run).claims()
     if of_tests:
@@ -234,8 +234,8 @@ def tables(runs: tuple[Path, ...], step: int | None, form: str, output: Path | N
     rareneuron tables runs/embedded
     rareneuron tables runs/pythia-70m runs/pythia-410m --format latex -o tables
     """
-    from rareneuron.pipeline.run import open_run
     from rareneuron.present.tables import all_tables, save_tables, tables_text
+    from rareneuron.runs.run import open_run
 
     opened = [open_run(run) for run in runs]
     if output is None:
@@ -265,9 +265,9 @@ def trajectory(run: Path, of_trends: bool, of_onsets: bool, as_json: bool) -> No
     rareneuron trajectory runs/embedded
     rareneuron trajectory runs/embedded --onsets
     """
-    from rareneuron.pipeline.dynamics import onsets, trends
-    from rareneuron.pipeline.run import open_run
+    from rareneuron.conclude.trajectory import onsets, trends
     from rareneuron.present.summary import nulls_of_step_zero
+    from rareneuron.runs.run import open_run
 
     if of_trends and of_onsets:
         raise click.UsageError("--trends and --onsets are two tables: ask for one of them.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
-from rareneuron.pipeline.config import CHOICES, StudyConfig
+from rareneuron.runs.config import CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
@@ -106,16 +106,17 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
     if not sys.stderr.isatty():
         quiet_libraries()
     if dry_run:
-        from rareneuron.pipeline.plan import plan_as_dict, plan_as_text, plan_study
+        from rareneuron.study.estimate import plan_as_dict, plan_as_text
+        from rareneuron.study.plan import plan_study
 
         plan = plan_study(chosen)
         emit(plan_as_dict(plan) if as_json else None, as_json, lambda: plan_as_text(plan))
         return
-    from rareneuron.pipeline.study import run_study
     from rareneuron.present.figures import write_figures
     from rareneuron.present.report import write_report
     from rareneuron.present.summary import study_summary
     from rareneuron.present.tables import write_tables
+    from rareneuron.study.study import run_study
 
     run = run_study(chosen)
     if chosen.shard is not None:

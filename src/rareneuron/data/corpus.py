@@ -1,7 +1,7 @@
 """Texts to token windows, streamed, with a fingerprint.
 
 A *context* is a window of `context_length` ids: BOS, where the tokenizer has one, then a slice of the token
-stream in which texts are joined by EOS, pieces of one text (`texts.Unfinished`) by nothing. Windows never overlap
+stream in which texts are joined by EOS, and pieces of one text (`texts.Unfinished`) by nothing. Windows never overlap
 and are never padded, so the remainder at the end of the stream, shorter than a window, isn't used.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from rareneuron.data.texts import Unfinished
-from rareneuron.errors import InvalidConfig
+from rareneuron.errors import InvalidConfig, MissingText
 
 TEXTS_PER_BATCH = 64
 CHARACTERS_PER_BATCH = 1 << 18  # novels are long: 64 of them at once would take gigabytes while they're tokenized
@@ -31,12 +31,12 @@ class Windows:
 
 
 def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids per text, without special tokens."""
+    """The token ids of each text, without special tokens."""
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts for one call of the tokenizer: many short ones, or a long one by itself."""
+def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the texts for one call of the tokenizer: many short ones, or a long one by itself."""
     batch: list[str] = []
     n_characters = 0
     for text in texts:
@@ -74,7 +74,7 @@ class WindowStream:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         stride = self.context_length - (bos is not None)
         pending, begins = np.empty(0, np.int32), True
-        for batch in _batches(self.texts):
+        for batch in text_batches(self.texts):
             # Nothing here may keep the batch's lists while the next batch is encoded: the allocator would place new
             # lists beside the old ones and grow with every batch.
             ends = [not isinstance(text, Unfinished) for text in batch]
@@ -101,8 +101,15 @@ class WindowStream:
         return self._digest.hexdigest()
 
 
+def too_short(name: str, context_length: int, remedy: str) -> MissingText:
+    """The error for a text that fills no window; `remedy` says what to do about it."""
+    return MissingText(
+        f"{name} is shorter than one window of {context_length} tokens, so there is nothing to measure on it. {remedy}"
+    )
+
+
 def token_windows(texts: Iterable[str], tokenizer: Any, context_length: int = 256) -> Windows:
-    """All windows of a corpus that fits in memory."""
+    """All windows of a corpus that fits in memory, and what they were cut from."""
     stream = WindowStream(texts, tokenizer, context_length)
     blocks = list(stream)
     ids = np.concatenate(blocks) if blocks else np.empty((0, context_length), np.int32)

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ ELBOW_DEVIATIONS = 3.0  # a change of slope is a candidate beyond mean + 3 sd
 
 @dataclass(frozen=True, kw_only=True)
 class RareTypes(Shown):
-    """Stage 1 of the filter: the types with `p < threshold`, p = (count + 1) / Σ(count + 1)."""
+    """The rare types of a vocabulary: those with `p < threshold`, p = (count + 1) / Σ(count + 1)."""
 
     mask: Bool[np.ndarray, " vocab"]
     threshold: float  # a probability; 1.0 where every type is taken
@@ -60,9 +60,10 @@ def rare_types(
     over: Rule = "types",
     vocab_size: int | None = None,
 ) -> RareTypes:
-    """The types whose smoothed probability lies strictly below a threshold.
+    """Decide which types of a vocabulary are rare, from how often each occurs in the training text.
 
-    `over` says where the threshold is, in the descending order of p:
+    A type is rare where its smoothed probability p = (count + 1) / Σ(count + 1) lies strictly below a threshold: the
+    first stage of the paper's filter (App. 5.3.1). `over` says where the threshold is, in the descending order of p:
 
     - `"types"` (paper): p of the type at index ⌊V · (1 - percentile/100)⌋;
     - `"occurrences"`: the same rule with every type repeated count + 1 times, so p of the type that holds the
@@ -70,9 +71,30 @@ def rare_types(
     - `"elbow"`: p where the log-log curve of p by rank bends most (`elbow_index`);
     - `"none"`: every type.
 
-    Counts shorter than `vocab_size` are padded with zeros: the rows of an embedding that no token uses.
+    Args:
+        counts: How often each type occurs, by token id: whole numbers, [types].
+        percentile: Between 0 and 100, exclusive; what it is a share of, `over` says. Not used by "elbow" and "none".
+        over: The rule.
+        vocab_size: Rows of the model's embedding. Counts are padded with zeros to this length.
+
+    Returns:
+        A mask over the vocabulary, [vocab], with the threshold as a probability, as a count and as an index, the number
+        of rare types, and their share of all occurrences.
+
+    Raises:
+        InvalidConfig: There is no such rule, or the percentile is out of range.
+        UnusableCounts: Counts aren't whole numbers, are negative, all zero or more than `vocab_size`, or the curve has
+            no elbow.
+
+    Example:
+        >>> counts = np.array([100, 0, 5, 20, 1, 2])
+        >>> rare = rare_types(counts, percentile=50)
+        >>> np.flatnonzero(rare.mask), rare.count_at_threshold
+        (array([1, 4, 5]), 5)
+        >>> rare.n_types, round(rare.mass, 4)  # three of six types, and 3 of 128 occurrences
+        (3, 0.0234)
     """
-    counts = _padded(_checked(counts, "counts"), vocab_size or len(counts))
+    counts = pad_counts(check_counts(counts, "counts"), vocab_size or len(counts))
     smoothed = counts + 1
     descending = np.sort(smoothed)[::-1]
     if over not in get_args(Rule):
@@ -85,9 +107,9 @@ def rare_types(
     index: int | None
     match over:
         case "types":
-            index = _floor_of_rest(len(descending), percentile)
+            index = floor_of_rest(len(descending), percentile)
         case "occurrences":
-            occurrence = _floor_of_rest(int(descending.sum()), percentile)
+            occurrence = floor_of_rest(int(descending.sum()), percentile)
             index = int(np.searchsorted(np.cumsum(descending), occurrence, side="right"))
         case "elbow":
             index = elbow_index(descending / descending.sum())
@@ -107,12 +129,13 @@ def rare_types(
     )
 
 
-def _floor_of_rest(n: int, percentile: float | int) -> int:
+def floor_of_rest(n: int, percentile: float | int) -> int:
+    """⌊n · (1 - percentile/100)⌋, exactly."""
     return math.floor(n * (100 - percentile) / 100)  # not n·(1 - percentile/100): 10·(1 - 0.9) is 0.9999…
 
 
 def elbow_index(p: Float64[np.ndarray, " rank"]) -> int:
-    """Where the tail of a rank-frequency curve bends most, as an index into `p`, which is sorted descending.
+    """The index at which the tail of a rank-frequency curve bends most; `p` is sorted descending.
 
     Least-squares slopes of log p on log rank in windows of 2,000 ranks, one starting at every index from
     max(V/2, 4,000). Changes of slope between neighbours beyond mean + 3 sd are candidates; the elbow is the start
@@ -125,7 +148,7 @@ def elbow_index(p: Float64[np.ndarray, " rank"]) -> int:
             f"vocabulary has {len(p):,} types, which leaves too few. Use a percentile over types or occurrences."
         )
     log_rank = np.log(np.arange(1, len(p) + 1))[start:]
-    slopes = _sliding_slopes(log_rank, np.log(p)[start:], ELBOW_WINDOW)
+    slopes = sliding_slopes(log_rank, np.log(p)[start:], ELBOW_WINDOW)
     change = np.abs(np.diff(slopes))
     largest = int(change.argmax())
     if change[largest] <= change.mean() + ELBOW_DEVIATIONS * change.std():
@@ -136,7 +159,7 @@ def elbow_index(p: Float64[np.ndarray, " rank"]) -> int:
     return start + largest + 1
 
 
-def _sliding_slopes(
+def sliding_slopes(
     x: Float64[np.ndarray, " rank"], y: Float64[np.ndarray, " rank"], width: int
 ) -> Float64[np.ndarray, " window"]:
     """Least-squares slope of y on x in every window, each centred on its own means: running sums would cancel."""
@@ -150,7 +173,7 @@ def _sliding_slopes(
 def count_unigrams(
     window_blocks: Iterable[Int32[np.ndarray, "_ position"]], vocab_size: int, max_tokens: int = 50_000_000
 ) -> Int64[np.ndarray, " vocab"]:
-    """How often each type is a target: positions from 1 on, so the BOS put before each window isn't counted.
+    """Count how often each type is a target, which leaves out the BOS put before each window.
 
     Stops at the last whole window within `max_tokens` targets.
     """
@@ -158,7 +181,7 @@ def count_unigrams(
     n = 0
     for ids in window_blocks:
         fit = (max_tokens - n) // (ids.shape[1] - 1)
-        targets = checked_ids(ids[:fit], vocab_size)[:, 1:]
+        targets = check_ids(ids[:fit], vocab_size)[:, 1:]
         counts += np.bincount(targets.ravel(), minlength=vocab_size)
         n += targets.size
         if fit <= len(ids):
@@ -166,8 +189,8 @@ def count_unigrams(
     return counts
 
 
-def checked_ids(ids: Int32[np.ndarray, "context position"], vocab_size: int) -> Int32[np.ndarray, "context position"]:
-    """The same ids, all of which are rows of the model's embedding."""
+def check_ids(ids: Int32[np.ndarray, "context position"], vocab_size: int) -> Int32[np.ndarray, "context position"]:
+    """Return the ids as they are, or refuse those for which the model's embedding has no row."""
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         outside = ids.max() if ids.max() >= vocab_size else ids.min()
         raise VocabularyMismatch(
@@ -181,7 +204,7 @@ def checked_ids(ids: Int32[np.ndarray, "context position"], vocab_size: int) -> 
 
 
 def refuse_other_suffix(path: Path) -> None:
-    """The suffix says how counts are written, so a name without one of these can't be used."""
+    """Refuse a file whose name doesn't say, by its suffix, how counts are written in it."""
     if path.suffix not in COUNT_SUFFIXES:
         raise UnusableCounts(
             f"{path}: counts are kept in {', '.join(COUNT_SUFFIXES)} files, and this one ends in "
@@ -190,34 +213,35 @@ def refuse_other_suffix(path: Path) -> None:
 
 
 def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = None) -> Int64[np.ndarray, " vocab"]:
-    """Counts by token id from `.npy`, `.npz` (one array, or `counts`) or `.parquet` (`count`, and `token` or `id`).
+    """Read counts by token id from a file.
 
-    As many counts as the tokenizer has types are padded with zeros to the model's vocabulary (Pythia: 50,277 →
-    50,304, since embeddings are padded); any other length is of another tokenizer, and refused.
+    The file is `.npy`, `.npz` (one array, or `counts`) or `.parquet` (`count`, and `token` or `id`). As many counts as
+    the tokenizer has types are padded with zeros to the model's vocabulary (Pythia: 50,277 → 50,304, since embeddings
+    are padded); another length means another tokenizer, and is refused.
     """
     path = Path(path)
     if not path.is_file():
         raise UnusableCounts(f"There is no file {path}. Name a count file with `--counts`, or count with `unigrams`.")
-    counts = _checked(_read_counts(path), str(path))
+    counts = check_counts(read_counts(path), str(path))
     if len(counts) not in (vocab_size, tokenizer_size):
         sizes = f"{vocab_size:,} types" + (f" and its tokenizer {tokenizer_size:,}" if tokenizer_size else "")
         raise UnusableCounts(
             f"{path} holds {len(counts):,} counts, but the model's vocabulary has {sizes}, so these are of another "
             "tokenizer. Count with this model's tokenizer: `rareneuron unigrams TOKENIZER DATA -o FILE`."
         )
-    return _padded(counts, vocab_size)
+    return pad_counts(counts, vocab_size)
 
 
 def save_counts(counts: Int[np.ndarray, " vocab"], path: str | Path) -> None:
     """Write `.npy`, `.npz` or `.parquet` so that a reader never sees half a file."""
     path = Path(path)
     refuse_other_suffix(path)
-    counts = _checked(counts, "counts")
+    counts = check_counts(counts, "counts")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            _write_counts(counts, file, path.suffix)
+            write_counts(counts, file, path.suffix)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -225,7 +249,8 @@ def save_counts(counts: Int[np.ndarray, " vocab"], path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _write_counts(counts: Int64[np.ndarray, " vocab"], file: IO[bytes], suffix: str) -> None:
+def write_counts(counts: Int64[np.ndarray, " vocab"], file: IO[bytes], suffix: str) -> None:
+    """Write counts to an open file, in the form that a suffix stands for."""
     match suffix:
         case ".npy":
             np.save(file, counts, allow_pickle=False)
@@ -235,10 +260,11 @@ def _write_counts(counts: Int64[np.ndarray, " vocab"], file: IO[bytes], suffix: 
             pq.write_table(pa.table({"token": np.arange(len(counts)), "count": counts}), file)
 
 
-def _read_counts(path: Path) -> np.ndarray:
+def read_counts(path: Path) -> np.ndarray:
+    """Read the array of counts from a file of any of the three forms; whether they are counts isn't checked."""
     refuse_other_suffix(path)
     try:
-        return _count_column(path) if path.suffix == ".parquet" else _count_array(path)
+        return count_column(path) if path.suffix == ".parquet" else count_array(path)
     except DAMAGED as error:
         raise UnusableCounts(
             f"{path} isn't a readable {path.suffix} file ({error}). Files of pickled objects are never opened. "
@@ -246,10 +272,11 @@ def _read_counts(path: Path) -> np.ndarray:
         ) from error
 
 
-def _count_array(path: Path) -> np.ndarray:
+def count_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, or the one of counts in a `.npz` file."""
     if path.suffix == ".npz":
         with zipfile.ZipFile(path) as archive:
-            _refuse_many(path, max((member.file_size for member in archive.infolist()), default=0) // 8)
+            refuse_too_many(path, max((member.file_size for member in archive.infolist()), default=0) // 8)
     with path.open("rb") as file:  # np.load leaves a damaged archive open where it opens it itself
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -262,26 +289,28 @@ def _count_array(path: Path) -> np.ndarray:
         return loaded["counts" if "counts" in names else names[0]]
 
 
-def _refuse_many(path: Path, n: int) -> None:
+def refuse_too_many(path: Path, n: int) -> None:
+    """Refuse a file that claims to hold more counts than any vocabulary has types."""
     if n > MOST_TYPES:
         raise UnusableCounts(
             f"{path} claims {n:,} counts, and no vocabulary has so many types, so it isn't read. Write it again."
         )
 
 
-def _count_column(path: Path) -> np.ndarray:
-    _refuse_many(path, pq.read_metadata(path).num_rows)
+def count_column(path: Path) -> np.ndarray:
+    """The column of counts of a Parquet file, in the order of token ids."""
+    refuse_too_many(path, pq.read_metadata(path).num_rows)
     table = pq.read_table(path)
     names = table.column_names
     if len(names) == 1:
-        return _integers(table, names[0], path)
+        return whole_numbers(table, names[0], path)
     ids = next((name for name in TOKEN_COLUMNS if name in names), None)
     if ids is None or "count" not in names:
         raise UnusableCounts(
             f"{path} has the columns {names}, and it isn't known which are the counts. Name them 'token' (or 'id') and "
             "'count', or keep a single column in order of token id."
         )
-    token, count = _integers(table, ids, path), _integers(table, "count", path)
+    token, count = whole_numbers(table, ids, path), whole_numbers(table, "count", path)
     order = np.argsort(token)
     if not np.array_equal(token[order], np.arange(len(token))):
         raise UnusableCounts(
@@ -291,7 +320,8 @@ def _count_column(path: Path) -> np.ndarray:
     return count[order]
 
 
-def _integers(table: Any, name: str, path: Path) -> np.ndarray:
+def whole_numbers(table: pa.Table, name: str, path: Path) -> np.ndarray:
+    """A column of a table as an array; anything but whole numbers is refused."""
     column = table.column(name)
     if not pa.types.is_integer(column.type) or column.null_count:
         raise UnusableCounts(
@@ -301,7 +331,8 @@ def _integers(table: Any, name: str, path: Path) -> np.ndarray:
     return column.to_numpy()
 
 
-def _checked(counts: np.ndarray, name: str) -> Int64[np.ndarray, " types"]:
+def check_counts(counts: np.ndarray, name: str) -> Int64[np.ndarray, " types"]:
+    """Return counts in int64, or refuse what can't be counts; `name` says in the message which they are."""
     if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer):
         raise UnusableCounts(
             f"{name}: shape {counts.shape} and type {counts.dtype}, but counts are whole numbers in one dimension, by "
@@ -317,7 +348,8 @@ def _checked(counts: np.ndarray, name: str) -> Int64[np.ndarray, " types"]:
     return counts.astype(np.int64)
 
 
-def _padded(counts: Int64[np.ndarray, " types"], vocab_size: int) -> Int64[np.ndarray, " vocab"]:
+def pad_counts(counts: Int64[np.ndarray, " types"], vocab_size: int) -> Int64[np.ndarray, " vocab"]:
+    """Counts with zeros added for the rows of the embedding that no token uses."""
     if len(counts) > vocab_size:
         raise UnusableCounts(
             f"There are {len(counts):,} counts for a vocabulary of {vocab_size:,} types, so they are of another "

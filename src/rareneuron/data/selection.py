@@ -17,9 +17,10 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from rareneuron.data.rarity import checked_ids
+from rareneuron.data.corpus import too_short
+from rareneuron.data.rarity import check_ids
 from rareneuron.data.words import WordTypes
-from rareneuron.errors import MissingText, NoRareTokens, RareNeuronError
+from rareneuron.errors import NoRareTokens, RareNeuronError
 
 CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
 ID_BYTES = np.dtype(np.int32).itemsize
@@ -28,7 +29,7 @@ START_OF_TEXT = -1  # stands for the id before the first window
 
 @contextmanager
 def spooling(folder: str | Path | None) -> Iterator[None]:
-    """Turns the refusal of the temporary folder, full or forbidden, into an error that names it."""
+    """Turn the refusal of a temporary folder, full or forbidden, into an error that names it."""
     try:
         yield
     except OSError as error:
@@ -64,7 +65,7 @@ class WindowSpool:
 
     @property
     def n_targets(self) -> int:
-        """Targets of all windows appended, whatever they are."""
+        """How many targets all windows appended have, whatever they are."""
         return self.n_contexts * (self.context_length - 1)
 
     def fill(
@@ -78,9 +79,9 @@ class WindowSpool:
         return self
 
     def append(self, ids: Int32[np.ndarray, "context position"]) -> None:
-        """Add windows after those that are there."""
+        """Write windows after those that are there, and count their targets."""
         assert ids.shape[1] == self.context_length, f"windows of {ids.shape[1]} in a spool of {self.context_length}"
-        checked_ids(ids, self.vocab_size)
+        check_ids(ids, self.vocab_size)
         with spooling(self.folder):
             self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
             self._file.write(np.ascontiguousarray(ids).tobytes())
@@ -89,18 +90,19 @@ class WindowSpool:
         self.counts += np.bincount(ids[:, 1:].ravel(), minlength=self.vocab_size)
 
     def blocks(self, n: int = CONTEXTS_PER_BLOCK) -> Iterator[Int32[np.ndarray, "context position"]]:
-        """All windows in order, `n` at a time."""
+        """Yield all windows in order, `n` at a time."""
         for start in range(0, self.n_contexts, n):
-            yield self._read(start, min(n, self.n_contexts - start))
+            yield self.read(start, min(n, self.n_contexts - start))
 
     def rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
         """The windows of these contexts, in the order asked for."""
         out = np.empty((len(index), self.context_length), np.int32)
         for row, context in enumerate(index):
-            out[row] = self._read(int(context), 1)
+            out[row] = self.read(int(context), 1)
         return out
 
-    def _read(self, start: int, n: int) -> Int32[np.ndarray, "context position"]:
+    def read(self, start: int, n: int) -> Int32[np.ndarray, "context position"]:
+        """Read `n` windows from the file, from the context `start` on."""
         self._file.seek(start * self.context_length * ID_BYTES)
         ids = np.frombuffer(self._file.read(n * self.context_length * ID_BYTES), np.int32)
         return ids.reshape(n, self.context_length)
@@ -116,13 +118,13 @@ class TokenFilter:
     inserted_bos: int | None = None  # what `WindowStream` puts before every window, if anything
 
     def countable(self, ids: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
-        """Targets that are text."""
+        """Mark the targets that are text, and not BOS, EOS or padding."""
         return ~self.special[ids[:, 1:]]
 
     def words_in_place(
         self, ids: Int32[np.ndarray, "context position"], before: Int32[np.ndarray, " context"]
     ) -> Bool[np.ndarray, "context token"]:
-        """Targets that are words where they stand; `before` holds the id before each window in the stream.
+        """Mark the targets that are words where they stand; `before` holds the id before each window in the stream.
 
         An inserted BOS doesn't begin a text: the window was cut there, maybe within a word. Whether a line begins
         at position 1 is then decided by the last token of the window before it.
@@ -139,7 +141,7 @@ class TokenFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage of the filter keeps of the whole corpus read."""
+    """How much of the whole corpus one stage of the filter keeps."""
 
     name: str
     types: int  # distinct types among the targets kept
@@ -185,15 +187,12 @@ def select_tokens(
     state give the same selection.
     """
     if spool.n_contexts == 0:
-        raise MissingText(
-            f"The corpus is shorter than one window of {spool.context_length} tokens, so there is no context to "
-            "analyse. Give more text, or a shorter `--context-length`."
-        )
-    n_rare, stages = _survey(spool, token_filter)
+        raise too_short("The corpus", spool.context_length, "Give more text, or a shorter `--context-length`.")
+    n_rare, stages = survey(spool, token_filter)
     if not n_rare.any():
-        raise NoRareTokens(_nothing_rare(stages, token_filter))
-    drawn, wanted = _draw(n_rare, n_tokens, rng)
-    windows, before = spool.rows(drawn), _ids_before(spool, drawn)
+        raise NoRareTokens(why_nothing_is_rare(stages, token_filter))
+    drawn, wanted = draw_contexts(n_rare, n_tokens, rng)
+    windows, before = spool.rows(drawn), ids_before(spool, drawn)
     eligible = token_filter.countable(windows) & token_filter.words_in_place(windows, before)
     is_rare = token_filter.rare[windows[:, 1:]]
     context, position, rare = [], [], []
@@ -226,8 +225,8 @@ def select_tokens(
     )
 
 
-def _survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndarray, " context"], tuple[Stage, ...]]:
-    """Rare targets per context, and what each stage keeps: one pass over the spool."""
+def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndarray, " context"], tuple[Stage, ...]]:
+    """Count rare targets per context, and what each stage keeps, in one pass over the spool."""
     names = ["all", "rare by frequency"] + ["rare words"] * (token_filter.words is not None)
     counts = np.zeros((len(names), spool.vocab_size), np.int64)
     n_rare = np.empty(spool.n_contexts, np.int64)
@@ -249,10 +248,10 @@ def _survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.nda
     return n_rare, stages
 
 
-def _draw(
+def draw_contexts(
     n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " context"], Int64[np.ndarray, " context"]]:
-    """Contexts in the order of the corpus, and how many rare tokens are wanted from each."""
+    """Draw contexts at random; returns them in the order of the corpus, and how many rare tokens each shall give."""
     order = rng.permutation(np.flatnonzero(n_rare))
     total = np.cumsum(n_rare[order])
     order = order[: np.searchsorted(total, n_tokens) + 1]
@@ -262,13 +261,15 @@ def _draw(
     return order[corpus_order], wanted[corpus_order]
 
 
-def _ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, " context"]:
+def ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, " context"]:
+    """The id before each of these windows in the stream; `START_OF_TEXT` before the first."""
     before = spool.rows(np.maximum(index - 1, 0))[:, -1].copy()
     before[index == 0] = START_OF_TEXT
     return before
 
 
-def _nothing_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:
+def why_nothing_is_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:
+    """The message for a corpus in which no target passes the filter, with what each stage left and what to do."""
     found = ", ".join(f"{stage.name}: {stage.occurrences:,} of {stage.types:,} types" for stage in stages)
     words_decide = token_filter.words is not None and stages[1].occurrences > 0
     words = "turn the word filter off (`--words off`), " if words_decide else ""

@@ -1,7 +1,7 @@
 """Corpora as streams of texts: files, folders, Hub data sets.
 
 Everything is read in pieces, so memory does not depend on the size of a corpus: `.jsonl` by line, `.txt` in
-blocks of about 256 kB cut at line ends, `.parquet` by record batch. A `.txt` file is one text: its blocks but the
+blocks of about 256 kB cut at line ends, `.parquet` by record batch. A `.txt` file is one text: all its blocks but the
 last are `Unfinished`, which `corpus` joins without an EOS. A file that is not what its name promises
 is refused with its line or record number. Bad bytes are never replaced: a replacement character would become
 a token of its own, and a rare one. A folder's links may not lead out of it, and no record may fill all memory: lines
@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 from huggingface_hub.errors import HTTPError  # httpx's or requests', whichever it speaks through
 
 from rareneuron.errors import HubUnavailable, MissingText, UnreadableText
+from rareneuron.links import allowed_roots, leads_out
 
 DEFAULT_CORPUS = "allenai/c4:en:validation"  # the corpus of the paper
 BLOCK_BYTES = 1 << 18
 RECORDS_PER_BATCH = 256
-MOST_BYTES = 1 << 28  # of one line or text; the longest novels have a hundredth of it
+MOST_BYTES = 1 << 28  # in one line or text; the longest novels have a hundredth of it
 
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 HUB_ERRORS = (OSError, ValueError, HTTPError)  # no connection; no such data set, configuration or split; cut off
@@ -35,7 +36,7 @@ DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class Unfinished(str):
-    """A piece of a text that goes on with the next piece. No token reaches across the cut."""
+    """A piece of a text that continues in the next piece. No token reaches across the cut."""
 
     __slots__ = ()
 
@@ -58,46 +59,50 @@ class Corpus:
 
 
 def open_corpus(spec: str | Path | None = None, *, text_field: str = "text") -> Corpus:
-    """A corpus from a file, a folder of files (all levels, in sorted order) or the Hub.
+    """Open a corpus: a file, a folder of files (all levels, in sorted order) or a data set on the Hub.
 
     A name that exists on disk is a path. Otherwise `owner/name[:config[:split]]` is a data set on the Hub,
     streamed; without a split it is `train`, save for `allenai/c4`: `en`, `validation`, which is also the corpus
     without a `spec`. Opening checks what can be checked without reading; texts are checked as they stream by.
     """
     if spec is None:
-        return _hub_corpus(DEFAULT_CORPUS, text_field)
+        return hub_corpus(DEFAULT_CORPUS, text_field)
     if spec == "":
         raise MissingText("The name of the corpus is empty, which could stand for any text. Name one with `--data`.")
     path = Path(spec)
     if path.is_file():
-        return _file_corpus(path, text_field)
+        return file_corpus(path, text_field)
     if path.is_dir():
-        return _folder_corpus(path, text_field)
-    if isinstance(spec, str) and HUB_NAME.fullmatch(spec) and _reader(path) is None:
-        return _hub_corpus(spec, text_field)
+        return folder_corpus(path, text_field)
+    if isinstance(spec, str) and HUB_NAME.fullmatch(spec) and reader_of(path) is None:
+        return hub_corpus(spec, text_field)
     raise MissingText(
-        f"There is no file or folder {spec}. Name a {_suffixes()} file, a folder of them, or a Hub data set as "
+        f"There is no file or folder {spec}. Name a {known_suffixes()} file, a folder of them, or a Hub data set as "
         "owner/name[:config[:split]], with `--data`."
     )
 
 
-def _file_corpus(path: Path, text_field: str) -> Corpus:
-    reader = _reader(path)
+def file_corpus(path: Path, text_field: str) -> Corpus:
+    """The corpus of one file; a suffix that isn't known is refused."""
+    reader = reader_of(path)
     if reader is None:
         raise UnreadableText(
             f"{path}: it isn't known where the text is in a file that ends in {path.suffix or 'nothing'!r}. "
-            f"Convert it to one of {_suffixes()}."
+            f"Convert it to one of {known_suffixes()}."
         )
     return Corpus(name=str(path), description=f"the file {path.name}", read=lambda: reader(path, text_field))
 
 
-def _folder_corpus(folder: Path, text_field: str) -> Corpus:
-    everything = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
-    _refuse_links(folder, everything)
-    readable = [(path, reader) for path in everything if (reader := _reader(path)) is not None]
+def folder_corpus(folder: Path, text_field: str) -> Corpus:
+    """The corpus of all readable files below a folder, in sorted order."""
+    everything = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder))
+    )
+    refuse_links(folder, everything)
+    readable = [(path, reader) for path in everything if (reader := reader_of(path)) is not None]
     if not readable:
         raise MissingText(
-            f"{folder} holds no {_suffixes()} file (but {len(everything)} others), so there is no text to read. "
+            f"{folder} holds no {known_suffixes()} file (but {len(everything)} others), so there is no text to read. "
             "Name another folder, or a file, with `--data`."
         )
     ignored = len(everything) - len(readable)
@@ -109,48 +114,47 @@ def _folder_corpus(folder: Path, text_field: str) -> Corpus:
     )
 
 
-def _refuse_links(folder: Path, files: list[Path]) -> None:
-    """Links may lead about the folder, and in a snapshot of the Hub's cache to that data set's blobs."""
-    home = folder.resolve()
-    roots = [home]
-    for parent in (home, *home.parents):
-        if parent.parent.name == "snapshots" and parent.parents[1].name.startswith("datasets--"):
-            roots += [parent.parents[1], parent.parents[2] / "blobs"]
+def refuse_links(folder: Path, files: list[Path]) -> None:
+    """Refuse links that lead out of a folder of text, but for those of a snapshot to its blobs in the Hub's cache."""
+    roots = allowed_roots(folder.resolve(), "datasets")
     for path in files:
-        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+        if leads_out(path, roots):
             raise UnreadableText(
                 f"{path} is a link to {path.readlink()}, outside the folder of text, and a folder from elsewhere could "
                 "make any file be read so. Put a copy in its place, or name the files' own folder with `--data`."
             )
 
 
-def _hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder above it, has a name that begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 # --- files
 
 
-def _read_txt(path: Path, text_field: str) -> Iterator[str]:
-    with _opened(path) as file:
-        line, block = 1, _chunk(path, file)
-        while following := _chunk(path, file):  # a file of one block is one text, whatever it ends with
-            cut = _cut(block)
-            yield Unfinished(_decoded(block[:cut], path, line))
+def read_txt(path: Path, text_field: str) -> Iterator[str]:
+    """Yield a text file as one text, in pieces cut at line ends."""
+    with open_bytes(path) as file:
+        line, block = 1, read_block(path, file)
+        while following := read_block(path, file):  # a file of one block is one text, whatever it ends with
+            cut = block_end(block)
+            yield Unfinished(decode(block[:cut], path, line))
             line += block.count(b"\n", 0, cut)
             block = block[cut:] + following
-        yield _decoded(block, path, line)
+        yield decode(block, path, line)
 
 
-def _chunk(path: Path, file: BufferedIOBase) -> bytes:
+def read_block(path: Path, file: BufferedIOBase) -> bytes:
+    """Read the next bytes of a text file; empty at its end."""
     try:
         return file.read(BLOCK_BYTES)
     except DAMAGED_GZIP as error:
-        _refuse_gzip(path, error)
+        refuse_gzip(path, error)
 
 
-def _cut(block: bytes) -> int:
-    """Where to end a block: after its last line; in a line longer than a block, before its last space.
+def block_end(block: bytes) -> int:
+    """The place at which to cut a block: after its last line, or before its last space where it has no line end.
 
     A block without either is cut before its last character, which may be incomplete.
     """
@@ -164,10 +168,11 @@ def _cut(block: bytes) -> int:
     return cut
 
 
-def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
-    with _opened(path) as file:
-        for number, line in enumerate(_lines(path, file), start=1):
-            text = _decoded(line, path, number)
+def read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    """Yield the text of every line of a file of JSON objects."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(read_lines(path, file), start=1):
+            text = decode(line, path, number)
             if not text.strip():
                 continue
             try:
@@ -183,29 +188,32 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                     f"{path}, line {number}: no field {text_field!r} (found {found}), so it isn't known where its text "
                     "is. Name the field that holds the text (`--text-field`)."
                 )
-            yield _text(record[text_field], text_field, f"{path}, line {number}")
+            yield checked_text(record[text_field], text_field, f"{path}, line {number}")
 
 
-def _lines(path: Path, file: BufferedIOBase) -> Iterator[bytes]:
+def read_lines(path: Path, file: BufferedIOBase) -> Iterator[bytes]:
+    """Yield the lines of a file; one longer than `MOST_BYTES` is refused."""
     number = 0
     try:
         while line := file.readline(MOST_BYTES + 1):
             number += 1
             if len(line) > MOST_BYTES:
-                _refuse_length(f"{path}, line {number}")
+                refuse_length(f"{path}, line {number}")
             yield line
     except DAMAGED_GZIP as error:
-        _refuse_gzip(path, error)
+        refuse_gzip(path, error)
 
 
-def _refuse_length(where: str) -> NoReturn:
+def refuse_length(where: str) -> NoReturn:
+    """Refuse a line or text that would fill all memory."""
     raise UnreadableText(
         f"{where}: longer than {MOST_BYTES:,} bytes, which no text is, so it isn't read into memory. Split it, or drop "
         "that record."
     )
 
 
-def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+def read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    """Yield the texts in a column of a Parquet file."""
     try:
         schema = pq.read_schema(path)
         if text_field not in schema.names:
@@ -225,14 +233,15 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
             for batch in file.iter_batches(batch_size=RECORDS_PER_BATCH, columns=[text_field]):
                 for scalar in batch.column(0):
                     number += 1
-                    yield _text(scalar.as_py(), text_field, f"{path}, record {number}")
+                    yield checked_text(scalar.as_py(), text_field, f"{path}, record {number}")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UnreadableText(
             f"{path}: not a readable parquet file ({error}). It may be cut short: fetch or write it again."
         ) from error
 
 
-def _text(value: Any, text_field: str, where: str) -> str:
+def checked_text(value: Any, text_field: str, where: str) -> str:
+    """Return a record's text as it is, or refuse what can't be tokenized; `where` names the record in the message."""
     if not isinstance(value, str):
         raise UnreadableText(
             f"{where}: {text_field!r} is {type(value).__name__}, not a string, so it can't be tokenized. "
@@ -243,18 +252,20 @@ def _text(value: Any, text_field: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise UnreadableText(
             f"{where}: {text_field!r} holds U+{ord(value[error.start]):04X} at character {error.start}, half of a "
-            "surrogate pair, which is no character and has no tokens. Mend or drop that record."
+            "surrogate pair, which isn't a character and has no tokens. Mend or drop that record."
         ) from error
     if len(value) > MOST_BYTES:
-        _refuse_length(where)
+        refuse_length(where)
     return value
 
 
-def _opened(path: Path) -> BufferedIOBase:
+def open_bytes(path: Path) -> BufferedIOBase:
+    """Open a file to read its bytes, unpacked where its name ends in .gz."""
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _decoded(block: bytes, path: Path, first_line: int) -> str:
+def decode(block: bytes, path: Path, first_line: int) -> str:
+    """Decode UTF-8; bytes that aren't are refused with the number of their line."""
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -266,7 +277,8 @@ def _decoded(block: bytes, path: Path, first_line: int) -> str:
     return text.removeprefix("\ufeff") if first_line == 1 else text  # some editors begin a file with U+FEFF
 
 
-def _refuse_gzip(path: Path, error: Exception) -> NoReturn:
+def refuse_gzip(path: Path, error: Exception) -> NoReturn:
+    """Refuse a gzip file that is cut short or damaged."""
     raise UnreadableText(
         f"{path}: the gzip stream is cut short or damaged ({error}), so part of the corpus is missing. "
         "Fetch or write it again."
@@ -275,26 +287,29 @@ def _refuse_gzip(path: Path, error: Exception) -> NoReturn:
 
 Reader = Callable[[Path, str], Iterator[str]]
 READERS: dict[str, Reader] = {
-    ".txt": _read_txt,
-    ".txt.gz": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".txt": read_txt,
+    ".txt.gz": read_txt,
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".parquet": read_parquet,
 }
 
 
-def _reader(path: Path) -> Reader | None:
+def reader_of(path: Path) -> Reader | None:
+    """The function that reads files of this name; None where the suffix isn't known."""
     return next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
 
 
-def _suffixes() -> str:
+def known_suffixes() -> str:
+    """The suffixes of files that can be read, as a sentence lists them."""
     return ", ".join(READERS)
 
 
 # --- the Hub
 
 
-def _hub_corpus(spec: str, text_field: str) -> Corpus:
+def hub_corpus(spec: str, text_field: str) -> Corpus:
+    """The corpus of a data set on the Hub, named `owner/name[:config[:split]]`."""
     match = HUB_NAME.fullmatch(spec)
     assert match is not None, spec
     name, config, split = match["id"], match["config"], match["split"]
@@ -305,11 +320,12 @@ def _hub_corpus(spec: str, text_field: str) -> Corpus:
     return Corpus(
         name=full_name,
         description=f"the Hub data set {name}" + (f", {config}" if config else "") + f", {split} split",
-        read=lambda: _read_hub(name, config, split, full_name, text_field),
+        read=lambda: read_hub(name, config, split, full_name, text_field),
     )
 
 
-def _read_hub(name: str, config: str | None, split: str, full_name: str, text_field: str) -> Iterator[str]:
+def read_hub(name: str, config: str | None, split: str, full_name: str, text_field: str) -> Iterator[str]:
+    """Yield the texts of a data set on the Hub as they are streamed."""
     try:
         import datasets  # optional, and a second to import
     except ModuleNotFoundError as error:
@@ -325,7 +341,7 @@ def _read_hub(name: str, config: str | None, split: str, full_name: str, text_fi
                     f"{full_name}: no field {text_field!r} (found {sorted(record)}), so it isn't known where its text "
                     "is. Name the field that holds the text (`--text-field`)."
                 )
-            yield _text(record[text_field], text_field, f"{full_name}, record {number}")
+            yield checked_text(record[text_field], text_field, f"{full_name}, record {number}")
     except HUB_ERRORS as error:
         raise HubUnavailable(
             f"The Hub data set {full_name} can't be read from here ({type(error).__name__}: {error}). Check its name "

@@ -32,7 +32,7 @@ class WordTypes:
 
 
 def word_types(tokenizer: Any, vocab_size: int) -> WordTypes:
-    """Judge every type of a vocabulary; special types and those beyond the tokenizer are never words."""
+    """Judge for every type of a vocabulary whether it is a word; special and unused types never are."""
     special = special_types(tokenizer, vocab_size)
     texts = type_texts(tokenizer, vocab_size)
     bare = [text.strip() for text in texts]
@@ -49,7 +49,7 @@ def word_types(tokenizer: Any, vocab_size: int) -> WordTypes:
 
 
 def special_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
-    """BOS, EOS and their like, and the embedding rows that no token uses: never a target worth analysing."""
+    """Mark types that are never analysed: BOS, EOS and their like, and embedding rows that no token uses."""
     special = np.zeros(vocab_size, bool)
     ids = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special[[i for i in ids if i < vocab_size]] = True

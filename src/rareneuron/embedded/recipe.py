@@ -29,6 +29,7 @@ from rareneuron.data.corpus import token_windows
 from rareneuron.embedded.baselines import ngram_losses
 from rareneuron.embedded.docstrings import TRAINING_PACKAGES, analysis_texts, training_texts
 from rareneuron.errors import InvalidConfig
+from rareneuron.models.loss import mean_loss
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -176,20 +177,6 @@ class LogSpacedCheckpoints(TrainerCallback):
         """The other steps of the recipe."""
         if state.global_step in self.recipe.checkpoints:
             self.save(kwargs["model"], state.global_step)
-
-
-@torch.no_grad()
-def mean_loss(model: GPTNeoXForCausalLM, windows: np.ndarray, contexts_per_batch: int = 8) -> float:
-    """Mean next-token loss over all positions but the first, nats per token, in float32."""
-    was_training, total, n = model.training, 0.0, 0
-    model.eval()
-    for start in range(0, len(windows), contexts_per_batch):
-        ids = torch.from_numpy(windows[start : start + contexts_per_batch]).long().to(model.device)
-        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1).float()
-        total += torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
-        n += ids[:, 1:].numel()
-    model.train(was_training)
-    return total / n
 
 
 def first_steps(recipe: Recipe, steps: int) -> Recipe:

@@ -7,22 +7,20 @@ though they could have, not that it is false.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.significance import AgainstNull, holm
+from rareneuron.maths.significance import LEVEL, AgainstNull, finite, holm
 from rareneuron.shown import Shown
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
-LEVEL = 0.05  # of p after Holm
-MARGIN = 1.96  # standard errors by which p must stay below that, were the null drawn again
+MARGIN = 1.96  # standard errors by which p must stay below LEVEL after Holm, were the null drawn again
 FEWEST_CONTEXTS = 40  # to resample
-LOSS_BINS = 10  # of equally many tokens, in which rare and common ones are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +104,14 @@ class Claims(Shown):
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """A row a claim, and one a check."""
-        rows = [(c.title, c.effect, interval(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
+        rows = [(c.title, c.effect, ends_of(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
         holds = {True: "holds", False: "does not hold", None: "not measured"}
-        checks = [(c.title, c.value, interval(c.low, c.high), None, holds[c.holds]) for c in self.checks]
+        checks = [(c.title, c.value, ends_of(c.low, c.high), None, holds[c.holds]) for c in self.checks]
         return ["", "effect", "95 %", "p, Holm", "verdict"], [*rows, *checks]
 
 
-def interval(low: float | None, high: float | None) -> tuple[float, float] | None:
-    """Both ends, or nothing."""
+def ends_of(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Return both ends of an interval, or None where either is unknown."""
     return None if low is None or high is None else (low, high)
 
 
@@ -224,31 +222,6 @@ def untested(hypothesis: Hypothesis, reason: str) -> Claim:
     )
 
 
-def finite(value: float) -> float | None:
-    """The same; None for what is no number."""
-    return float(value) if np.isfinite(value) else None
-
-
-def as_record(claim: Claim) -> dict[str, Any]:
-    """Plain JSON: what is no number is None."""
-    tests = [
-        {name: finite(value) if isinstance(value, float) else value for name, value in asdict(test).items()}
-        for test in claim.tests
-    ]
-    return asdict(claim) | {"tests": tests}
-
-
-def from_record(record: dict[str, Any]) -> Claim:
-    """The claim again; records of before tests were kept have none."""
-    numbers = {f.name for f in fields(Comparison) if f.type is float}
-    tests = []
-    for test in record.get("tests", ()):
-        values: dict[str, Any] = {n: np.nan if v is None and n in numbers else v for n, v in test.items()}
-        tests.append(Comparison(**values))
-    known = {f.name: record[f.name] for f in fields(Claim) if f.name != "tests"}
-    return Claim(**known, tests=tuple(tests))
-
-
 def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Comparison:
     """A statistic of a group beside random groups; the interval is value less the middle 95 % of their draws."""
     sign = 1 if above else -1
@@ -285,7 +258,8 @@ def resampled(
     if n < FEWEST_CONTEXTS:
         raise InvalidConfig(
             f"{n} contexts are too few for resampling them to give a p-value; {FEWEST_CONTEXTS} are enough. Analyse "
-            "more tokens (--n-tokens) of more text."
+            "more tokens of more text.",
+            argument="n_tokens",
         )
     value = float(ratio(sums.sum(0, keepdims=True))[0])
     draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
@@ -304,23 +278,3 @@ def resampled(
         p=float(1 + (draws <= 0).sum()) / (1 + n_draws),
         least_p=1 / (1 + n_draws),
     )
-
-
-def loss_bins(loss: Float[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
-    """Ten bins of equally many tokens, by clean loss."""
-    return np.searchsorted(np.quantile(loss, np.linspace(0, 1, LOSS_BINS + 1)[1:-1]), loss, side="right")
-
-
-def weights_at_equal_loss(
-    rare_loss: Float[np.ndarray, " rare"], common_loss: Float[np.ndarray, " common"]
-) -> tuple[Float[np.ndarray, " rare"], Float[np.ndarray, " common"]]:
-    """Weights of rare and of common tokens that give both the same distribution over bins of loss: the rare ones'.
-
-    Rare tokens in bins without a common one have weight 0.
-    """
-    rare = np.arange(len(rare_loss) + len(common_loss)) < len(rare_loss)
-    bins = loss_bins(np.concatenate([rare_loss, common_loss]))
-    counts = np.stack([np.bincount(bins[rare == kind], minlength=LOSS_BINS) for kind in (False, True)])
-    share = np.where(counts.min(0) > 0, counts[1], 0) / max(1, counts[1][counts.min(0) > 0].sum())
-    per_token = np.divide(share, counts, out=np.zeros(counts.shape), where=counts > 0)
-    return per_token[1][bins[rare]], per_token[0][bins[~rare]]

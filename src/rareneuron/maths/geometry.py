@@ -6,21 +6,18 @@ of many random groups. Domain: neurons that vary; constant ones are left out of 
 Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.md says why the nulls are fair.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.distance import pdist, squareform
-from torch import Tensor
 
-from rareneuron.errors import InvalidConfig, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
-from rareneuron.maths.moments import SecondMoments
-from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
@@ -33,6 +30,33 @@ THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
 ROUNDING = 1e-12  # of a share of variance; the eigenvalues of 50 neurons round to about 1e-15 of their sum
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
+
+
+@runtime_checkable
+class Moments(Protocol):
+    """Second moments of a layer's activations, as `moments.SecondMoments` streams them; any other source will do."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the moments are sums over."""
+
+    def covariance(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return the unbiased covariance of neurons `rows` with neurons `columns`."""
+
+    def correlation(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return Pearson's ρ; NaN where a neuron is constant."""
+
+    def cosine(
+        self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
+    ) -> Float[np.ndarray, "*draw row column"]:
+        """Return the cosine between uncentred activation vectors; NaN where a neuron is always 0."""
+
+    def constant(self, neurons: Int[np.ndarray, "*draw size"]) -> Bool[np.ndarray, "*draw size"]:
+        """Return whether each neuron has the same activation at every token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,52 +108,13 @@ def null_rows(compared: Compared) -> list[dict[str, Any]]:
     for name, null in nulls.items():
         if null is not None:
             fields = asdict(null) | {"p": null.p}
-            row = {column: fields[column] for column in NULL_COLUMNS}
-            row["effect_size"] = row["effect_size"] if math.isfinite(row["effect_size"]) else None
-            rows.append({"null": name} | row)
+            fields["effect_size"] = finite(null.effect_size)
+            rows.append({"null": name} | {column: fields[column] for column in NULL_COLUMNS})
     return rows or [{"null": None} | dict.fromkeys(NULL_COLUMNS)]
 
 
-def effective_dimension(
-    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
-    variance: float = 0.95,
-    *,
-    zscore: bool = False,
-) -> int:
-    r"""Smallest d with $\sum_{i \le d} \lambda_i / \sum_j \lambda_j \ge$ `variance`, λ of the activations' covariance.
-
-    `zscore`: of their correlation. It grows with the number of tokens: 50 independent neurons have 37 over 80 tokens,
-    47 over 1,000 and more. Compare values of equal numbers of tokens only.
-    """
-    moments = SecondMoments()
-    moments.add(acts if isinstance(acts, Tensor) else np.asarray(acts))
-    refuse_unusable(moments, variance)
-    if moments.constant(moments.neurons).all():
-        raise TooFewNeurons(
-            f"None of {len(moments.neurons)} neurons varies over these {moments.n_tokens} tokens, so there is no "
-            "variance to share out. Use other neurons or more tokens."
-        )
-    matrix = (moments.correlation if zscore else moments.covariance)(moments.neurons, moments.neurons)
-    return int(effective_dimensions(matrix, variance))
-
-
-def geometry(
-    acts: Float[Tensor, "token neuron"] | Float[np.ndarray, "token neuron"],
-    groups: NeuronGroups,
-    rng: np.random.Generator | None = None,
-    *,
-    variance: float = 0.95,
-    definitions: Definitions = "paper",
-) -> Geometry:
-    """`geometry_of` activations that fit in memory. Without `rng` the seed is 0."""
-    moments = SecondMoments(members(groups))
-    moments.add(acts)
-    rng = np.random.default_rng(0) if rng is None else rng
-    return geometry_of(moments, groups, rng, variance=variance, definitions=definitions)
-
-
 def geometry_of(
-    moments: SecondMoments,
+    moments: Moments,
     groups: NeuronGroups,
     rng: np.random.Generator,
     variance: float = 0.95,
@@ -143,7 +128,8 @@ def geometry_of(
     if groups.size < FEWEST_NEURONS:
         raise TooFewNeurons(
             f"Groups of {groups.size} neurons have no geometry: fewer than {FEWEST_NEURONS} make one pair at most. "
-            f"Use --group-size {FEWEST_NEURONS} or more."
+            f"Use groups of {FEWEST_NEURONS} neurons or more.",
+            argument="size",
         )
     measures = similarities(moments, definitions)
     constant = {"boosting": groups.boosting, "suppressing": groups.suppressing, "random": groups.random}
@@ -175,12 +161,13 @@ def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
     )
 
 
-def refuse_unusable(moments: SecondMoments, variance: float) -> None:
+def refuse_unusable(moments: Moments, variance: float) -> None:
     """Before anything is computed."""
     if moments.n_tokens < 2:
         raise InvalidConfig(
             f"Activations at {moments.n_tokens} token{'' if moments.n_tokens == 1 else 's'} were given, and nothing "
-            "varies over fewer than 2. Analyse more tokens (--n-tokens)."
+            "varies over fewer than 2. Analyse more tokens.",
+            argument="n_tokens",
         )
     if not 0 < variance <= 1:
         raise InvalidConfig(
@@ -189,14 +176,14 @@ def refuse_unusable(moments: SecondMoments, variance: float) -> None:
         )
 
 
-def similarities(moments: SecondMoments, definitions: Definitions) -> dict[str, Similarity]:
+def similarities(moments: Moments, definitions: Definitions) -> dict[str, Similarity]:
     """What is averaged over pairs. The released scripts divide by the unbiased variance, and the products by N."""
     scale = 1 - 1 / moments.n_tokens if definitions == "released" else 1.0
     return {"correlation": lambda rows, columns: scale * moments.correlation(rows, columns), "cosine": moments.cosine}
 
 
 def within(
-    moments: SecondMoments,
+    moments: Moments,
     measures: dict[str, Similarity],
     groups: Int[np.ndarray, "draw size"],
     variance: float,
@@ -236,9 +223,10 @@ def sums_over(
 def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
     """Means, where there is anything to average."""
     if not weight.all():
-        raise TooFewNeurons(
+        raise NotMeasured(
             "A group of neurons, or two compared with each other, have no pair of neurons that both vary on these "
-            "tokens, so their correlation is undefined. Use larger groups (--group-size) or more tokens (--n-tokens)."
+            "tokens, so their correlation is undefined. Use larger groups or more tokens.",
+            argument="size",
         )
     return total / weight
 
@@ -253,7 +241,7 @@ def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance:
 def clusters(
     correlation: Float[np.ndarray, "draw size size"], definitions: Definitions
 ) -> dict[str, Int[np.ndarray, " draw"]]:
-    """Numbers of clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
+    """Return the numbers of clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
 
     Ward presumes Euclidean distances, which D is not; average linkage doesn't. The released scripts take D's rows for
     points. Neither tree has inversions, so merges up to the threshold are those that come first.
@@ -271,7 +259,7 @@ def clusters(
 def n_clusters(
     distance: Float[np.ndarray, "draw size size"], varies: Bool[np.ndarray, "draw size"], how: Linkage, threshold: float
 ) -> Int[np.ndarray, " draw"]:
-    """Clusters left once the nearest two are merged again and again, up to the threshold, in all draws at once.
+    """Count the clusters left once the nearest two are merged again and again, up to the threshold, in all draws at once.
 
     Distances to a merged cluster follow from those to its parts (Lance and Williams).
     """
@@ -416,6 +404,7 @@ def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Genera
     if len(pool) < 2 * size:
         raise TooFewNeurons(
             f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
-            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}"
+            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}",
+            argument="size",
         )
     return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])

@@ -42,8 +42,8 @@ class NeuronGroups(Shown):
 
 
 def remedy(fit: int) -> str:
-    """What to do where only groups of `fit` neurons can be made."""
-    return f"Use --group-size {fit} or less." if fit >= 2 else "This layer is too small for groups."
+    """Return what to do where only groups of `fit` neurons can be made."""
+    return f"Use groups of {fit} neurons or fewer." if fit >= 2 else "This layer is too small for groups."
 
 
 def top_neurons(
@@ -56,7 +56,8 @@ def top_neurons(
         fit = min(len(boosting), len(suppressing))
         raise TooFewNeurons(
             f"There are {len(boosting)} boosting and {len(suppressing)} suppressing neurons, and groups of {size} were "
-            f"asked for: a smaller group would not be what its name says. {remedy(fit)}"
+            f"asked for: a smaller group would not be what its name says. {remedy(fit)}",
+            argument="size",
         )
     return boosting[:size], suppressing[:size]
 
@@ -68,7 +69,8 @@ def random_groups(
     if len(pool) < size:
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a random group of {size}: there is "
-            f"nothing to compare with. {remedy(len(pool) // 2)}"
+            f"nothing to compare with. {remedy(len(pool) // 2)}",
+            argument="size",
         )
     return np.stack([rng.choice(pool, size, replace=False) for _ in range(n_draws)])
 
@@ -90,7 +92,8 @@ def matched_groups(
     if len(pool) < len(members):
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a matched group of {len(members)}. "
-            f"{remedy(len(pool) // 2)}"
+            f"{remedy(len(pool) // 2)}",
+            argument="size",
         )
     taken = [
         (stratum, n) for stratum in strata(members, pool, covariate) if (n := int(np.isin(stratum, members).sum()))

@@ -48,8 +48,8 @@ class SecondMoments:
         if not torch.isfinite(batch).all():
             raise RareNeuronError(
                 f"{int((~torch.isfinite(batch)).sum())} of {batch.numel()} activations are not finite numbers, so no "
-                "correlation of their neurons is defined. The usual cause is overflow in half precision: use "
-                "--dtype float32."
+                "correlation of their neurons is defined. The usual cause is overflow in half precision: use float32.",
+                argument="dtype",
             )
         if self.n_tokens == 0:
             self._origin = batch[0].clone()

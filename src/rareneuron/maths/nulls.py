@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from rareneuron.maths.segments import TINY, Line
+from rareneuron.maths.spacings import TINY, Line, normalised_spacings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def lift_removed(
 def log_likelihood_ratio(y: Float[np.ndarray, " rank"], line: Line, family: Family) -> float:
     """Of a power law over the family for the spacings of the middle; both have one free factor."""
     rank = np.arange(line.first, line.last)
-    D = rank * -np.diff(y[line.first - 1 : line.last])
+    D = normalised_spacings(y, line.first, line.last)
     shape = family.slope(rank / len(y))
     means = np.maximum([D.mean(), (D / shape).mean()], TINY)
     return float(len(D) * (np.log(means[1]) - np.log(means[0])) + np.log(shape).sum())

@@ -75,3 +75,12 @@ def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
     defined = max(0, raw.shape[-1] - width + 1)  # none in a curve too short for the window
     kappa[..., half : half + defined] = (sums[..., width:] - sums[..., :-width]) / width
     return LocalSlope(log_rank=grid, kappa=kappa)
+
+
+def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
+    """Return (Σ|Δ|)²/Σ|Δ|²: over how many neurons the effect is spread, were it spread evenly.
+
+    It lies between 1 and N, and is NaN where no neuron has an effect.
+    """
+    squares = float((value**2).sum())
+    return float(value.sum()) ** 2 / squares if squares > 0 else np.nan

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation, in numpy alone: `scipy.stats` takes a second to import. Oracle: scipy.stats.spearmanr."""
+"""Spearman's rank correlation in numpy alone, since `scipy.stats` takes a second to import. Oracle: that of scipy."""
 
 import numpy as np
 from jaxtyping import Float, Shaped

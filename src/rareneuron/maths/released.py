@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.maths.segments import Spacings
+from rareneuron.maths.spacings import Spacings
 from rareneuron.shown import Shown
 
 AHEAD = 6  # the slope at i looks to rank 6i
@@ -44,7 +44,8 @@ def released_phases(curve: RankCurve) -> ReleasedPhases:
     if n < DECAY_START:
         raise TooFewNeurons(
             f"The curve has {n} neurons with an effect, and the released scripts' decay begins at rank {DECAY_START} "
-            "whatever the layer, so their phases don't exist here. Use `--definitions paper`, or a wider layer."
+            "whatever the layer, so their phases don't exist here. Use the paper's definitions, or a wider layer.",
+            argument="definitions",
         )
     spacings = Spacings(np.log(curve.value[:n].astype(np.float64)))
     line, late = (spacings.line(int(np.ceil(np.exp(first))), int(np.exp(last))) for first, last in (FIT, LATE_FIT))

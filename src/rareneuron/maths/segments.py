@@ -8,44 +8,22 @@ middle they lie *below* at both ends. A plateau is a lift above the line, so it 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import ruptures
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rareneuron.maths.rank_curve import GRID_STEP, LocalSlope
+from rareneuron.maths.spacings import FIRST_RANK, GUARD, SMALLEST_PLATEAU, TINY, Line, Spacings, largest_plateau
 
 MOST_BREAKS = 3  # plateau | fall to the line | power law | decay
 SHORTEST = 0.5  # of a segment on κ(u), in log rank: less can't be seen through Eq. 7
-FIRST_RANK = 4  # κ(u) left of it rests on a handful of neurons
 LOOK_AHEAD = np.linspace(0.0, 1.0, 5)  # a bend on the curve lies up to a factor e right of its break on κ
-SMALLEST_PLATEAU = 4  # neurons: fewer are outliers, not a phase
-NARROWEST = 1.5  # log width of a power law: a factor 4.5 in rank
-GUARD = 1.3  # factor in rank kept clear at both ends of the fit: measurement noise smears bends
-EDGE = 0.7  # δ is tested over the last 30 % of a plateau's ranks, where a lift is seen best against sampling noise
 STRAIGHT = 2.5  # standard errors by which a straight middle may steepen: one in 160
 BELOW = 1.96  # sampling errors below the line at which decay starts
-TINY = 1e-12  # slope of ties, whose logarithm is taken
 RANKS_AT_ONCE = 2**17  # of curves that are searched together: their sums stay in cache
 
 Middle = tuple[float, int, int, int, int, float]  # bend, end of the middle, first and last of its line, plateau, lift
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """y = β − κ log rank, by least squares over ranks `first` … `last`."""
-
-    kappa: float
-    beta: float
-    r_squared: float
-    first: int
-    last: int
-
-    def at(self, rank: Int[np.ndarray, " rank"] | Float[np.ndarray, "*ranks"]) -> Float[np.ndarray, "*ranks"]:
-        """log|Δ| that the power law predicts."""
-        return self.beta - self.kappa * np.log(rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,96 +39,8 @@ class Segments:
     fall: float  # log likelihood gained by another slope from the decay on
 
 
-class Spacings:
-    """Sums over ranks of one curve, or of many of a length, so that any fit over a range of ranks costs a few
-    subtractions. Many are searched at once since each alone is a few numbers, for which numpy is slow.
-    """
-
-    def __init__(self, y: Float[np.ndarray, "*curves rank"]) -> None:
-        self.y = np.atleast_2d(y)
-        self.n = y.shape[-1]
-        self.u, self._rank_sums = rank_sums(self.n)
-        self.D = np.arange(1, self.n) * -np.diff(self.y)
-        self._sums = sums_from_zero(np.stack([self.y, self.y * self.u]))
-        self._sum_D = sums_from_zero(self.D)
-
-    def log_likelihood(self, first: Any, last: Any, curve: int | None = None) -> Any:
-        """Of exponential spacings with one mean between ranks `first` and `last`: [curve, end], or of one curve."""
-        n, of = last - first, np.arange(len(self.y))[:, None] if curve is None else curve
-        mean = (self._sum_D[of, last - 1] - self._sum_D[of, first - 1]) / n
-        return -n * (np.log(np.maximum(mean, TINY)) + 1)
-
-    def means(
-        self, curve: Int[np.ndarray, "some 1"], first: np.ndarray, last: np.ndarray
-    ) -> Float[np.ndarray, "4 some end"]:
-        """Means of y, yu, u, u² over ranks first … last of some of the curves."""
-        before, n = first - 1, last - first + 1
-        of_y = (self._sums[:, curve, last] - self._sums[:, curve, before]) / n
-        of_rank = (self._rank_sums[:, last] - self._rank_sums[:, before]) / n
-        return np.concatenate([of_y, of_rank])
-
-    def line(self, first: int, last: int, curve: int = 0) -> Line:
-        """Least squares over ranks first … last of one curve."""
-        u, y = self.u[first - 1 : last], self.y[curve, first - 1 : last]
-        du, dy = u - u.mean(), y - y.mean()
-        kappa = float(-(du @ dy) / (du @ du))
-        explained = kappa**2 * (du @ du) / max(dy @ dy, TINY)
-        return Line(kappa=kappa, beta=float(y.mean() + kappa * u.mean()), r_squared=explained, first=first, last=last)
-
-    def bend(self, first: int, last: int, curve: int = 0) -> float:
-        """Score test of a slope that grows with log rank, in standard errors of exponential spacings."""
-        D, u = self.D[curve, first - 1 : last - 1], self.u[first - 1 : last - 1]
-        u = u - u.mean()
-        return float((D / max(D.mean(), TINY)) @ u / np.sqrt(u @ u))
-
-    def plateau(self, last: int, curve: int = 0) -> tuple[int, float]:
-        """The end of the best plateau left of a line that ends at rank `last`, and its statistic (`plateaus`)."""
-        end, lift = self.plateaus(np.array([curve]), np.array([last]))
-        return int(end[0]), float(lift[0])
-
-    def plateaus(
-        self, curve: Int[np.ndarray, " some"], last: Int[np.ndarray, " some"]
-    ) -> tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]:
-        r"""The end p of the best plateau left of each line that ends at rank `last`, and its statistic.
-
-        With $x = \bar\delta / \kappa$ over ranks EDGE·p … p, $\sqrt{2p(x - \log(1 + x))}$: the signed root of the
-        likelihood ratio of p exponential spacings, whose null distribution hardly depends on p (x √p is skewed where
-        p is small, and would hand every null's maximum to the smallest p). δ must be positive over 1 … p as a whole.
-        """
-        largest = np.array([largest_plateau(rank) for rank in last.tolist()])
-        # A curve with room for fewer ends meets its last one again, which never is a first maximum.
-        p = np.minimum(np.arange(SMALLEST_PLATEAU, largest.max() + 1), largest[:, None])
-        curve, last = curve[:, None], last[:, None]
-        y, yu, u, uu = self.means(curve, np.ceil(p * GUARD).astype(int) + 1, np.broadcast_to(last, p.shape))
-        kappa = np.maximum(-(yu - y * u) / (uu - u * u), TINY)
-        mean_y, _, mean_u, _ = self.means(curve, np.ones_like(p), p)
-        edge_y, _, edge_u, _ = self.means(curve, np.floor(p * EDGE).astype(int) + 1, p)
-        whole, at_edge = mean_y - y + kappa * (mean_u - u), edge_y - y + kappa * (edge_u - u)
-        x = np.where(whole > 0, np.maximum(at_edge, 0) / kappa, 0)
-        lift = np.sqrt(2 * p * (x - np.log1p(x)))
-        row, best = np.arange(len(p)), np.argmax(lift, axis=1)
-        return p[row, best], lift[row, best]
-
-
-def sums_from_zero(x: Float[np.ndarray, "*rows rank"]) -> Float[np.ndarray, "*rows ranks"]:
-    """Sums over the first 0, 1, 2, … ranks."""
-    return np.cumsum(np.concatenate([np.zeros_like(x[..., :1]), x], axis=-1), axis=-1)
-
-
-@lru_cache(maxsize=4)
-def rank_sums(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log ranks 1 … n, and the sums of them and their squares."""
-    u = np.log(np.arange(1, n + 1))
-    return u, sums_from_zero(np.stack([u, u * u]))
-
-
-def largest_plateau(last: int) -> int:
-    """Ranks that leave a power law of the least width between a plateau and rank `last`."""
-    return int(last / np.exp(NARROWEST) / GUARD)
-
-
 def candidate_breaks(spacings: Spacings, slope: LocalSlope) -> tuple[list[tuple[int, ...]], list[list[int]]]:
-    """Of each curve the breaks of the chosen number, and every break that any number up to the most proposes.
+    """Return, for each curve, the breaks of the chosen number, and every break that any number up to the most proposes.
 
     Exact dynamic programming on log κ (noise in κ is proportional to it). Each break then moves to where the
     spacings' likelihood wants it, within the factor e that Eq. 7 looks ahead. The number minimises BIC on the
@@ -179,7 +69,7 @@ def candidate_breaks(spacings: Spacings, slope: LocalSlope) -> tuple[list[tuple[
 
 
 def breaks_of_slope(slope: LocalSlope) -> list[Float[np.ndarray, "curve number"]]:
-    """The log ranks at which log κ of each curve is best cut 1, 2, … times."""
+    """Return the log ranks at which log κ of each curve is best cut 1, 2, … times."""
     found = []
     for kappa in np.atleast_2d(slope.kappa):
         seen = np.isfinite(kappa) & (slope.log_rank >= np.log(FIRST_RANK))
@@ -191,12 +81,12 @@ def breaks_of_slope(slope: LocalSlope) -> list[Float[np.ndarray, "curve number"]
 
 
 def segments(y: Float[np.ndarray, " rank"], slope: LocalSlope) -> Segments:
-    """`segments_of_each` for one curve."""
+    """Take one curve apart (`segments_of_each`)."""
     return segments_of_each(y[None], LocalSlope(log_rank=slope.log_rank, kappa=slope.kappa[None]))[0]
 
 
 def segments_of_each(y: Float[np.ndarray, "curve rank"], slope: LocalSlope) -> list[Segments]:
-    """The widest straight middle of each curve, its line, and the candidates for plateau and decay beside it.
+    """Find the widest straight middle of each curve, its line, and the candidates for plateau and decay beside it.
 
     A middle ends at a proposed break, or at the last rank; the rightmost end that leaves it straight is taken, or the
     straightest where none does.
@@ -210,7 +100,7 @@ def segments_of_each(y: Float[np.ndarray, "curve rank"], slope: LocalSlope) -> l
 
 
 def some_segments(y: Float[np.ndarray, "curve rank"], slope: LocalSlope) -> list[Segments]:
-    """`segments_of_each` of curves few enough to be held at once."""
+    """Take curves apart that are few enough to be held at once."""
     spacings = Spacings(y)
     breaks, proposed = candidate_breaks(spacings, slope)
     ends = [[spacings.n, *of_curve] for of_curve in proposed]
@@ -233,7 +123,7 @@ def some_segments(y: Float[np.ndarray, "curve rank"], slope: LocalSlope) -> list
 
 
 def segments_by(spacings: Spacings, curve: int, breaks: tuple[int, ...], found: list[Middle]) -> Segments:
-    """One curve, taken apart by the best of its middles."""
+    """Take one curve apart by the best of its middles."""
     bend, end, first, last, plateau_end, lift = min(found) if min(found)[0] >= STRAIGHT else found[-1]
     line = spacings.line(first, last, curve)
     fall, is_apart = 0.0, end < spacings.n

@@ -6,21 +6,17 @@ give 6.2 or 24. So each value stands beside random groups and beside rows of the
 (Marchenko–Pastur), which pass through the same computation. docs/spectrum.md holds the choices and their spread.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.special import entr
-from torch import Tensor
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths import Definitions
-from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.significance import AgainstNull, finite
 from rareneuron.shown import Shown
 
 RULES = ("fix-finger", "fraction", "half")  # for k of Eq. 6
@@ -68,11 +64,6 @@ class Spectrum(Shown):
             }
             for (matrix, statistic, group, null), found in self.against.items()
         ]
-
-
-def finite(number: float) -> float | None:
-    """The number, if it is one."""
-    return float(number) if np.isfinite(number) else None
 
 
 def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:
@@ -203,20 +194,6 @@ def measured(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def products(
-    W: Float[Tensor, "neuron d"], members: Int[np.ndarray, "draw size"], definitions: Definitions
-) -> Float[np.ndarray, "draw size size"]:
-    """Ξ of each group in float64; `released`: the Pearson matrix of its rows, in which a constant row is all 0."""
-    out = np.empty((*members.shape, members.shape[1]))
-    for draw, group in enumerate(torch.from_numpy(members)):
-        rows = W[group].double()
-        if definitions == "released":
-            rows = rows - rows.mean(1, keepdim=True)
-            rows = torch.nn.functional.normalize(rows) * W.shape[1] ** 0.5
-        out[draw] = (rows @ rows.mT).cpu().numpy() / W.shape[1]
-    return out
-
-
 def random_directions(size: int, d: int, n_draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw size size"]:
     """Products of `size` unit vectors in random directions of d dimensions."""
     out = np.empty((n_draws, size, size))
@@ -235,56 +212,3 @@ def spectra_of(matrices: Float[np.ndarray, "draw size size"]) -> Float[np.ndarra
 def marchenko_pastur_edge(size: int, d: int, variance: float) -> float:
     r"""The largest eigenvalue of Ξ for wide i.i.d. rows, $\sigma^2 (1 + \sqrt{n/d})^2$."""
     return variance * (1 + (size / d) ** 0.5) ** 2
-
-
-def spectrum(
-    weights: Mapping[str, Tensor | np.ndarray],
-    groups: NeuronGroups,
-    *,
-    k: str | int = "fix-finger",
-    definitions: Definitions = "paper",
-    rng: np.random.Generator | None = None,
-) -> Spectrum:
-    """The statistics of every group in every matrix [neuron, d], beside random groups and random directions.
-
-    `released` (Pearson matrix of the rows, λ_{k+1}, k = ⌊n/10⌋) has one rule and ignores `k`. Without `rng` the seed is
-    0. Memory: a few numbers per draw and pair of members.
-    """
-    rng = np.random.default_rng(0) if rng is None else rng
-    groups_of = {"boosting": groups.boosting[None], "suppressing": groups.suppressing[None], "random": groups.random}
-    groups_of |= {f"matched {name}": drawn for name, drawn in groups.matched.items()}
-    n_gaussian = max(FEWEST_GAUSSIAN, len(groups.random))
-    directions: dict[int, np.ndarray] = {}
-    against: dict[tuple[str, str, str, str], AgainstNull] = {}
-    eigenvalues, edges = {}, {}
-    for matrix, given in weights.items():
-        W = torch.as_tensor(given).detach()
-        d = W.shape[1]
-        if d not in directions:
-            # rows centred in d dimensions are rows of d - 1
-            dimensions = d - 1 if definitions == "released" else d
-            directions[d] = random_directions(groups.size, dimensions, n_gaussian, rng)
-        matrices = {name: products(W, members, definitions) for name, members in groups_of.items()}
-        spectra = {name: spectra_of(of) for name, of in matrices.items()}
-        found = {name: measured(of, d, k, definitions) for name, of in spectra.items()}
-        for group in ("boosting", "suppressing", "random"):
-            eigenvalues[matrix, group] = spectra[group].mean(0)
-            if group == "random":
-                low, high = np.quantile(spectra[group], [0.025, 0.975], axis=0)
-                eigenvalues[matrix, "random low"], eigenvalues[matrix, "random high"] = low, high
-            edges[matrix, group] = marchenko_pastur_edge(groups.size, d, float(spectra[group].mean()))
-            lengths = np.resize(np.sqrt(np.diagonal(matrices[group], axis1=1, axis2=2)), (n_gaussian, groups.size))
-            gaussian = spectra_of(directions[d] * lengths[:, :, None] * lengths[:, None, :])
-            nulls = {} if group == "random" else {"uniform": found["random"], "matched": found.get(f"matched {group}")}
-            nulls["marchenko-pastur"] = measured(gaussian, d, k, definitions)
-            for statistic, value in found[group].items():
-                for null, drawn in nulls.items():
-                    if drawn is not None:
-                        against[matrix, statistic, group, null] = against_null(float(value.mean()), drawn[statistic])
-    return Spectrum(
-        definitions=definitions,
-        k="released" if definitions == "released" else k,
-        against=against,
-        eigenvalues=eigenvalues,
-        edges=edges,
-    )

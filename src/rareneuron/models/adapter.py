@@ -9,6 +9,7 @@ precision rounds a 12-nat loss to 8e-3.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rareneuron.errors import BrokenCheckpoint, InvalidConfig, UnfitTokenizer, U
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
-from rareneuron.models.hub import model_folder
+from rareneuron.models.hub import ModelFolder, model_folder
 from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, sha256_of_weights
 from rareneuron.models.probes import ClosedForm, closed_form
 
@@ -37,14 +38,43 @@ class Capture:
     act: Float[Tensor, "context position neuron"]  # the input of the MLP's output projection
 
 
-class Adapter:
-    """A loaded model. Layers count from 0, negative ones from the end.
+@dataclass(frozen=True, kw_only=True)
+class NoReadout:
+    """The answer of `Adapter.readout_behind` where more than final norm and unembedding stands behind a layer."""
 
-    `W_in`, `W_out`, `W_gate`, `d_mlp` are the last layer's.
+    reason: str
+
+
+class Adapter:
+    """A loaded model as an analysis sees it: weights, activations and readout of each layer.
+
+    `load_model` makes one from files, `adapt` from a model in memory. Layers count from 0, negative ones from the end.
+    `W_in`, `W_out`, `W_gate` and `d_mlp` are those of the last layer; `weights(layer)` and `n_neurons(layer)` are those
+    of any layer. Nothing is copied: weights are the model's own.
+
+    Attributes:
+        model: The transformers model, in evaluation mode.
+        closed_form: What the probes at loading found: whether Eq. 3-4 holds in closed form behind the last layer.
+        provenance: Source, revision, commit and SHA-256 of the weights, number of parameters, dtype.
+        folder: Where the model's files are; None for a model in memory.
+
+    Example:
+        >>> from rareneuron.embedded import SERIES
+        >>> adapter = load_model(SERIES / "step4096", device="cpu")
+        >>> adapter.n_layers, adapter.d_model, adapter.d_mlp, adapter.vocab
+        (3, 128, 1024, 16384)
+        >>> captured = adapter.capture(np.array([[5, 6, 7, 8]]), layer=1)  # one context of four tokens
+        >>> captured.resid.shape, captured.act.shape
+        (torch.Size([1, 4, 128]), torch.Size([1, 4, 1024]))
+        >>> adapter.weights(1).W_out.shape  # a row for each neuron
+        torch.Size([1024, 128])
     """
 
-    def __init__(self, model: Any, tokenizer: Any, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, provenance: Mapping[str, Any], *, folder: Path | None = None
+    ) -> None:
         self.model = model
+        self.folder = folder
         self.anatomy: Anatomy = anatomy(model)
         refuse_non_finite(model)
         self._tokenizer = tokenizer
@@ -60,12 +90,12 @@ class Adapter:
 
     @property
     def family(self) -> Family:
-        """The record of its architecture."""
+        """The record of the model's architecture."""
         return self.anatomy.family
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer; an error where the model came without one."""
+        """The model's tokenizer; raises `UnfitTokenizer` where it came without one."""
         if self._tokenizer is None:
             raise UnfitTokenizer(
                 f"{self.provenance['source']} has no tokenizer in its folder or the one above. Put tokenizer.json and "
@@ -75,54 +105,74 @@ class Adapter:
 
     @property
     def n_layers(self) -> int:
-        """Transformer blocks."""
+        """Number of transformer blocks."""
         return len(self.anatomy.blocks)
 
     @property
     def d_mlp(self) -> int:
-        """Neurons of the last layer."""
-        return self.W_out.shape[0]
+        """Number of neurons of the last layer; `n_neurons` has those of any layer."""
+        return self.n_neurons()
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.W_out.shape[1]
+        return self.anatomy.d_model
 
     @property
     def vocab(self) -> int:
-        """Rows of the unembedding, padding included."""
+        """Number of rows of the unembedding, padding included."""
         return self.anatomy.unembedding.weight.shape[0]
 
     @property
+    def n_backbone_params(self) -> int:
+        """Parameters that are multiplied at every position: all but the embedding and the unembedding."""
+        return self.anatomy.n_backbone_params
+
+    @property
     def W_in(self) -> Float[Tensor, "neuron d_model"]:
-        """What each neuron of the last layer reads."""
+        """The weights by which each neuron of the last layer reads the residual stream."""
         return self.weights().W_in
 
     @property
     def W_out(self) -> Float[Tensor, "neuron d_model"]:
-        """What each neuron of the last layer writes."""
+        """The vector that each neuron of the last layer writes to the residual stream."""
         return self.weights().W_out
 
     @property
     def W_gate(self) -> Float[Tensor, "neuron d_model"] | None:
-        """What gates each neuron of the last layer; None where the MLP isn't gated."""
+        """The weights that gate each neuron of the last layer; None where the MLP isn't gated."""
         return self.weights().W_gate
 
     def weights(self, layer: int = -1) -> LayerWeights:
-        """The MLP matrices of any layer."""
+        """The MLP matrices of a layer, neuron axis first."""
         return self.anatomy.weights(layer)
 
-    def readout(self, layer: int = -1) -> Readout:
-        """The rest of the network after a layer, where that is final norm and unembedding."""
+    def n_neurons(self, layer: int = -1) -> int:
+        """Number of neurons of a layer."""
+        return len(self.weights(layer).W_out)
+
+    def readout_behind(self, layer: int = -1) -> Readout | NoReadout:
+        """The rest of the network behind a layer as data, or the reason why it can't be had.
+
+        Behind the last layer there is a readout where the probes at loading confirmed it, whatever engine computes the
+        effects. Behind earlier layers more blocks follow.
+        """
         index = self.anatomy.layer_index(layer)
         if index != self.n_layers - 1:
-            raise UnsupportedModel(
-                f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't hold "
-                f"there; it does for the last layer, {self.n_layers - 1}. {PATCHING}"
+            return NoReadout(
+                reason=f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't "
+                f"hold there; it does for the last layer, {self.n_layers - 1}."
             )
         if not self.closed_form.ok:
-            raise UnsupportedModel(f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}")
+            return NoReadout(reason=f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold.")
         return self.anatomy.readout()
+
+    def readout(self, layer: int = -1) -> Readout:
+        """The readout behind a layer; raises `UnsupportedModel` with the reason where there is none."""
+        found = self.readout_behind(layer)
+        if isinstance(found, NoReadout):
+            raise UnsupportedModel(f"{found.reason} {PATCHING}")
+        return found
 
     def capture(
         self,
@@ -131,10 +181,19 @@ class Adapter:
         *,
         contexts_per_batch: int = 16,
     ) -> Capture:
-        """Run the backbone, without the unembedding, and keep one layer's residual and activations.
+        """Run the backbone, without the unembedding, and keep one layer's residual stream and activations.
 
-        The result takes context · position · (d_model + neuron) numbers on the model's device; call it on as many
-        windows as there is memory for.
+        Args:
+            windows: Token ids, [context, position].
+            layer: Which layer; negative ones count from the end.
+            contexts_per_batch: How many contexts go through the backbone at a time.
+
+        Returns:
+            Tensors on the model's device, context · position · (d_model + neuron) numbers: call it on as many windows
+            as there is memory for.
+
+        Raises:
+            OutOfRange: The layer doesn't exist, an id has no row in the embedding, or the windows are too long.
         """
         ids = self.anatomy.token_ids(windows)
         resid, act = [], []
@@ -155,12 +214,50 @@ def load_model(
     device: str = "auto",
     tokenizer: Any = None,
 ) -> Adapter:
-    """Load a decoder-only model from a folder, a Hub id or `id@revision`, in evaluation mode.
+    """Load a decoder-only model, in evaluation mode, and test whether the closed form of Eq. 3-4 holds for it.
 
-    `device="auto"` is CUDA where there is one. `tokenizer` replaces the one beside the model.
+    Only weights in safetensors files are read, nothing is unpickled, and no code of a repository is run. Every file is
+    checked before memory is allocated for it.
+
+    Args:
+        id_or_path: A folder with config.json and *.safetensors, a Hub id, or `id@revision`. An existing folder wins
+            over a Hub id of the same name.
+        revision: Branch, tag or commit on the Hub; None for the default branch.
+        dtype: What the model computes in: "float64", "float32", "bfloat16" or "float16". Half precision rounds a loss
+            of 12 nats to 8e-3.
+        device: "cpu", "cuda", "cuda:1", …; "auto" is CUDA where there is one.
+        tokenizer: A tokenizer to use in place of the one beside the model.
+
+    Returns:
+        The adapter: weights [neuron, d_model] and activations [context, position, neuron] of every layer, and the
+        readout behind the last one.
+
+    Raises:
+        ModelNotFound: There is no such folder, model or revision, or the Hub can't be reached.
+        BrokenCheckpoint: Files are missing or damaged, contradict each other, or hold NaN or infinity.
+        UnsupportedModel: The architecture isn't listed (`rareneuron families`), or weights are quantised.
+        UnfitTokenizer: The tokenizer can't be read, or has ids that the model has no row for.
+        InvalidConfig, OutOfRange: There is no such device, or no such dtype.
+
+    Example:
+        >>> from rareneuron.embedded import SERIES
+        >>> adapter = load_model(SERIES / "step4096", device="cpu")
+        >>> adapter.provenance["model_type"], adapter.n_layers, adapter.d_mlp
+        ('gpt_neox', 3, 1024)
+        >>> adapter.readout().W_U.shape  # [vocab, d_model]
+        torch.Size([16384, 128])
+        >>> adapter.readout_behind(layer=0).reason
+        "After layer 0 come 2 more blocks, so the closed form doesn't hold there; it does for the last layer, 2."
     """
     place = device_named(device)
-    where = model_folder(id_or_path, revision)
+    return load_folder(model_folder(id_or_path, revision), dtype=dtype, device=place, tokenizer=tokenizer)
+
+
+def load_folder(
+    where: ModelFolder, *, dtype: str = "float32", device: str | torch.device = "auto", tokenizer: Any = None
+) -> Adapter:
+    """Load a model whose files are on this machine (`hub.model_folder`), as `load_model` does."""
+    place = device_named(device) if isinstance(device, str) else device
     config = read_config(where.folder)
     model = load_causal_lm(where.folder, config, dtype)
     return Adapter(
@@ -172,11 +269,12 @@ def load_model(
             "commit": where.commit,
             "weights_sha256": sha256_of_weights(where.folder),
         },
+        folder=where.folder,
     )
 
 
 def device_named(name: str) -> torch.device:
-    """A device that is there and computes in float64, as statistics need, which leaves the CPU and CUDA."""
+    """The device of a name; it must be there and compute in float64, as statistics need: the CPU, or CUDA."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
     if name == "auto":
@@ -184,20 +282,46 @@ def device_named(name: str) -> torch.device:
     if name not in there:
         reason = "" if torch.version.cuda else f"; torch {torch.__version__} is a build without CUDA"
         raise InvalidConfig(
-            f"There is no device {name!r} to compute on. Here are {', '.join(there)}{reason}. Choose one of them with "
-            "--device, or `auto`."
+            f"There is no device {name!r} to compute on. This machine has {', '.join(there)}{reason}. Choose one of "
+            "them with --device, or `auto`."
         )
     return torch.device(name)
 
 
 def adapt(model: Any, tokenizer: Any = None) -> Adapter:
-    """An adapter around a transformers model that is in memory already; the model is put in evaluation mode."""
+    """Make an adapter around a transformers model that is in memory already.
+
+    The closed form is put to the test as it is at loading. The model is put in evaluation mode and otherwise left as
+    it is: weights are shared, so an adapter of a model that is being trained is of its weights at every moment, but
+    `closed_form` and the check for NaN are of those at this call.
+
+    Args:
+        model: A decoder-only `transformers` model with its language modelling head, on any device.
+        tokenizer: Its tokenizer; only needed for what reads or shows text.
+
+    Returns:
+        The adapter. Its provenance says "in memory" and has no hash of the weights.
+
+    Raises:
+        UnsupportedModel: The architecture isn't listed (`rareneuron families`), or was modified.
+        BrokenCheckpoint: A weight is NaN or infinite.
+        UnfitTokenizer: The tokenizer has ids that the model has no row for.
+
+    Example:
+        >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+        >>> config = GPTNeoXConfig(
+        ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        ... )
+        >>> adapter = adapt(GPTNeoXForCausalLM(config))
+        >>> adapter.closed_form.ok, adapter.W_out.shape  # a row for each neuron of the last layer
+        (True, torch.Size([32, 16]))
+    """
     provenance = {"source": "in memory", "revision": None, "commit": None, "weights_sha256": None}
     return Adapter(model.eval(), tokenizer, provenance)
 
 
 def refuse_non_finite(model: Any) -> None:
-    """NaN or infinity in a weight would silently make every effect NaN."""
+    """Refuse a model with NaN or infinity in a weight, which would silently make every effect NaN."""
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())
@@ -208,7 +332,7 @@ def refuse_non_finite(model: Any) -> None:
 
 
 def refuse_unfit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Every id that the tokenizer can give needs a row of the embedding."""
+    """Refuse a tokenizer that can give an id for which the embedding has no row."""
     largest, rows = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise UnfitTokenizer(

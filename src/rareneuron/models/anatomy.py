@@ -31,7 +31,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """A model's parts by role."""
+    """The parts of a model by their role."""
 
     model: Any  # a transformers PreTrainedModel; its classes differ between versions, its protocol doesn't
     family: Family
@@ -40,12 +40,23 @@ class Anatomy:
     final_norm: Any  # a module, or None: OPT has variants without one
     unembedding: Any
 
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.weights(-1).W_out.shape[1]
+
+    @property
+    def n_backbone_params(self) -> int:
+        """Parameters that are multiplied at every position: all but the embedding and the unembedding."""
+        embeddings = {id(self.model.get_input_embeddings().weight), id(self.unembedding.weight)}
+        return sum(p.numel() for p in self.model.parameters() if id(p) not in embeddings)
+
     def layer_index(self, layer: int) -> int:
-        """`layer` counted from the start; negative ones count from the end."""
+        """The index of a layer from 0; negative layers count from the end."""
         return layer_index(layer, len(self.blocks))
 
     def mlp_out(self, layer: int) -> nn.Module:
-        """The projection whose input are the neurons of a layer."""
+        """The projection of a layer whose inputs are its neurons' activations."""
         return part(self.blocks[self.layer_index(layer)], self.family.mlp_out, self.family)
 
     def weights(self, layer: int) -> LayerWeights:
@@ -59,14 +70,13 @@ class Anatomy:
         )
 
     def readout(self) -> Readout:
-        """Final norm and unembedding as data; whether they are the whole rest of the network, `probes` finds out."""
+        """Final norm and unembedding as data; `probes` finds out whether they are the whole rest of the network."""
         norm, W_U = self.final_norm, self.unembedding.weight.detach()
-        d_model = self.weights(-1).W_out.shape[1]
         if norm is None:
             raise UnsupportedModel(f"{self.family.model_type}: this variant has no final norm")
-        if W_U.shape[1] != d_model:
+        if W_U.shape[1] != self.d_model:
             raise UnsupportedModel(
-                f"{self.family.model_type}: this variant projects the residual stream from {d_model} to "
+                f"{self.family.model_type}: this variant projects the residual stream from {self.d_model} to "
                 f"{W_U.shape[1]} dimensions between final norm and unembedding"
             )
         eps = self.family.norm_eps
@@ -84,7 +94,7 @@ class Anatomy:
         )
 
     def token_ids(self, windows: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> Tensor:
-        """Windows as the model takes them, or the reason why it can't."""
+        """Windows as a tensor of ids on the model's device; refuses what the model can't read."""
         ids = torch.as_tensor(windows).to(self.model.device, torch.long)
         rows = self.model.get_input_embeddings().weight.shape[0]
         longest = getattr(self.model.config, "max_position_embeddings", None)
@@ -102,7 +112,7 @@ class Anatomy:
 
     @contextmanager
     def reading(self, layer: int) -> Iterator[dict[str, Tensor]]:
-        """While open, every forward pass leaves `resid` (the block's output) and `act` of a layer in the result."""
+        """Yield a dictionary in which every forward pass leaves `resid` (the block's output) and `act` of a layer."""
         seen: dict[str, Tensor] = {}
 
         def keep_act(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -123,7 +133,7 @@ class Anatomy:
 
     @contextmanager
     def replacing(self, layer: int, neuron: int, value: float | Tensor) -> Iterator[None]:
-        """While open, one neuron's activation is `value` at every position."""
+        """Set one neuron's activation to `value` at every position while the context is open."""
 
         def replace(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             act = args[0].clone()
@@ -214,7 +224,7 @@ def output_first(projection: nn.Module) -> Float[Tensor, "out in"]:
 
 
 def layer_index(layer: int, n_layers: int) -> int:
-    """`layer` counted from the start; negative ones count from the end."""
+    """The index of a layer from 0; negative layers count from the end."""
     if not -n_layers <= layer < n_layers:
         raise OutOfRange(
             f"There is no layer {layer}: this model has {n_layers} layers. Give one of 0…{n_layers - 1}, or "

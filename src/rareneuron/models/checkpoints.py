@@ -1,31 +1,36 @@
-"""A training run as a list of checkpoints, each of which `load_model` takes.
+"""A training run as a list of checkpoints, each with the place that its weights come from.
 
 A series is a folder of `step<N>/` folders, or a model on the Hub with branches named `step<N>`. A single model is
-a series of one; its step is read from its folder's or revision's name, and is `UNKNOWN_STEP` where that isn't
-`step<N>`.
+a series of one; its step is read from its folder's or revision's name, and is None where that isn't `step<N>`.
+Branches move, so a checkpoint of a series carries the commit that its branch stood for when the series was listed,
+and `checkpoint_folder` holds to it: whatever asks later, in whatever process, gets the same weights.
 """
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
-from rareneuron.models.hub import branches, is_local, model_folder, split_revision
+from rareneuron.models.hub import ModelFolder, branch_commits, is_local, model_folder, split_revision
 from rareneuron.models.loading import weight_files
-
-UNKNOWN_STEP = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One set of weights: `load_model(source, revision)`."""
+    """One set of weights of a model: a folder of this machine, or a revision on the Hub."""
 
-    step: int  # optimiser steps, or UNKNOWN_STEP
-    source: str
+    step: int | None  # optimiser steps; None where the name doesn't say
+    source: str  # the folder's path, or the Hub id
     revision: str | None = None
+    commit: str | None = None  # of the Hub; None for a folder, and for a revision that wasn't asked about yet
+
+
+def step_order(step: int | None) -> tuple[bool, int]:
+    """The key that sorts steps: by number, and an unknown one last, as the final model of a training run."""
+    return step is None, step or 0
 
 
 def list_checkpoints(
@@ -49,16 +54,19 @@ def list_checkpoints(
     elif steps is None:
         found = [Checkpoint(step=step_of(revision), source=name, revision=revision)]
     else:
-        named = [(step_of(branch), branch) for branch in branches(name)]
-        found = [Checkpoint(step=step, source=name, revision=b) for step, b in named if step != UNKNOWN_STEP]
-    found = sorted(found, key=lambda checkpoint: checkpoint.step)
+        found = [
+            Checkpoint(step=step_of(branch), source=name, revision=branch, commit=commit)
+            for branch, commit in branch_commits(name).items()
+            if step_of(branch) is not None
+        ]
+    found = sorted(found, key=lambda checkpoint: step_order(checkpoint.step))
     for first, second in pairwise(found):
         if first.step == second.step:
             raise BrokenCheckpoint(
                 f"{name} has two checkpoints of step {first.step}: {label(first)} and {label(second)}. Rename or "
                 "remove one."
             )
-    return found if steps is None else chosen(name, found, steps)
+    return found if steps is None else select_steps(name, found, steps)
 
 
 def all_checkpoints(model: str | os.PathLike[str], revision: str | None = None) -> list[Checkpoint]:
@@ -71,7 +79,7 @@ def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     """The step folders of a folder; or the folder itself, where it holds a model and no series is asked for."""
     folder = model_folder(name).folder
     holds_model = (folder / "config.json").is_file()
-    inside = [child for child in folder.iterdir() if child.is_dir() and step_of(child.name) != UNKNOWN_STEP]
+    inside = [child for child in folder.iterdir() if child.is_dir() and step_of(child.name) is not None]
     if inside and (series or not holds_model):
         return [Checkpoint(step=step_of(child.name), source=str(child)) for child in inside]
     if not holds_model:
@@ -82,8 +90,48 @@ def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     return [Checkpoint(step=step_of(Path(folder).resolve().name), source=name)]
 
 
-def without_weights(checkpoint: Checkpoint) -> str | None:
-    """Why a folder of this machine has no weights that could be read; None where it has, and for the Hub's models."""
+def select_steps(name: str, series: Sequence[Checkpoint], steps: str | Iterable[int]) -> list[Checkpoint]:
+    """The checkpoints of a series that have the steps asked for; a step that isn't there is refused."""
+    if not series:
+        raise ModelNotFound(
+            f"{name} has no branches named step<N>, so its training can't be followed. Leave the steps out to study "
+            "its default branch, or name a branch with `--revision`."
+        )
+    if isinstance(steps, str):
+        if steps != "all":
+            raise ModelNotFound(f"Steps are `all` or a list of numbers, not {steps!r}.")
+        return list(series)
+    wanted = set(steps)
+    absent = sorted(wanted - {checkpoint.step for checkpoint in series})
+    if absent:
+        there = ", ".join(str(checkpoint.step) for checkpoint in series if checkpoint.step is not None)
+        raise ModelNotFound(
+            f"{name} has no checkpoint of step {', '.join(map(str, absent))}. "
+            + (f"It has {there}." if there else "It is a single model of unknown step: leave the steps out.")
+        )
+    return [checkpoint for checkpoint in series if checkpoint.step in wanted]
+
+
+def checkpoint_folder(checkpoint: Checkpoint, *, weights: bool = True) -> ModelFolder:
+    """The files of a checkpoint on this machine, fetched from the Hub where need be.
+
+    Args:
+        checkpoint: As `list_checkpoints` gives it. Where it has a commit, files are those of that commit.
+        weights: Whether weights are wanted, too, or only config and tokenizer.
+
+    Returns:
+        The folder, and the commit for a model of the Hub. Ask once and hand the record on: every call asks the Hub.
+    """
+    return model_folder(checkpoint.source, checkpoint.revision, commit=checkpoint.commit, weights=weights)
+
+
+def pin(checkpoint: Checkpoint, files: ModelFolder) -> Checkpoint:
+    """The checkpoint with the commit that its files are of, so that later requests get the same weights."""
+    return replace(checkpoint, commit=files.commit)
+
+
+def why_no_weights(checkpoint: Checkpoint) -> str | None:
+    """The reason why a folder of this machine has no readable weights; None where it has, and for the Hub's models."""
     if is_local(checkpoint.source):
         try:
             weight_files(Path(checkpoint.source).expanduser())
@@ -92,34 +140,12 @@ def without_weights(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def chosen(name: str, found: list[Checkpoint], steps: str | Iterable[int]) -> list[Checkpoint]:
-    """The checkpoints of the steps asked for."""
-    if not found:
-        raise ModelNotFound(
-            f"{name} has no branches named step<N>, so its training can't be followed. Leave the steps out to study "
-            "its default branch, or name a branch with `--revision`."
-        )
-    if isinstance(steps, str):
-        if steps != "all":
-            raise ModelNotFound(f"Steps are `all` or a list of numbers, not {steps!r}.")
-        return found
-    wanted = set(steps)
-    absent = sorted(wanted - {checkpoint.step for checkpoint in found})
-    if absent:
-        there = ", ".join(str(checkpoint.step) for checkpoint in found if checkpoint.step != UNKNOWN_STEP)
-        raise ModelNotFound(
-            f"{name} has no checkpoint of step {', '.join(map(str, absent))}. "
-            + (f"It has {there}." if there else "It is a single model of unknown step: leave the steps out.")
-        )
-    return [checkpoint for checkpoint in found if checkpoint.step in wanted]
-
-
-def step_of(name: str | None) -> int:
-    """The number in `step<N>`; UNKNOWN_STEP for any other name."""
+def step_of(name: str | None) -> int | None:
+    """The number in `step<N>`; None for any other name."""
     match = re.fullmatch(r"step(\d+)", name or "")
-    return int(match[1]) if match else UNKNOWN_STEP
+    return int(match[1]) if match else None
 
 
 def label(checkpoint: Checkpoint) -> str:
-    """Where a checkpoint is."""
+    """Where a checkpoint comes from, for people: its folder, its Hub id, or `id@revision`."""
     return checkpoint.source if checkpoint.revision is None else f"{checkpoint.source}@{checkpoint.revision}"

@@ -3,8 +3,8 @@
 A folder that exists wins over a Hub id of the same name. From the Hub come only safetensors, JSON and tokenizer
 files of the repository's top folder, never a pickle and never code; the commit that a revision stood for at
 that moment is kept, since branches move. The Hub's client names each file in its cache after the hash that the Hub
-told; it compares sizes only, so content and name are compared here. Refusals that pass (429, 5xx, a dropped
-connection) are waited for, a few times.
+gave; it compares sizes only, so content and name are compared here. Transient failures (429, 5xx, a dropped
+connection) are retried a few times.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ WANTED_FILES = ["*.safetensors", *SMALL_FILES]
 UNWANTED_FILES = ["*/*", "consolidated*"]  # subfolders; the same weights once more under Mistral's names
 
 PATIENCE = (1.0, 4.0, 16.0)  # seconds before each further try
-LONGEST_WAIT = 330.0  # that a Hub may ask for; its limits are on windows of 300 s
+LONGEST_WAIT = 330.0  # seconds that a Hub may ask for; its limits are on windows of 300 s
 # `"api";r=0;t=55`: no request left, the next window begins in 55 s. The client reads that too, but not in all versions.
 USED_UP = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
-PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 DROPPED = {"RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError"}  # httpx's names, and requests'
 
 T = TypeVar("T")
@@ -52,16 +52,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A model's files, and where they are from."""
+    """A model's files on this machine, and where they come from."""
 
     folder: Path
     source: str  # Hub id, or the folder's path
     revision: str | None = None
-    commit: str | None = None
+    commit: str | None = None  # of the Hub; None for a folder
 
 
 def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple[str, str | None]:
-    """`id@revision` in two; an existing path is never split."""
+    """Split `id@revision` in two; an existing path is never split."""
     name = os.fspath(model)
     if not name:
         raise ModelNotFound(
@@ -92,8 +92,17 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
-def model_folder(model: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> ModelFolder:
-    """The folder of a model's files, with or without its weights, downloaded to the Hub's cache where need be."""
+def model_folder(
+    model: str | os.PathLike[str], revision: str | None = None, *, commit: str | None = None, weights: bool = True
+) -> ModelFolder:
+    """The folder of a model's files, downloaded to the Hub's cache where need be.
+
+    Args:
+        model: A folder, a Hub id, or `id@revision`.
+        revision: Branch, tag or commit on the Hub; None for the default branch.
+        commit: What the revision stood for earlier. Where it has moved since, files are those of this commit.
+        weights: Whether weights are wanted, too, or only config and tokenizer.
+    """
     name, revision = split_revision(model, revision)
     if is_local(name):
         folder = Path(name).expanduser()
@@ -105,21 +114,26 @@ def model_folder(model: str | os.PathLike[str], revision: str | None = None, *, 
         if not folder.is_dir():
             raise ModelNotFound(f"{name} is a file. Give the folder that holds it beside config.json.")
         return ModelFolder(folder=folder, source=name)
-    folder = downloaded(name, revision, WANTED_FILES if weights else SMALL_FILES)
+    wanted = WANTED_FILES if weights else SMALL_FILES
+    # By its revision first: the cache then remembers what the revision stood for, and lists it without a network.
+    folder = download(name, revision, wanted)
+    if commit not in (None, folder.name):
+        folder = download(name, commit, wanted)
     # The cache names a snapshot's folder after its commit.
-    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
-    return ModelFolder(folder=folder, source=name, revision=revision, commit=commit)
+    found = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    return ModelFolder(folder=folder, source=name, revision=revision, commit=found)
 
 
-def downloaded(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
-    """A snapshot in the Hub's cache whose files are those that the Hub described; what is whole is not fetched again.
+def download(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """Put a snapshot into the Hub's cache, and return its folder once every file has the hash that the Hub gave.
 
-    A file that isn't is fetched once more, and refused if that doesn't help.
+    Files that are there and whole are not fetched again. A damaged one is fetched once more, and refused if that
+    doesn't help.
     """
 
     def snapshot(patterns: Sequence[str], *, anew: bool = False) -> Path:
         with hub_errors(name, revision):
-            return patiently(
+            return with_retries(
                 lambda: Path(
                     snapshot_download(
                         name,
@@ -139,15 +153,15 @@ def downloaded(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
         wrong = wrong_files(folder, wanted)
     if wrong:
         raise BrokenCheckpoint(
-            f"{', '.join(wrong)} of {told(name, revision)} in {folder} {'has' if len(wrong) == 1 else 'have'} another "
-            "content than the Hub says (the hash differs), so what was trained is not what would be loaded. Fetch it "
-            "again later, with the network on; if it stays so, the server or a proxy before it is broken."
+            f"{', '.join(wrong)} of {in_words(name, revision)} in {folder} {'is' if len(wrong) == 1 else 'are'} not "
+            "what the Hub describes (the hash differs), so what would be loaded is not what was trained. Fetch it "
+            "again later, with the network on; if that doesn't help, the server or a proxy before it is broken."
         )
     return folder
 
 
 def wrong_files(folder: Path, wanted: Sequence[str]) -> list[str]:
-    """Files of a snapshot whose content isn't that of their hash.
+    """Names of the files of a snapshot whose content doesn't have the hash that they are named after.
 
     A file is a link to a blob that is named after its SHA-256, or its git hash. Where a cache can't have links
     (Windows), or a mirror gives other names, there is nothing to compare with.
@@ -168,7 +182,10 @@ def wrong_files(folder: Path, wanted: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def content_hash(file: Path, like: str, size: int, changed: int) -> str:
-    """Of a file, in the form of a given one; once for each size and time of change."""
+    """The hash of a file's content: SHA-256, or git's where `like` is one of those.
+
+    `size` and `changed` are there for the cache, which holds one hash for each size and time of change.
+    """
     if len(like) == 64:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -179,44 +196,48 @@ def content_hash(file: Path, like: str, size: int, changed: int) -> str:
     return out.hexdigest()
 
 
-def branches(name: str) -> list[str]:
-    """The branches of a model on the Hub; where that is out of reach, those in its cache, which is said."""
+def branch_commits(name: str) -> dict[str, str]:
+    """The branches of a model on the Hub and their commits.
+
+    Where the Hub is out of reach they are those in its cache, with a warning.
+    """
     try:
         with hub_errors(name, None):
-            return [ref.name for ref in patiently(lambda: HfApi().list_repo_refs(name)).branches]
+            refs = with_retries(lambda: HfApi().list_repo_refs(name))
     except ModelNotFound as error:
-        cached = cached_branches(name) if is_out_of_reach(error.__cause__) else []
+        cached = cached_branches(name) if is_out_of_reach(error.__cause__) else {}
         if not cached:
             raise
-        say_from_cache(name, len(cached))
+        warn_of_cache(name, len(cached))
         return cached
+    return {ref.name: ref.target_commit for ref in refs.branches}
 
 
 @lru_cache
-def say_from_cache(name: str, n: int) -> None:
-    """Once for each model."""
+def warn_of_cache(name: str, n: int) -> None:
+    """Warn, once for each model, that its branches are those of the cache."""
     log.warning("The Hub can't be reached: the branches of %s in its cache (%d) are taken for all of them.", name, n)
 
 
-def cached_branches(name: str) -> list[str]:
-    """Branches, tags and the like whose weights are in the Hub's cache."""
+def cached_branches(name: str) -> dict[str, str]:
+    """Branches, tags and other revisions whose weights are in the Hub's cache, and their commits."""
     storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    refs, found = storage / "refs", []
+    refs, found = storage / "refs", {}
     for file in sorted(refs.rglob("*")):
         commit = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
         if re.fullmatch(r"[0-9a-f]{40}", commit) and any((storage / "snapshots" / commit).glob("*.safetensors")):
-            found.append(file.relative_to(refs).as_posix())
+            found[file.relative_to(refs).as_posix()] = commit
     return found
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """Ask the Hub, and again where its refusal is of a kind that passes."""
+def with_retries(ask: Callable[[], T]) -> T:
+    """Ask the Hub, and ask again after a pause where it failed in a way that may pass."""
     for wait in PATIENCE:
         try:
             return ask()
         except (HfHubHTTPError, HTTPError, OSError) as error:
-            pause = max(wait, asked_to_wait(error))
-            if not passes(error) or pause > LONGEST_WAIT:
+            pause = max(wait, requested_pause(error))
+            if not is_transient(error) or pause > LONGEST_WAIT:
                 raise
         if pause > PATIENCE[-1]:
             log.warning("The Hub asks for a pause of %.0f seconds.", pause)
@@ -225,14 +246,14 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """Yield an error and those that led to it, the latest first."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The Hub's answer behind an error; None where there was no answer."""
+    """The status of the Hub's answer behind an error; None where there was no answer."""
     for cause in causes(error):
         response = getattr(cause, "response", None)
         if isinstance(cause, HfHubHTTPError) and response is not None:
@@ -240,15 +261,15 @@ def status_of(error: BaseException | None) -> int | None:
     return None
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether asking again may help: too many requests, trouble at the Hub, a connection cut or a file cut short."""
     if status_of(error) is not None:
-        return status_of(error) in PASSING_STATUS
+        return status_of(error) in TRANSIENT_STATUS
     return any(type(cause).__name__ in DROPPED or "Consistency check failed" in str(cause) for cause in causes(error))
 
 
-def asked_to_wait(error: BaseException) -> float:
-    """Seconds, by the `Retry-After` or the `ratelimit` of an answer, whichever is longer."""
+def requested_pause(error: BaseException) -> float:
+    """The pause that the Hub asks for, in seconds: its `Retry-After` or its `ratelimit`, whichever is longer."""
     asked = [0.0]
     for cause in causes(error):
         headers = getattr(getattr(cause, "response", None), "headers", {})
@@ -262,18 +283,18 @@ def asked_to_wait(error: BaseException) -> float:
 def is_out_of_reach(error: BaseException | None) -> bool:
     """Whether the Hub gave no answer, or only that it is in trouble."""
     status = status_of(error)
-    return status in PASSING_STATUS if status is not None else isinstance(error, HTTPError | OSError)
+    return status in TRANSIENT_STATUS if status is not None else isinstance(error, HTTPError | OSError)
 
 
-def told(name: str, revision: str | None) -> str:
-    """A model and its revision in words."""
+def in_words(name: str, revision: str | None) -> str:
+    """A model and its revision, as a sentence names them."""
     return name if revision is None else f"{name} at revision {revision!r}"
 
 
 @contextmanager
 def hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Turns what the Hub's client raises into one paragraph that says what to do."""
-    wanted = told(name, revision)
+    """Turn what the Hub's client raises into one paragraph that says what to do."""
+    wanted = in_words(name, revision)
     try:
         yield
     except HFValidationError as error:
@@ -296,18 +317,18 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
             f"{name} has no revision {revision!r}. `rareneuron checkpoints {name}` lists its steps."
         ) from error
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise ModelNotFound(unreached(wanted, error)) from error
+        raise ModelNotFound(why_not_fetched(wanted, error)) from error
 
 
-def unreached(wanted: str, error: Exception) -> str:
-    """Why a model that may well exist isn't here."""
+def why_not_fetched(wanted: str, error: Exception) -> str:
+    """The reason why a model that may well exist couldn't be fetched, and what to do."""
     status = status_of(error)
     if status in (401, 403):
         return (
             f"The Hub refuses to give {wanted} to this account (status {status}). Log in again with `hf auth login`, "
             "or mend HF_TOKEN: a token that is wrong or has expired is refused even where none is needed."
         )
-    if status in PASSING_STATUS:
+    if status in TRANSIENT_STATUS:
         why = "is asked too often from here" if status == 429 else "is in trouble"
         return (
             f"The Hub {why} (status {status}), and {wanted} is not wholly in its cache. Try again later: files that "

@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
 from rareneuron.models.anatomy import family_of
-from rareneuron.models.confined import refuse_links, refuse_sizes
 from rareneuron.models.families import Family
+from rareneuron.models.untrusted import refuse_links, refuse_sizes
 
 DTYPES = {
     "float64": torch.float64,
@@ -35,7 +35,9 @@ DTYPES = {
 }
 STORED_DTYPES = {"F64", "F32", "F16", "BF16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
-MOST_WORDS = 300  # characters of another library's message
+MOST_CHARACTERS = 300  # of another library's message
+# Causal masks and rotary frequencies, which old versions of transformers stored; they are not weights.
+BUFFERS = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")
 # What a config may ask for beyond its weight files: buffers such as causal masks, and tied weights counted twice.
 ALLOCATION_FACTOR, ALLOCATION_BYTES = 4, 2**30
 MOST_JSON = {"config.json": 4 * 2**20, "model.safetensors.index.json": 64 * 2**20}  # bytes
@@ -53,7 +55,7 @@ class Header:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file, of a size that such a file may have."""
+    """Read a JSON object from a file; one larger than such a file ever is, is refused unread."""
     size, most = path.stat().st_size, MOST_JSON.get(path.name, MOST_TOKENIZER_JSON)
     if size > most:
         raise BrokenCheckpoint(
@@ -67,12 +69,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
             f"{path} is not valid JSON ({error}), so {what} can't be read. Download it again."
         ) from error
     if not isinstance(content, dict):
-        raise BrokenCheckpoint(f"{path} holds no JSON object, so {what} can't be read. Download it again.")
+        raise BrokenCheckpoint(f"{path} is not a JSON object, so {what} can't be read. Download it again.")
     return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model that this package may load."""
+    """Read config.json, and refuse models that this package can't or mustn't load."""
     path = folder / "config.json"
     refuse_links(folder)
     if not path.is_file():
@@ -114,7 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that make up the model."""
+    """The safetensors files that make up a model; other forms of weights are refused."""
     refuse_links(folder)
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -165,7 +167,7 @@ def read_header(folder: Path) -> Header:
 
 
 def sha256_of_weights(folder: Path) -> str:
-    """Of the weight file; where there are several, of their names and hashes."""
+    """The SHA-256 of a model's weight file; where there are several, of their names and hashes."""
     digests = {}
     for file in weight_files(folder):
         with file.open("rb") as stream:
@@ -176,9 +178,9 @@ def sha256_of_weights(folder: Path) -> str:
 
 
 def load_causal_lm(folder: Path, config: Mapping[str, Any], dtype: str) -> Any:
-    """The model, on the CPU, after every check that can be made on files."""
+    """Load a model to the CPU, after every check that can be made on files."""
     if dtype not in DTYPES:
-        raise OutOfRange(f"There is no dtype {dtype!r} here. Use one of {', '.join(DTYPES)}; float32 is the default.")
+        raise OutOfRange(f"There is no dtype {dtype!r}. Use one of {', '.join(DTYPES)}; float32 is the default.")
     family = family_of(config)
     header = read_header(folder)
     options = {} if family.attention is None else {"attn_implementation": family.attention}
@@ -204,9 +206,9 @@ def load_causal_lm(folder: Path, config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def parsed_config(folder: Path) -> Any:
-    """config.json as transformers understands it, after `read_config` has let it pass.
+    """config.json as transformers understands it; call `read_config` first.
 
-    What computes attention is this package's choice: transformers would fetch and run a kernel that is named there.
+    A choice of attention kernel in the file is dropped: transformers would fetch and run the one that is named there.
     """
     with config_errors(folder):
         parsed = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -218,7 +220,7 @@ def parsed_config(folder: Path) -> Any:
 
 @contextmanager
 def config_errors(folder: Path, name: str = "config.json") -> Iterator[None]:
-    """Transformers raises whatever a bad number leads to; at this point a config is to blame."""
+    """Turn whatever transformers raises over a config's values into an error that blames the config."""
     try:
         yield
     except (
@@ -234,19 +236,22 @@ def config_errors(folder: Path, name: str = "config.json") -> Iterator[None]:
         MemoryError,
     ) as error:
         raise BrokenCheckpoint(
-            f"{folder / name} doesn't describe a model that can be built: {type(error).__name__}: {in_brief(error)}. "
+            f"{folder / name} doesn't describe a model that can be built: {type(error).__name__}: {one_line(error)}. "
             "Restore the config that the weights were saved with."
         ) from error
 
 
-def in_brief(error: BaseException) -> str:
-    """What another library says, in one line of a paragraph."""
+def one_line(error: BaseException) -> str:
+    """Another library's message on one line, cut where it is long."""
     words = " ".join(str(error).split())
-    return words if len(words) <= MOST_WORDS else f"{words[:MOST_WORDS]}…"
+    return words if len(words) <= MOST_CHARACTERS else f"{words[:MOST_CHARACTERS]}…"
 
 
 def refuse_wrong_depth(folder: Path, n_layers: object, family: Family, header: Header) -> None:
-    """First of the checks on shapes, since building even an empty model takes time per block."""
+    """Refuse a config whose number of blocks isn't that of the weight files.
+
+    This is the first of the checks on shapes, since building even an empty model takes time per block.
+    """
     pattern = re.compile(rf"(?:^|\.){re.escape(family.blocks)}\.(\d+)\.")
     stored = {int(match[1]) for name in header.shapes if (match := pattern.search(name))}
     if stored != set(range(len(stored))) or len(stored) != n_layers:
@@ -257,7 +262,7 @@ def refuse_wrong_depth(folder: Path, n_layers: object, family: Family, header: H
 
 
 def refuse_misfit(folder: Path, blueprint: Any, header: Header) -> None:
-    """Compare what the config would allocate with what the files hold."""
+    """Refuse weight files whose shapes, types or size aren't those that the config asks for."""
 
     def common(name: str) -> str:
         # A checkpoint of the bare backbone lacks its prefix; transformers 5 renamed GPT-NeoX's unembedding.
@@ -291,7 +296,7 @@ def refuse_misfit(folder: Path, blueprint: Any, header: Header) -> None:
 
 
 def refuse_missing(folder: Path, missing: list[str]) -> None:
-    """Transformers has filled these with random numbers."""
+    """Refuse weight files that lack weights, which transformers fills with random numbers."""
     if missing:
         raise BrokenCheckpoint(
             f"The weight files of {folder} lack {len(missing)} weights of the model ({', '.join(missing[:3])}"
@@ -301,13 +306,11 @@ def refuse_missing(folder: Path, missing: list[str]) -> None:
 
 
 def refuse_dropped(folder: Path, unexpected: list[str], family: Family) -> None:
-    """Weights inside the blocks that the architecture has no place for: what was trained is another model.
+    """Refuse weights inside the blocks that the architecture has no place for: another model was trained.
 
-    Buffers that old versions stored (causal masks, rotary frequencies) are not weights; heads beside the blocks
-    don't change what the model predicts.
+    Heads beside the blocks may be dropped, since they don't change what the model predicts.
     """
-    buffers = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")
-    dropped = [name for name in unexpected if f"{family.blocks}." in name and not buffers.search(name)]
+    dropped = [name for name in unexpected if f"{family.blocks}." in name and not BUFFERS.search(name)]
     if dropped:
         raise BrokenCheckpoint(
             f"The weight files of {folder} hold {len(dropped)} weights that {family.model_type} has no place for with "
@@ -339,16 +342,16 @@ def load_tokenizer(folder: Path, config: Any) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(place, config=config, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
-        # The tokenizers library raises bare `Exception`s, and Rust's panics, which are none.
+        # The tokenizers library raises bare `Exception`s, and Rust's panics, which derive from BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UnfitTokenizer(
             f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: "
-            f"{in_brief(error)}. Save it again with `save_pretrained`, or give another one with "
+            f"{one_line(error)}. Save it again with `save_pretrained`, or give another one with "
             "`load_model(..., tokenizer=...)`."
         ) from error
 
 
-def without_bars() -> None:
-    """No progress bars of transformers' in this process any more."""
+def hide_progress_bars() -> None:
+    """Switch transformers' progress bars off, for the rest of this process."""
     logging.disable_progress_bar()

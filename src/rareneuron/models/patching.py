@@ -32,7 +32,7 @@ class PatchedEffect(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanBatch:
-    """A few contexts as the clean model sees them."""
+    """A few contexts, and what the clean model computes for them."""
 
     ids: Int[Tensor, "context position"]
     before: Any  # what the block before the layer returned; None at layer 0
@@ -62,7 +62,7 @@ def patched_loss_changes(
     """
     anatomy = adapter.anatomy
     layer = anatomy.layer_index(layer)
-    d_mlp = len(anatomy.weights(layer).W_out)
+    d_mlp = adapter.n_neurons(layer)
     chosen = list(range(d_mlp)) if neurons is None else list(neurons)
     if len(mean_act) != d_mlp or not all(0 <= neuron < d_mlp for neuron in chosen):
         raise OutOfRange(
@@ -82,10 +82,10 @@ def patched_loss_changes(
             f"Tokens are a context of 0…{ids.shape[0] - 1} and a position of 0…{ids.shape[1] - 2} here: the last "
             "position of a window has no next token to predict. Some of those given lie outside."
         )
-    return _effects(anatomy, ids, context, position, mean_act, layer, chosen, contexts_per_batch, progress)
+    return patched_effects(anatomy, ids, context, position, mean_act, layer, chosen, contexts_per_batch, progress)
 
 
-def _effects(
+def patched_effects(
     anatomy: Anatomy,
     ids: Tensor,
     context: Tensor,
@@ -96,7 +96,8 @@ def _effects(
     contexts_per_batch: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[PatchedEffect]:
-    batches = list(_clean_batches(anatomy, ids, context, position, layer, contexts_per_batch))
+    """Yield the effects of each neuron; arguments are those of `patched_loss_changes`, checked and on the device."""
+    batches = list(clean_batches(anatomy, ids, context, position, layer, contexts_per_batch))
     for neuron in neurons:
         delta_loss = torch.empty(len(context), dtype=torch.float64, device=ids.device)
         kl = torch.empty_like(delta_loss)
@@ -111,9 +112,10 @@ def _effects(
             progress(neuron)
 
 
-def _clean_batches(
+def clean_batches(
     anatomy: Anatomy, ids: Tensor, context: Tensor, position: Tensor, layer: int, contexts_per_batch: int
 ) -> Iterator[CleanBatch]:
+    """Run the clean model over batches of contexts, and keep what patching them needs."""
     n_positions = ids.shape[1]
     for rows in torch.arange(len(ids), device=ids.device).split(contexts_per_batch):
         order = ((context >= rows[0]) & (context <= rows[-1])).nonzero()[:, 0]
@@ -136,7 +138,7 @@ def _clean_batches(
 def log_probabilities(
     anatomy: Anatomy, ids: Int[Tensor, "context position"], place: Int[Tensor, " token"]
 ) -> Float64[Tensor, "token vocab"]:
-    """Of the model's own logits, in float64, at some places of a batch only."""
+    """Log-probabilities by the model's own logits, in float64, at some places of a batch only."""
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
@@ -152,7 +154,7 @@ def log_probabilities(
 
 @contextmanager
 def keeping_output(anatomy: Anatomy, layer: int) -> Iterator[dict[str, Any]]:
-    """While open, what the block before `layer` returns is kept."""
+    """Yield a dictionary that keeps, as "output", what the block before `layer` returned last."""
     kept: dict[str, Any] = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -168,16 +170,16 @@ def keeping_output(anatomy: Anatomy, layer: int) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def resuming_at(anatomy: Anatomy, layer: int, before: Any) -> Iterator[None]:
-    """While open, blocks before `layer` compute nothing and return `before`."""
+    """Let blocks before `layer` compute nothing and return `before` while the context is open."""
 
-    def skipped(*args: Any, **kwargs: Any) -> Any:
+    def skip(*args: Any, **kwargs: Any) -> Any:
         return before
 
     # An instance attribute hides the class's method; libraries that dispatch models set one of their own.
     hidden = [(block, block.__dict__.get("forward")) for block in anatomy.blocks[:layer]]
     try:
         for block, _ in hidden:
-            block.forward = skipped
+            block.forward = skip
         yield
     finally:
         for block, own in hidden:

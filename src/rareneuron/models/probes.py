@@ -1,4 +1,4 @@
-"""Does the closed form hold for this very model? Two questions, asked at every load.
+"""Whether the closed form holds for this very model: two questions, asked at every load.
 
 (a) Is the rest of the network the final norm and the unembedding: does `readout(resid)` equal the model's logits?
 (b) Does switching one neuron off move the residual stream along its row of W_out, by exactly −n·w_out?
@@ -26,12 +26,12 @@ READOUT_TOLERANCE = 1e-4
 # A normalised MLP output rescales the whole move, by its size again: gaps are near 1 (0.92 to 1.26 on tiny
 # random models). A right model leaves rounding only, and that of the residual stream is taken out beforehand.
 ABLATION_TOLERANCE = 1e-3
-ROUNDING = 16  # how many units of rounding of its largest component a right residual stream may be off by
+ROUNDING = 16  # units of rounding of its largest component by which a right residual stream may be off
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """Whether the closed form holds, and how well. A gap is None where it couldn't be asked for."""
+    """Whether the closed form holds behind the last layer, and how well. A gap that couldn't be measured is None."""
 
     ok: bool
     readout_gap: float | None  # largest |readout − logits| over the largest |logit|
@@ -40,9 +40,9 @@ class ClosedForm:
 
 
 def closed_form(anatomy: Anatomy) -> ClosedForm:
-    """Ask both questions on seeded random ids."""
+    """Ask both questions of a model, on seeded random ids."""
     name = anatomy.family.model_type
-    W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it is no model to load
+    W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it can't be loaded at all
     try:
         readout = anatomy.readout()
     except UnsupportedModel as error:
@@ -78,7 +78,7 @@ def probe_ids(anatomy: Anatomy) -> Tensor:
 
 @torch.inference_mode()
 def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
-    """How far the readout is from the model's own logits."""
+    """The largest difference between the readout and the model's own logits, over the largest logit."""
     with anatomy.reading(-1) as seen:
         logits = anatomy.model(probe_ids(anatomy), use_cache=False).logits.flatten(0, 1)
     error = (readout(seen["resid"].flatten(0, 1)) - logits).abs().max()
@@ -87,7 +87,7 @@ def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
 
 @torch.inference_mode()
 def ablation_gap(anatomy: Anatomy, W_out: Float[Tensor, "neuron d_model"]) -> float:
-    """How far the residual stream's move is from −n·w_out, for the neurons that move it most."""
+    """The relative error of −n·w_out as the residual stream's move, over the neurons that move it most."""
     ids = probe_ids(anatomy)
     with anatomy.reading(-1) as seen:
         anatomy.backbone(ids, use_cache=False)

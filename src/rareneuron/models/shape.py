@@ -1,13 +1,12 @@
-"""How large a model is, from its config alone: no weights are read, and none downloaded."""
+"""How large a model is, from its config alone: no weights are read."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from rareneuron.models.anatomy import anatomy
-from rareneuron.models.checkpoints import Checkpoint
-from rareneuron.models.hub import model_folder
 from rareneuron.models.loading import config_errors, parsed_config, read_config
 
 
@@ -19,25 +18,25 @@ class ModelShape:
     n_backbone_params: int  # those multiplied at every position; embeddings left out
     vocab: int
     d_model: int
-    d_mlp: int
+    d_mlp: int  # neurons of the layer that was asked for
     n_layers: int
 
 
-def model_shape(checkpoint: Checkpoint) -> ModelShape:
-    """Build the model without memory for its weights, and count."""
-    folder = model_folder(checkpoint.source, checkpoint.revision, weights=False).folder
+def model_shape(folder: Path, layer: int = -1) -> ModelShape:
+    """Build the model on torch's meta device, which takes no memory for weights, and count.
+
+    `folder` holds config.json; `layer` is the one whose neurons are counted.
+    """
     read_config(folder)
     config = parsed_config(folder)
     with config_errors(folder), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parts = anatomy(model)
-    embeddings = {id(model.get_input_embeddings().weight), id(parts.unembedding.weight)}
-    n_neurons, d_model = parts.weights(-1).W_out.shape
     return ModelShape(
         n_params=sum(p.numel() for p in model.parameters()),
-        n_backbone_params=sum(p.numel() for p in model.parameters() if id(p) not in embeddings),
+        n_backbone_params=parts.n_backbone_params,
         vocab=parts.unembedding.weight.shape[0],
-        d_model=d_model,
-        d_mlp=n_neurons,
+        d_model=parts.d_model,
+        d_mlp=len(parts.weights(layer).W_out),
         n_layers=len(parts.blocks),
     )

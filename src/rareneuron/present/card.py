@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figures.claims import claims_or_reason
 from rareneuron.present.findings import Findings, findings
 from rareneuron.present.sections.reproduce import PAPER, command, told_environment, tool_entry
@@ -16,6 +15,7 @@ from rareneuron.present.sections.summary import contrast, measured, signs, stron
 from rareneuron.present.summary import audit_line, phases_line
 from rareneuron.present.typeset import escaped_markdown
 from rareneuron.present.wording import NOTHING, significant, with_error, without_hidden
+from rareneuron.runs.run import Run
 
 MOST_NEURONS = 10  # of either group
 LIMITS = (

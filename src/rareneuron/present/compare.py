@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
+from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline.dynamics import overlap, participation_ratio
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
+from rareneuron.maths.ranks import spearman
 from rareneuron.present.blocks import Block, Column, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES, rank_curves
 from rareneuron.present.figures.claims import claims_or_reason
@@ -27,6 +25,8 @@ from rareneuron.present.figures.verdict import phases_or_reason
 from rareneuron.present.sections.curve import drawn_twice
 from rareneuron.present.tables import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 from rareneuron.shown import Shown, html_table
 
 IDENTITY = ("model", "revision", "steps")  # what a row says already
@@ -165,7 +165,7 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
         "run": label,
         "other": other_label,
         "n_neurons": len(first),
-        "spearman": None if constant else float(spearmanr(sizes, others).statistic),
+        "spearman": None if constant else spearman(sizes, others),
     } | overlaps
 
 

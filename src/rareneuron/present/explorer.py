@@ -12,13 +12,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 from markupsafe import Markup
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
-from rareneuron.pipeline.explorer import NONE, Explorer, read_explorer, text_span
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import STEPS, UNKNOWN_STEP_NAME, read_tensors
 from rareneuron.present.figures import effect_distribution
 from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.figures.rank_curve import thinned
@@ -26,6 +23,10 @@ from rareneuron.present.figures.verdict import found_or_reason
 from rareneuron.present.findings import Findings
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
+from rareneuron.runs.files import read_tensors
+from rareneuron.runs.layout import STEPS, UNKNOWN_STEP_NAME
+from rareneuron.runs.neurons import NONE, Explorer, read_explorer, text_span
+from rareneuron.runs.run import Run
 
 DIGITS = 4
 REACH, N_POINTS = effect_distribution.REACH, 120  # of a distribution
@@ -134,7 +135,7 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
     table = found.last.sort_values("index")
     out: dict[str, list[Any]] = {"role": table["role"].tolist(), "rank": table["rank"].tolist()}
     out |= {name: shorts(table[column]) for name, column in COLUMNS if column in table}
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(ndtri((1 + CONFIDENCE) / 2))
     out["low"] = shorts(table["delta_loss"] - z * table["delta_loss_se"])
     out["high"] = shorts(table["delta_loss"] + z * table["delta_loss_se"])
     if "common_abs_delta_loss" in table:

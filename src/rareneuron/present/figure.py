@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.style import LIGHT, Theme
+from rareneuron.runs.files import replacing
 
 if TYPE_CHECKING:
     import matplotlib.figure

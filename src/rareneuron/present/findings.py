@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
+from rareneuron.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

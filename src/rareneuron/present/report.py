@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import replacing
 from rareneuron.present.explorer import MOST_STEPS, embedded_json, page_data
 from rareneuron.present.figures.claims import VERDICTS, claims_or_reason
 from rareneuron.present.findings import Findings, findings
 from rareneuron.present.sections import SECTIONS
 from rareneuron.present.wording import significant, without_hidden
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import jinja2

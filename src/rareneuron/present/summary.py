@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 
 from rareneuron.maths import Definitions
-from rareneuron.maths.claims import Claims, as_record
+from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.pipeline.rankings import SIGNS, Ranking
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figures.claims import claims_or_reason
 from rareneuron.present.figures.verdict import found_or_reason, verdict
+from rareneuron.runs.claims import as_record
+from rareneuron.runs.rankings import SIGNS, Ranking
+from rareneuron.runs.run import Run
 
 MOST_NAMED = 3  # claims of a verdict, in a line
 GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]

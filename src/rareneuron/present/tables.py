@@ -14,8 +14,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
-from rareneuron.pipeline.run import Run
-from rareneuron.pipeline.store import RunStore, replacing
 from rareneuron.present.published import (
     GROUP_SIZE,
     GROUPS,
@@ -28,6 +26,9 @@ from rareneuron.present.published import (
 )
 from rareneuron.present.typeset import PaperTable, as_latex, as_markdown
 from rareneuron.present.wording import MINUS, NOTHING, significant, step_name, visible, without_hidden
+from rareneuron.runs.files import replacing
+from rareneuron.runs.run import Run
+from rareneuron.runs.store import RunStore
 
 Part = Literal["geometry", "spectrum"]  # of a checkpoint's results
 
@@ -207,7 +208,7 @@ def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str
 
 def part_record(run: Run, part: Part | Literal["groups"], step: int | None) -> dict[str, Any]:
     """All that a checkpoint's groups.json, geometry.json or spectrum.json holds; without groups an error."""
-    from rareneuron.pipeline.groups import available
+    from rareneuron.runs.groups import available
 
     store = RunStore(run.path)
     name = store.finished_steps()[-1] if step is None else str(step)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure, save_figure
 from rareneuron.present.figures import (
     alpha_hill,
@@ -21,6 +20,7 @@ from rareneuron.present.figures import (
     spectrum,
 )
 from rareneuron.present.style import LIGHT, Theme
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.figure

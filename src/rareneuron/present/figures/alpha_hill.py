@@ -2,7 +2,7 @@
 
 The paper's curve is one group less one random group, of a matrix that it doesn't name. Here the zero line is the mean
 over random groups, grey holds 95 % of them, and thin lines are the means of groups matched to each. "Since" is the rule
-of `pipeline.dynamics.onsets`: p ≤ 5 % against both kinds, at that step and every later one.
+of `conclude.trajectory.onsets`: p ≤ 5 % against both kinds, at that step and every later one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.verdict import SMALL, note, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.tables import HEADS, rows_or_reason
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -66,7 +66,7 @@ def frame(run: Run) -> pd.DataFrame:
 
 def since(table: pd.DataFrame) -> pd.Series:
     """For each row the checkpoint since which its group and matrix differ; missing where they don't at the last."""
-    from rareneuron.pipeline.dynamics import onsets
+    from rareneuron.conclude.trajectory import onsets
 
     out = pd.Series(pd.NA, index=table.index, dtype="Int64")
     for _, line in table[table["reason"] == ""].groupby(["matrix", "group"]):
@@ -104,7 +104,7 @@ def draw_panel(axes: "matplotlib.axes.Axes", panel: pd.DataFrame, names: list[st
     """Grey for random groups, then a line a group, and since when it differs as its label."""
     from matplotlib.lines import Line2D
 
-    from rareneuron.pipeline.dynamics import LEVEL  # loads torch, which listing figures shouldn't
+    from rareneuron.conclude.trajectory import LEVEL  # loads torch, which listing figures shouldn't
 
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     null = panel.drop_duplicates("checkpoint").sort_values("checkpoint")

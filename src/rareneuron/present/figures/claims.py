@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.errors import RunFolderError
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.verdict import SMALL, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import MINUS, NOTHING, significant
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

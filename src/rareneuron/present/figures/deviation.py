@@ -11,8 +11,7 @@ import pandas as pd
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
-from rareneuron.maths.segments import Spacings
-from rareneuron.pipeline.run import Run
+from rareneuron.maths.spacings import Spacings
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import log_ranks, step_legend, thinned
 from rareneuron.present.figures.verdict import (
@@ -29,6 +28,7 @@ from rareneuron.present.figures.verdict import (
 )
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import significant, step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -11,12 +11,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from rareneuron.maths.nulls import FAMILIES
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import labelled
 from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, draw_nulls, null_bands, null_samples, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -11,12 +11,12 @@ import pandas as pd
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.rank_curve import WINDOW, local_slope
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import log_ranks, step_legend
 from rareneuron.present.figures.verdict import SMALL, draw_nulls, headed, null_bands, null_samples, words_only
 from rareneuron.present.style import Colour, Theme
 from rareneuron.present.wording import step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -11,7 +11,6 @@ import pandas as pd
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import log_axes, thinned
 from rareneuron.present.figures.verdict import (
@@ -29,6 +28,7 @@ from rareneuron.present.figures.verdict import (
     words_only,
 )
 from rareneuron.present.style import Theme
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

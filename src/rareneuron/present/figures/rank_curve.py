@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import short_number, step_name
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.rank_curve import band, log_axes, thinned
 from rareneuron.present.figures.verdict import NO_EFFECT, SMALL, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.tables import subjects_with_labels
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures import local_slope
 from rareneuron.present.figures.rank_curve import step_legend
 from rareneuron.present.figures.verdict import SMALL, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import visible
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.artist

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rareneuron.pipeline.run import Run
 from rareneuron.present.figure import Figure
 from rareneuron.present.figures.alpha_hill import ROLES, named
 from rareneuron.present.figures.verdict import SMALL, checkpoint_name, headed, words_only
 from rareneuron.present.style import Theme
 from rareneuron.present.tables import part_record, rows_or_reason
 from rareneuron.present.wording import significant
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
-from rareneuron.maths.phases import INTERVAL, LEVEL, Phases
-from rareneuron.pipeline.rankings import Found, Ranking
-from rareneuron.pipeline.run import Run
+from rareneuron.maths.phases import INTERVAL, Phases
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import significant, step_name
+from rareneuron.runs.rankings import Found, Ranking
+from rareneuron.runs.run import Run
 
 if TYPE_CHECKING:
     import matplotlib.axes

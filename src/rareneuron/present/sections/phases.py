@@ -1,9 +1,9 @@
 """Plateau, power law and decay at the last checkpoint: what was found, how sure it is, and what it means."""
 
 from rareneuron.maths.nulls import FAMILIES
-from rareneuron.maths.phases import LEVEL, Phases
+from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
-from rareneuron.pipeline.rankings import RANKINGS, SIGNS, Found
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.figures.verdict import checkpoint_name, found_or_reason, verdict
@@ -11,6 +11,7 @@ from rareneuron.present.findings import Findings
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.summary import nulls_of_step_zero
 from rareneuron.present.wording import NOTHING, at_step, significant
+from rareneuron.runs.rankings import RANKINGS, SIGNS, Found
 
 SHOWN = ("phases", "deviation", "local-slope")
 NAMES = {"all": "all neurons", "boosting": "boosting", "suppressing": "suppressing", "common": "common targets"}

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from rareneuron.pipeline.config import StudyConfig
-from rareneuron.pipeline.store import UNKNOWN_STEP_NAME
 from rareneuron.present.blocks import Definitions, Paragraph, Section
 from rareneuron.present.findings import Findings
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.layout import UNKNOWN_STEP_NAME
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas")
 PAPER = (

@@ -1,0 +1,211 @@
+"""How the rank curve and its phases move through training (Fig. 1a, 2, 3b): one table over checkpoints, and its trends.
+
+All checkpoints saw the same tokens, so neurons can be followed. What compares rankings is empty where there is nothing
+to compare: no plateau, no step before, or the last step with itself.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import participation_ratio, rank_curve
+from rareneuron.maths.reliability import overlap, rank_correlation
+from rareneuron.maths.trend import onset, trend
+from rareneuron.runs.rankings import SIGNS
+from rareneuron.runs.run import Run
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}  # of mean |Δ| over neurons
+TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
+RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
+FEWEST_STEPS = 3  # of a trend: two steps always have one
+WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
+BETWEEN = ("correlation", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One checkpoint's ranking by mean |Δ|."""
+
+    value: Float[np.ndarray, " neuron"]  # in the layer's order
+    neuron: Int[np.ndarray, " rank"]
+    phases: Phases | None
+
+    @property
+    def plateau(self) -> Int[np.ndarray, " member"] | None:
+        """Its neurons, where there is one."""
+        return None if self.phases is None or self.phases.plateau_end is None else self.top(self.phases.plateau_end)
+
+    def top(self, n: int) -> Int[np.ndarray, " member"]:
+        """The n neurons of the largest effects."""
+        return self.neuron[:n]
+
+
+def trajectory(run: Run) -> pd.DataFrame:
+    """One row a finished checkpoint; columns are described in docs/run-folder.md.
+
+    Phases are those of all neurons; by released definitions, of either sign, in columns named so.
+    """
+    rows, steps = [], run.steps
+    last = ranked_at(run, steps[-1])
+    before: Ranked | None = None
+    for step in steps:
+        here, record = ranked_at(run, step), run.step_record(step)
+        after = None if step == steps[-1] else last
+        rows.append(
+            {
+                "step": step,
+                "loss_rare": record["loss_rare"],
+                "loss_common": record["loss_common"],
+                **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
+                "n_eff": participation_ratio(here.value),
+                "definitions": run.definitions,
+                **(of_released(run, step) if run.definitions == "released" else of_phases(here.phases)),
+                **of_groups(run, step),
+                **overlaps(here, after, "last"),
+                **overlaps(here, before, "previous"),
+                "rank_correlation_last": None if after is None else rank_correlation(here.value, after.value),
+            }
+        )
+        before = here
+    table = pd.DataFrame(rows)
+    kinds = {"step": "Int64", "definitions": "str", "outcome": "str"}
+    return table.astype({name: kinds.get(str(name), "float64") for name in table})
+
+
+def ranked_at(run: Run, step: int | None) -> Ranked:
+    """A checkpoint's ranking, and its phases where they can be told; released ones are of other rankings."""
+    value = run.effects(step)["abs_delta_loss"].to_numpy()
+    phases = None
+    if run.definitions == "paper":
+        with suppress(TooFewNeurons):
+            phases = run.phases(step)
+    return Ranked(value=value, neuron=rank_curve(value).neuron, phases=phases if isinstance(phases, Phases) else None)
+
+
+def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
+    """What the table says about phases; `unavailable` where there are too few neurons to tell."""
+    if phases is None:
+        numbers = "kappa kappa_low kappa_high beta r_squared plateau_end plateau_share plateau_height decay_start"
+        return {"outcome": "unavailable"} | dict.fromkeys(numbers.split())
+    low, high = phases.intervals.get("kappa", (None, None))
+    end = phases.plateau_end
+    return {
+        "outcome": phases.outcome,
+        "kappa": phases.kappa,
+        "kappa_low": low,
+        "kappa_high": high,
+        "beta": phases.beta,
+        "r_squared": phases.r_squared,
+        "plateau_end": end,
+        "plateau_share": phases.plateau_share,
+        "plateau_height": None if end is None else float(phases.deviation[:end].mean()),
+        "decay_start": phases.decay_start,
+    }
+
+
+def of_released(run: Run, step: int | None) -> dict[str, float | None]:
+    """Both lines of both signs; the boundaries are constants, so nothing else can move."""
+    out: dict[str, float | None] = {}
+    for ranking in SIGNS:
+        found = None
+        with suppress(TooFewNeurons):
+            found = run.phases(step, ranking)
+        out |= {f"{name}_{ranking}": getattr(found, name, None) for name in RELEASED_NUMBERS}
+    return out
+
+
+def of_groups(run: Run, step: int | None) -> dict[str, float]:
+    """Geometry and spectrum of both groups: value, mean of random groups, and the larger p of both kinds of them.
+
+    That is 1 where the value is above the one kind and below the other: it differs from both, but in no direction.
+    Nothing where there are no groups, or a part of an older run is missing.
+    """
+    out: dict[str, float] = {}
+    for table, names in ((run.geometry, geometry_columns()), (run.spectrum, None)):
+        with suppress(TooFewNeurons, RunFolderError):
+            rows = table(step)
+            rows = rows[rows["null"].isin(["uniform", "matched"])]
+            if names is None:
+                rows = rows[(rows["statistic"] == "alpha_hill") & (rows["group"] != "random")]
+                column = "alpha_hill_" + rows["matrix"] + "_" + rows["group"]
+            else:
+                column = rows["statistic"] + "_" + rows["group"].str.replace("-", "_")
+                rows, column = rows[column.isin(names)], column[column.isin(names)]
+            for name, of_name in rows.groupby(column):
+                out[f"{name}"] = float(of_name["value"].iloc[0])
+                for null, suffix in (("uniform", "null"), ("matched", "matched")):
+                    mean = of_name.loc[of_name["null"] == null, "null_mean"]
+                    out[f"{name}_{suffix}"] = float(mean.iloc[0]) if len(mean) else np.nan
+                one_side = (of_name["value"] > of_name["null_mean"]).nunique() == 1
+                out[f"{name}_p"] = float(of_name["p"].max()) if one_side else 1.0
+    return out
+
+
+def geometry_columns() -> list[str]:
+    """Those of the geometry's values that the table has."""
+    roles = ("boosting", "suppressing")
+    pairs = ("boosting_random", "suppressing_random", "boosting_suppressing")
+    return [f"{name}_{role}" for name in WITHIN for role in roles] + [
+        f"{name}_{pair}" for name in BETWEEN for pair in pairs
+    ]
+
+
+def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Since which step each value differs from random groups, at 5 %, there and at every later step that has it.
+
+    column, since (missing where it doesn't at the last), value, means of uniform and of matched groups, p (at the
+    last), n (steps that have it). Steps are not corrected for one another.
+    """
+    rows = []
+    for column in [str(name).removesuffix("_p") for name in trajectory if str(name).endswith("_p")]:
+        there = trajectory[trajectory[f"{column}_p"].notna()]
+        first = onset(there[f"{column}_p"].to_numpy())
+        last = there.iloc[-1] if len(there) else None
+        rows.append(
+            {
+                "column": column,
+                "since": pd.NA if first is None else there["step"].iloc[first],
+                **{
+                    name: np.nan if last is None else last[f"{column}{suffix}"]
+                    for name, suffix in (("value", ""), ("uniform", "_null"), ("matched", "_matched"), ("p", "_p"))
+                },
+                "n": len(there),
+            }
+        )
+    return pd.DataFrame(rows, columns=["column", "since", "value", "uniform", "matched", "p", "n"]).astype(
+        {"since": "Int64"}
+    )
+
+
+def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float | None]:
+    """Of plateaus and of the largest effects, with another step's."""
+    plateau, others = here.plateau, None if other is None else other.plateau
+    return {
+        f"plateau_overlap_{name}": None if plateau is None or others is None else overlap(plateau, others),
+        f"top_overlap_{name}": None if other is None else overlap(here.top(TOP), other.top(TOP)),
+    }
+
+
+def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's τ of every number against the order of steps, n values present: column, tau, p (two-sided), n.
+
+    p is exact up to 33 steps, else a normal approximation. Checkpoints of one training
+    follow from one another, so p says that a column moves steadily here, not that another training would do the same;
+    columns are not corrected for one another.
+    """
+    rows = []
+    for column in trajectory.select_dtypes("number").columns.drop("step"):
+        if column.endswith("_p"):  # of a test at each step: its trend says nothing
+            continue
+        values = trajectory[column].to_numpy(np.float64)
+        if column == "plateau_share":  # none is a plateau of no neurons, where phases could be told
+            values = np.where(np.isnan(values) & (trajectory["outcome"] != "unavailable"), 0.0, values)
+        there = np.flatnonzero(np.isfinite(values))
+        tau, p = trend(values[there]) if len(there) >= FEWEST_STEPS else (np.nan, np.nan)
+        rows.append({"column": column, "tau": tau, "p": p, "n": len(there)})
+    return pd.DataFrame(rows)

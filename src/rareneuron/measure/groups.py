@@ -1,0 +1,94 @@
+"""The groups of a checkpoint, how their neurons act together, and what their weights look like, as a run keeps them.
+
+Groups are known once effects are, so activations are gone through once more: those of the groups' neurons at rare
+targets, whose second moments stream in float64. Where there are too few neurons of a sign, every file says so.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
+from rareneuron.maths import Definitions
+from rareneuron.maths.geometry import Geometry, geometry_of, members
+from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.moments import SecondMoments
+from rareneuron.maths.spectrum import Spectrum
+from rareneuron.maths.weights import spectrum
+from rareneuron.measure.capture import TokenSource
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES, ComparedGroups
+
+
+def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFrame) -> ComparedGroups:
+    """Choose the groups and compare them with random ones."""
+    groups = chosen_groups(config, effects)
+    if isinstance(groups, RareNeuronError):
+        return ComparedGroups(groups=groups, balance={}, geometry=groups, spectrum=groups)
+    found: list[Any] = []
+    for compute in (geometry_at, spectrum_at):
+        try:
+            found.append(compute(config, source, groups))
+        except NotMeasured as error:
+            found.append(error)
+    balance = matching(groups, effects[MATCHED_ON].to_numpy())
+    return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])
+
+
+def chosen_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | TooFewNeurons:
+    """Groups, or why there are none: too few neurons of a sign is recorded, not skipped."""
+    try:
+        return neuron_groups(
+            effects["delta_loss"].to_numpy(),
+            effects["abs_delta_loss"].to_numpy(),
+            size=config.group_size,
+            n_draws=config.n_random,
+            most=MOST_CANDIDATES,
+            covariate=effects[MATCHED_ON].to_numpy(),
+            matched_on=MATCHED_ON,
+            rng=np.random.default_rng([config.seed, 2]),
+        )
+    except TooFewNeurons as error:
+        return error
+
+
+def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Geometry:
+    """On the analysed rare tokens, all groups on the same ones."""
+    moments = SecondMoments(members(groups))
+    for batch in source.again():
+        rare = torch.from_numpy(batch.rare).to(batch.act.device)
+        moments.add(batch.act[rare])
+    rng = np.random.default_rng([config.seed, 4])
+    return geometry_of(moments, groups, rng, definitions=whose(config))
+
+
+def whose(config: StudyConfig) -> Definitions:
+    """The definitions asked for."""
+    return "released" if config.definitions == "released" else "paper"
+
+
+def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
+    """Of every matrix that the layer's MLP has."""
+    weights = source.adapter.weights(source.layer)
+    given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
+    rng = np.random.default_rng([config.seed, 5])
+    return spectrum({name: W for name, W in given.items() if W is not None}, groups, definitions=whose(config), rng=rng)
+
+
+def matching(groups: NeuronGroups, covariate: np.ndarray) -> dict[str, dict[str, float]]:
+    """How well matched draws are matched: mean covariate of group, matched and uniform draws; what they share.
+
+    `shared` is the mean share of a matched draw that belongs to the group itself, `distinct` the neurons of all draws.
+    """
+    return {
+        role: {
+            "group": float(covariate[getattr(groups, role)].mean()),
+            "matched": float(covariate[drawn].mean()),
+            "uniform": float(covariate[groups.random].mean()),
+            "shared": float(np.isin(drawn, getattr(groups, role)).mean()),
+            "distinct": len(np.unique(drawn)),
+        }
+        for role, drawn in groups.matched.items()
+    }

@@ -1,0 +1,288 @@
+"""What a reader wants to see of single neurons: where they act, what they write, when they fire, with whom.
+
+Contexts and the range of activations are gathered while the engine's blocks go by (`Observer`), since Δ per token is
+kept nowhere; histograms and correlations take one more pass over the tokens, whose activations need no forward pass
+where they are held. Memory: top contexts of every neuron of the layer (at most neurons · 5 · 53 numbers), and one
+number per detailed neuron and neuron of the layer. In wide layers the `MOST_DETAILED` largest effects have details.
+Works with either engine; what a neuron promotes needs the closed form's readout. Oracles: tests/study/
+test_explorer.py, loops over tokens and neurons.
+"""
+
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.data.selection import Selection
+from rareneuron.data.spelling import texts_of
+from rareneuron.errors import RareNeuronError
+from rareneuron.maths.readout import Readout
+from rareneuron.measure.capture import TokenSource
+from rareneuron.measure.effects import EffectBlock
+from rareneuron.models.adapter import Adapter
+from rareneuron.models.anatomy import LayerWeights
+from rareneuron.runs.neurons import (
+    AFTER,
+    BEFORE,
+    MOST_DETAILED,
+    N_BINS,
+    N_CONTEXTS,
+    N_NEIGHBOURS,
+    N_TOKENS,
+    NONE,
+    Explorer,
+    text_span,
+    write_explorer,
+)
+
+NEURONS_AT_ONCE = 64  # whose logits over the vocabulary, or correlations with the layer, are held
+TOKENS_AT_ONCE = 256  # whose activations are held once more, in float64
+SEEN = ("sum", "low", "high", "size", "token", "delta")  # what an observer holds
+
+
+def nearby(selection: Selection) -> Int[np.ndarray, "token near"]:
+    """Of each rare token, the analysed tokens of its context whose targets stand in the text shown around its own."""
+    order = np.lexsort((selection.position, selection.context))
+    context, position = selection.context[order], selection.position[order]
+    place = context.astype(np.int64) * (selection.windows.shape[1] + BEFORE + AFTER + 1) + position
+    first, last = np.searchsorted(place, place - BEFORE), np.searchsorted(place, place + AFTER, side="right")
+    first[~selection.rare[order]] = last[~selection.rare[order]] = 0
+    size = max(int((last - first).max(initial=0)), 1)
+    column = first[:, None] + np.arange(size)
+    out = np.full(column.shape, NONE)
+    out[order] = np.where(column < last[:, None], order[np.minimum(column, len(order) - 1)], NONE)
+    return out
+
+
+class Observer:
+    """Looks at the blocks of `layer_effects`: each neuron's top contexts, and the range of its activations."""
+
+    def __init__(self, selection: Selection, n_neurons: int) -> None:
+        self.near = nearby(selection)
+        self.n_rare = int(selection.rare.sum())
+        self._forget(n_neurons)
+
+    def _forget(self, n_neurons: int) -> None:
+        self.n_tokens = 0
+        self.sum = torch.zeros(n_neurons, dtype=torch.float64)
+        self.low, self.high = torch.full((2, n_neurons), torch.inf)
+        self.high.neg_()
+        size = torch.zeros(0, n_neurons)
+        self.size, self.token = size, size.long()  # |Δ| and row of the token table: [context, neuron]
+        self.delta = torch.zeros(0, self.near.shape[1], n_neurons)
+
+    def __call__(self, block: EffectBlock) -> None:
+        """Take in a block, which holds whole contexts."""
+        batch, device = block.batch, block.loss.device
+        self._to(device)
+        rare = torch.from_numpy(np.flatnonzero(batch.rare)).to(device)
+        if not len(rare):
+            return
+        act = batch.act[rare]
+        self.n_tokens += len(rare)
+        self.sum += act.double().sum(0)
+        self.low, self.high = (
+            torch.minimum(self.low, act.amin(0).float()),
+            torch.maximum(self.high, act.amax(0).float()),
+        )
+        delta = block.statistics["delta_loss"].float()
+        size, row = largest_of_contexts(delta[rare].abs(), batch.context[batch.rare])
+        row = rare[row]
+        held = len(self.size)
+        joined = torch.cat([self.size, size])
+        self.size, chosen = joined.topk(min(N_CONTEXTS, len(joined)), dim=0)
+        index = torch.from_numpy(batch.index).to(device)
+        token = torch.cat([self.token, index[row]])
+        near = self._near_in_block(batch.index).to(device)
+        neurons = torch.arange(delta.shape[1], device=device)
+        kept = torch.full((*chosen.shape, near.shape[1]), torch.nan, device=device)
+        is_new = chosen >= held
+        place = near[row[(chosen - held).clamp_min(0), neurons]]  # [context, neuron, near]
+        new = torch.where(place == NONE, torch.nan, delta[place.clamp_min(0), neurons[:, None]])
+        old = self.delta[chosen.clamp_max(held - 1), :, neurons] if held else kept
+        self.delta = torch.where(is_new[..., None], new, old).transpose(1, 2).contiguous()
+        self.token = token.gather(0, chosen)
+
+    def fresh(self) -> "Observer":
+        """One that has seen nothing yet, for a part of the tokens."""
+        out = copy(self)
+        out._forget(len(self.sum))
+        return out
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that was seen, to be stored and absorbed by another."""
+        out = {name: getattr(self, name).cpu().numpy() for name in SEEN}
+        return out | {"n_tokens": np.array([self.n_tokens])}
+
+    def absorb(self, part: Mapping[str, np.ndarray]) -> None:
+        """Add what another has seen of other contexts."""
+        given = {name: torch.from_numpy(np.array(part[name])).to(self.sum.device) for name in SEEN}
+        self.n_tokens += int(part["n_tokens"][0])
+        self.sum += given["sum"]
+        self.low, self.high = torch.minimum(self.low, given["low"]), torch.maximum(self.high, given["high"])
+        joined, token, delta = (torch.cat([getattr(self, name), given[name]]) for name in ("size", "token", "delta"))
+        self.size, chosen = joined.topk(min(N_CONTEXTS, len(joined)), dim=0)
+        self.token = token.gather(0, chosen)
+        self.delta = delta.gather(0, chosen[:, None].expand(-1, delta.shape[1], -1))
+
+    def refuse_gaps(self) -> None:
+        """Tokens that went by unseen would leave contexts out without a word."""
+        if self.n_tokens != self.n_rare:
+            raise RareNeuronError(
+                f"The explorer saw {self.n_tokens:,} of {self.n_rare:,} rare tokens, so the contexts that it calls a "
+                "neuron's strongest may not be. Remove what there is of this checkpoint and run the same study again."
+            )
+
+    def _near_in_block(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, "token near"]:
+        """The tokens near each token of a block, as rows of the block."""
+        row = np.full(len(self.near) + 1, NONE)  # the last one answers for NONE
+        row[index] = np.arange(len(index))
+        return torch.from_numpy(row[self.near[index]])
+
+    def _to(self, device: torch.device) -> None:
+        for name in SEEN:
+            setattr(self, name, getattr(self, name).to(device))
+
+
+def largest_of_contexts(
+    size: Float[Tensor, "token neuron"], context: Int[np.ndarray, " token"]
+) -> tuple[Float[Tensor, "context neuron"], Int[Tensor, "context neuron"]]:
+    """Of each context and neuron the largest, and its row."""
+    order = torch.from_numpy(np.argsort(context, kind="stable")).to(size.device)
+    counts = np.unique(context, return_counts=True)[1].tolist()
+    found = [size[rows].max(0) for rows in order.split(counts)]
+    rows = torch.stack([rows[f.indices] for rows, f in zip(order.split(counts), found, strict=True)])
+    return torch.stack([f.values for f in found]), rows
+
+
+def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: str) -> Explorer:
+    """Put together what was seen and what the activations and weights say; the model must still be there."""
+    seen.refuse_gaps()
+    adapter, selection = source.adapter, source.selection
+    shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
+    weights = adapter.weights(source.layer)
+    histogram, neighbour, correlation = activations(source, seen, shown)
+    written, logit, no_readout = writes(adapter, source, weights, shown, engine)
+    at = torch.from_numpy(shown).to(seen.token.device)
+    token = seen.token[:, at].T.cpu().numpy()
+    near = np.where(token[..., None] == NONE, NONE, seen.near[token])
+    return Explorer(
+        shown=shown,
+        top_token=token,
+        near_token=near,
+        near_delta=seen.delta[:, :, at].permute(2, 0, 1).cpu().numpy(),
+        act_low=seen.low[at].cpu().numpy(),
+        act_high=seen.high[at].cpu().numpy(),
+        histogram=histogram,
+        neighbour=neighbour,
+        correlation=correlation,
+        W_in_norm=norms(weights.W_in),
+        W_gate_norm=None if weights.W_gate is None else norms(weights.W_gate),
+        written=written,
+        written_logit=logit,
+        no_readout=no_readout,
+        texts=texts_of(adapter.tokenizer, adapter.vocab, shown_ids(selection, token, written)),
+    )
+
+
+def norms(W: Float[Tensor, "neuron d_model"]) -> Float[np.ndarray, " neuron"]:
+    """Lengths of a matrix's rows."""
+    return W.double().norm(dim=1).cpu().numpy()
+
+
+def activations(
+    source: TokenSource, seen: Observer, shown: Int[np.ndarray, " shown"]
+) -> tuple[Int[np.ndarray, "shown bin"], Int[np.ndarray, "shown neighbour"], Float[np.ndarray, "shown neighbour"]]:
+    """Histograms of the shown neurons at rare tokens, and the neurons of the layer whose activations follow theirs.
+
+    Activations are centred by their known mean before they are multiplied, so no digits cancel.
+    """
+    device = seen.low.device
+    at = torch.from_numpy(shown).to(device)
+    low, span = seen.low[at], (seen.high - seen.low)[at]
+    counts = torch.zeros(len(at), N_BINS, dtype=torch.long, device=device)
+    mean = seen.sum / max(1, seen.n_tokens)
+    cross = torch.zeros(len(at), len(mean), dtype=torch.float64, device=device)
+    square = torch.zeros_like(mean)
+    spread = (seen.high - seen.low).double()
+    scale = spread.where(spread > 0, torch.nan)  # a neuron that never changes follows none
+    for batch in source.again():
+        for act in batch.act[torch.from_numpy(batch.rare).to(device)].split(TOKENS_AT_ONCE):
+            part = (act[:, at].float() - low) / span.clamp_min(torch.finfo(torch.float32).tiny)
+            bins = (part * N_BINS).long().clamp(0, N_BINS - 1)
+            counts.scatter_add_(1, bins.T.contiguous(), torch.ones_like(bins.T))
+            centred = ((act.double() - mean) / scale).float()
+            cross += centred[:, at].T @ centred
+            square += centred.double().square().sum(0)
+    length = square.sqrt()
+    pieces = zip(cross.split(NEURONS_AT_ONCE), at.split(NEURONS_AT_ONCE), strict=True)
+    found = [closest(rows, which, length) for rows, which in pieces]
+    neighbour, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return counts.cpu().numpy(), neighbour.cpu().numpy(), value.cpu().numpy()
+
+
+def closest(
+    cross: Float[Tensor, "some neuron"], at: Int[Tensor, " some"], length: Float[Tensor, " neuron"]
+) -> tuple[Int[Tensor, "some neighbour"], Float[Tensor, "some neighbour"]]:
+    """The neurons whose correlation with some is largest either way, and that correlation."""
+    rho = cross / (length[at, None] * length)
+    rho[torch.arange(len(at)), at] = torch.nan
+    size, neighbour = rho.abs().nan_to_num(-1).topk(min(N_NEIGHBOURS, len(length)), dim=1)
+    neighbour[size < 0] = NONE
+    return neighbour, rho.gather(1, neighbour.clamp_min(0)).masked_fill(neighbour == NONE, torch.nan).clamp(-1, 1)
+
+
+def writes(
+    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
+) -> tuple[Int[np.ndarray, "shown written"] | None, Float[np.ndarray, "shown written"] | None, str | None]:
+    """The ids that each neuron promotes and demotes most, or why that can't be told."""
+    if engine != "closed-form":
+        return (
+            None,
+            None,
+            (
+                "What a neuron promotes is read off the final norm and the unembedding behind its layer. The patching "
+                "engine serves layers and models where other things stand between, so there is no such list."
+            ),
+        )
+    n_ids = min(adapter.vocab, len(adapter.tokenizer))
+    W = weights.W_out[torch.from_numpy(shown).to(weights.W_out.device)]
+    ids, logits = promoted(adapter.readout(source.layer), W, n_ids)
+    return ids.cpu().numpy(), logits.cpu().numpy(), None
+
+
+def promoted(
+    readout: Readout, W_out: Float[Tensor, "neuron d_model"], n_ids: int
+) -> tuple[Int[Tensor, "neuron written"], Float[Tensor, "neuron written"]]:
+    """W_U (γ ⊙ ŵ_out) less its mean over the first `n_ids` tokens: the largest, then the smallest, outermost first."""
+    A = readout.logits_per_direction(torch.float32)[:n_ids]
+    A = A - A.mean(0)
+    n = min(N_TOKENS, n_ids)
+    ids, logits = [], []
+    for rows in readout.centre(W_out.float()).split(NEURONS_AT_ONCE):
+        change = rows @ A.T
+        ends = [change.topk(n, dim=1, largest=largest) for largest in (True, False)]
+        ids.append(torch.cat([end.indices for end in ends], 1))
+        logits.append(torch.cat([end.values for end in ends], 1))
+    return torch.cat(ids), torch.cat(logits)
+
+
+def shown_ids(
+    selection: Selection, token: Int[np.ndarray, "shown context"], written: Int[np.ndarray, "shown written"] | None
+) -> Int[np.ndarray, " id"]:
+    """Every token id of the texts and lists."""
+    found = [] if written is None else [written.ravel()]
+    for i in np.unique(token[token != NONE]):
+        span = text_span(int(selection.position[i]), selection.windows.shape[1])
+        found.append(selection.windows[selection.context[i], span.start : span.stop])
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def explorer_stage(folder: Path, source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: str) -> None:
+    """Compute and write the details of one checkpoint."""
+    write_explorer(folder, explore(source, seen, effects, engine))

@@ -1,0 +1,245 @@
+"""Work that survives: a checkpoint's contexts in shards, each kept until the checkpoint is finished.
+
+A shard is a range of contexts worth about a minute of work, so small checkpoints have one, of which nothing is kept.
+Where there are more, a shard's sums of effects, and its captured tokens where forward passes are dear, lie in
+`RUN/units/<step>/<sha256>.safetensors`, named by everything that decides them: weights, tokens, layer, engine, shard. A
+killed study reads them back, and ends with the same bits; one that is damaged is said to be, and computed again.
+Sums are added in float64 in the order of contexts, whether they were just computed or read.
+Shards are cut by counting operations, never by measured time, which would cut them differently each time.
+Domain: the same bits on CPU with the same number of threads. Oracle: tests/study/test_crash.py.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tqdm import tqdm
+
+from rareneuron.data.selection import Selection
+from rareneuron.errors import RunFolderError
+from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture
+from rareneuron.measure.effects import TOKENS_AT_ONCE, EffectBlock
+from rareneuron.measure.neurons import Observer
+from rareneuron.measure.sums import as_array
+from rareneuron.models.adapter import Adapter
+from rareneuron.runs.files import read_tensors, remove, write_tensors
+
+FORMAT = 1  # of units; those of another are not found
+SHARD_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s
+CAPTURED_BYTES = 512 * 2**20  # of a shard whose captured tokens are kept
+BY_TOKEN = ("resid", "act", "target", "context", "rare", "index")
+SEEN = "explorer."
+
+
+def work(adapter: Adapter, selection: Selection, engine: str) -> tuple[float, float]:
+    """Operations of the forward pass over all positions, and of all effects: matrix products alone."""
+    n_tokens, d_model, d_mlp = len(selection.context), adapter.d_model, adapter.d_mlp
+    forward = 2.0 * adapter.n_backbone_params * selection.windows.size
+    if engine == "patching":
+        return forward, forward * d_mlp + 2.0 * n_tokens * d_mlp * adapter.vocab * d_model
+    return forward, 2.0 * n_tokens * adapter.vocab * (4 * d_model + d_mlp)
+
+
+def cut_contexts(adapter: Adapter, selection: Selection, engine: str) -> tuple[tuple[range, ...], bool]:
+    """The shards of a checkpoint, and whether their captured tokens are worth keeping."""
+    (forward, effects), minute = work(adapter, selection, engine), shard_work(adapter)
+    keep = forward >= minute
+    n_contexts, n_tokens = len(selection.windows), len(selection.context)
+    n = round((forward + effects) / minute)
+    if keep:
+        n = max(n, 2, -(-4 * n_tokens * (adapter.d_mlp + adapter.d_model) // CAPTURED_BYTES))
+    most = n_contexts if engine == "patching" else n_tokens // TOKENS_AT_ONCE  # the engine pays off on many tokens
+    cuts = np.unique(np.linspace(0, n_contexts, max(1, min(n, most, n_contexts)) + 1).astype(int))
+    return tuple(range(int(a), int(b)) for a, b in pairwise(cuts)), keep
+
+
+def shard_work(adapter: Adapter) -> float:
+    """Operations worth keeping the result of."""
+    return SHARD_WORK["cpu" if adapter.model.device.type == "cpu" else "gpu"]
+
+
+@dataclass
+class ShardStore:
+    """Arrays by what they are computed from. `identity` is what all of them share: weights, tokens, settings."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    check: Callable[[], None] = lambda: None  # raises where the run folder is no longer this study's
+
+    def path(self, kind: str, contexts: range, given: str = "") -> Path:
+        """Where a unit lies; `given`: digest of what else it is computed from."""
+        what = {"format": FORMAT, "rareneuron": version("rareneuron"), "kind": kind, "given": given}
+        what |= {"contexts": [contexts.start, contexts.stop], **self.identity}
+        name = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def read(self, path: Path) -> dict[str, np.ndarray] | None:
+        """What was kept; None where there is nothing, or nothing that can be trusted, which is said and removed."""
+        if not path.is_file():
+            return None
+        try:
+            found = read_tensors(path)
+        except RunFolderError:
+            tqdm.write(f"{path} is damaged (its checksum doesn't fit): this shard is computed again.", file=sys.stderr)
+            remove(path)
+            return None
+        return found
+
+    def write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a unit."""
+        self.check()
+        write_tensors(path, arrays)
+
+
+class ShardedSource(TokenSource):
+    """A checkpoint's tokens shard by shard: held where they fit, else read back where kept, else captured again."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        selection: Selection,
+        layer: int,
+        memory: int,
+        shards: Sequence[range],
+        kept: ShardStore | None,
+    ) -> None:
+        super().__init__(adapter, selection, layer, memory)
+        self.shards, self.kept = shards, kept
+        self._held_of: dict[range, list[TokenBatch]] = {}
+
+    def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
+        """Capture, or read what was captured before."""
+        for contexts in self.shards:
+            for batch in (
+                self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept, is_first=True)
+            ):
+                if self.fits:
+                    self._held_of.setdefault(contexts, []).append(batch)
+                yield batch
+                progress(batch.n_positions)
+
+    def again(self) -> Iterator[TokenBatch]:
+        """All batches again."""
+        for contexts in self.shards:
+            yield from self.of(contexts)
+
+    def of(self, contexts: range) -> Iterable[TokenBatch]:
+        """Those of one shard again."""
+        if self.fits:
+            return self._held_of[contexts]
+        return self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept)
+
+    def _capture(self, contexts: range) -> Iterator[TokenBatch]:
+        part, rows = part_of(self.selection, contexts)
+        start = time.perf_counter()
+        for batch in capture(self.adapter, part, self.layer):
+            self.seconds += time.perf_counter() - start
+            yield replace(batch, context=batch.context + contexts.start, index=rows[batch.index])
+            start = time.perf_counter()
+
+    def _kept(self, contexts: range, kept: ShardStore, *, is_first: bool = False) -> list[TokenBatch]:
+        path = kept.path("capture", contexts)
+        found = kept.read(path)
+        if found is None:
+            before = self.seconds
+            batches = list(self._capture(contexts))
+            kept.write(path, batches_as_arrays(batches) | {"seconds": np.array([self.seconds - before])})
+            return batches
+        if is_first:
+            self.seconds += found["seconds"].item()  # it took that long, if not now
+        return batches_from_arrays(found, self.adapter.model.device)
+
+
+def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
+    """Some contexts of a selection, and the rows of the token table that theirs were."""
+    rows = np.flatnonzero((selection.context >= contexts.start) & (selection.context < contexts.stop))
+    chosen = slice(contexts.start, contexts.stop)
+    part = replace(
+        selection,
+        windows=selection.windows[chosen],
+        context_index=selection.context_index[chosen],
+        context=selection.context[rows] - contexts.start,
+        position=selection.position[rows],
+        target=selection.target[rows],
+        rare=selection.rare[rows],
+    )
+    return part, rows
+
+
+def batches_as_arrays(batches: Sequence[TokenBatch]) -> dict[str, np.ndarray]:
+    """Batches as arrays that remember where one ends: sums over tokens run batch by batch."""
+    columns = {name: np.concatenate([as_array(getattr(b, name)) for b in batches]) for name in BY_TOKEN}
+    return columns | {
+        "all_act_sum": np.stack([as_array(b.all_act_sum) for b in batches]),
+        "n_positions": np.array([b.n_positions for b in batches]),
+        "n_tokens": np.array([len(b.index) for b in batches]),
+    }
+
+
+def batches_from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device) -> list[TokenBatch]:
+    """The batches again."""
+    ends = np.cumsum(arrays["n_tokens"])[:-1]
+    columns = {name: np.split(arrays[name], ends) for name in BY_TOKEN}
+    # Copied to where torch allocates: a matrix product's last bits depend on how its arguments are aligned.
+    on_device = {name: [torch.tensor(a, device=device) for a in columns[name]] for name in ("resid", "act", "target")}
+    return [
+        TokenBatch(
+            resid=on_device["resid"][i],
+            act=on_device["act"][i],
+            target=on_device["target"][i],
+            context=columns["context"][i],
+            rare=columns["rare"][i],
+            index=columns["index"][i],
+            all_act_sum=torch.from_numpy(arrays["all_act_sum"][i]).to(device),
+            n_positions=int(arrays["n_positions"][i]),
+        )
+        for i in range(len(arrays["n_tokens"]))
+    ]
+
+
+class StepShards:
+    """The shards of one checkpoint for `layer_effects`, with what an observer sees of each."""
+
+    def __init__(self, source: ShardedSource, store: ShardStore, observer: Observer | None) -> None:
+        self.source, self.store, self.observer = source, store, observer
+        self.shards = source.shards
+        is_split = observer is not None and len(self.shards) > 1
+        self._part = observer.fresh() if observer is not None and is_split else observer
+
+    def observe(self, block: EffectBlock) -> None:
+        """Show the observer a block of the shard at hand."""
+        if self._part is not None:
+            self._part(block)
+
+    def batches(self, contexts: range) -> Iterable[TokenBatch]:
+        """Captured tokens of a shard."""
+        return self.source.of(contexts)
+
+    def read(self, contexts: range, given: str) -> dict[str, np.ndarray] | None:
+        """What was kept of a shard; the observer sees it too."""
+        found = self.store.read(self._path(contexts, given))
+        if found is not None and self.observer is not None:
+            self.observer.absorb({k.removeprefix(SEEN): v for k, v in found.items() if k.startswith(SEEN)})
+        return found
+
+    def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a shard."""
+        seen: dict[str, np.ndarray] = {}
+        if self._part is not None and self.observer is not None:
+            seen = self._part.arrays()
+            self.observer.absorb(seen)
+            self._part = self.observer.fresh()
+        self.store.write(self._path(contexts, given), {**arrays, **{SEEN + k: v for k, v in seen.items()}})
+
+    def _path(self, contexts: range, given: str) -> Path:
+        return self.store.path("effects" if self.observer is None else "effects and explorer", contexts, given)

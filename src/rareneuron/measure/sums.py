@@ -1,0 +1,139 @@
+"""Sums of effects over tokens and contexts, in parts that can be kept, read back and added.
+
+A part covers a range of contexts. Parts are added in the order of contexts, in float64, so the total has the same
+bits whenever and by whomever each was computed. Oracle: tests/study/test_crash.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.maths.clustered import ClusteredMean, sums_by_context
+from rareneuron.measure.capture import TokenBatch
+from rareneuron.runs.layout import kept_rows
+
+# In the order of the table's columns, which parts that were read back don't have.
+STATISTICS = ("delta_loss", "abs_delta_loss", "kl", "abs_shift", "direct_delta_loss", "direct_abs_delta_loss")
+KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
+KIND = {True: "rare.", False: "common."}
+
+
+@dataclass
+class EffectSums:
+    """Accumulates token blocks of whole contexts for one kind of target (rare or common)."""
+
+    n_neurons: int
+    n_contexts: int  # of the study
+    contexts: range  # those that may come
+    means: dict[str, ClusteredMean] = field(default_factory=dict)
+    per_context: dict[str, np.ndarray] = field(init=False)
+    tokens_per_row: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = self._rows(self.contexts)
+        self.tokens_per_row = np.zeros(len(rows), np.int64)
+        self.per_context = {name: np.zeros((len(rows), self.n_neurons), np.float32) for name in KEPT_PER_CONTEXT}
+
+    def _rows(self, contexts: range) -> range:
+        """The rows that keep some contexts' sums."""
+        first, last = kept_rows(np.array([contexts.start, contexts.stop - 1]), self.n_contexts).tolist()
+        return range(first, last + 1)
+
+    def add(self, values: dict[str, Tensor], context: Int[np.ndarray, " token"]) -> None:
+        """Add the values [token, neuron] of some tokens; every context's tokens come in one call."""
+        contexts, row = np.unique(context, return_inverse=True)
+        sizes = np.bincount(row, minlength=len(contexts))
+        kept_row = kept_rows(contexts, self.n_contexts) - self._rows(self.contexts).start
+        np.add.at(self.tokens_per_row, kept_row, sizes)
+        for name, value in values.items():
+            sums = sums_by_context(value, torch.from_numpy(row).to(value.device), len(contexts))
+            mean = self.means.setdefault(name, ClusteredMean(self.n_neurons, value.device))
+            mean.add(sums, torch.from_numpy(sizes).to(value.device))
+            if name in self.per_context:
+                np.add.at(self.per_context[name], kept_row, sums.cpu().numpy().astype(np.float32))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, to be kept and absorbed."""
+        means = {f"mean.{k}.{name}": v for k, mean in self.means.items() for name, v in mean.arrays().items()}
+        return {"tokens_per_row": self.tokens_per_row, **self.per_context, **means}
+
+    def absorb(self, part: Mapping[str, np.ndarray], contexts: range, device: torch.device) -> None:
+        """Add the sums of some contexts."""
+        first = self._rows(self.contexts).start
+        rows = slice(self._rows(contexts).start - first, self._rows(contexts).stop - first)
+        self.tokens_per_row[rows] += part["tokens_per_row"]
+        for name, sums in self.per_context.items():
+            sums[rows] += part[name]
+        means: dict[str, dict[str, np.ndarray]] = {}
+        for key in (key for key in part if key.startswith("mean.")):
+            _, statistic, name = key.split(".")
+            means.setdefault(statistic, {})[name] = part[key]
+        for statistic, arrays in means.items():
+            self.means.setdefault(statistic, ClusteredMean(self.n_neurons, device)).absorb(arrays)
+
+    def columns(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Mean and standard error of every statistic, per neuron."""
+        out = {}
+        for name in (name for name in STATISTICS if name in self.means):
+            mean = self.means[name]
+            out[f"{prefix}{name}"] = mean.mean
+            out[f"{prefix}{name}_se"] = mean.standard_error
+        return out
+
+
+def as_array(value: Tensor | np.ndarray | float | int) -> np.ndarray:
+    """A tensor, an array, or a number as an array of one."""
+    return value.cpu().numpy() if isinstance(value, Tensor) else np.atleast_1d(value)
+
+
+class Gathered:
+    """What the blocks of some contexts add up to."""
+
+    def __init__(self, n_neurons: int, n_contexts: int, contexts: range, n_tokens: int) -> None:
+        self.contexts = contexts
+        self.sums = {kind: EffectSums(n_neurons, n_contexts, contexts) for kind in (True, False)}
+        self.loss = np.full(n_tokens, np.nan)
+        self.full_pairs = 0.0
+
+    def add(
+        self,
+        batch: TokenBatch,
+        statistics: Mapping[str, Tensor],
+        loss: Float[Tensor, " token"],
+        full_share: float | None,
+    ) -> None:
+        """Add what an engine says about a batch of whole contexts (`EffectBlock`)."""
+        for kind, sums in self.sums.items():
+            chosen = batch.rare == kind
+            if chosen.any():
+                on_device = torch.from_numpy(chosen).to(loss.device)
+                sums.add({k: v[on_device] for k, v in statistics.items()}, batch.context[chosen])
+        self.loss[batch.index] = loss.double().cpu().numpy()
+        self.full_pairs += (1.0 if full_share is None else full_share) * len(batch.index)
+
+    def arrays(self, index: Int[np.ndarray, " token"]) -> dict[str, np.ndarray]:
+        """Everything, to be kept and absorbed; `index` are the rows of its tokens."""
+        sums = {f"{KIND[kind]}{name}": v for kind, s in self.sums.items() for name, v in s.arrays().items()}
+        return {"index": index, "loss": self.loss[index], "full_pairs": np.array([self.full_pairs]), **sums}
+
+    def absorb(self, part: Mapping[str, np.ndarray], contexts: range, device: torch.device) -> None:
+        """Add what was gathered of some contexts; in the order of contexts, so that the sum is always the same."""
+        for kind, sums in self.sums.items():
+            prefix = KIND[kind]
+            of_kind = {k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)}
+            sums.absorb(of_kind, contexts, device)
+        self.loss[part["index"]] = part["loss"]
+        self.full_pairs += part["full_pairs"].item()
+
+
+def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
+    """Per-context sums and token counts of both kinds of target, for the bootstrap."""
+    out: dict[str, np.ndarray] = {}
+    for prefix, kind in (("", True), ("common_", False)):
+        out |= {f"{prefix}{name}": value for name, value in sums[kind].per_context.items()}
+        out[f"{prefix}n_tokens"] = sums[kind].tokens_per_row
+    return out

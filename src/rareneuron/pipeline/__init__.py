@@ -1,1 +1,0 @@
-"""A study, stage by stage, from texts and checkpoints to a run folder."""

@@ -1,0 +1,36 @@
+"""Experiments with whole groups as a run folder keeps them: arrays, and a record that says why there are none."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+
+RECORD, ARRAYS = "experiments.json", "experiments.safetensors"
+
+
+def write_experiments(folder: Path, found: dict[str, np.ndarray] | str) -> None:
+    """Arrays, and a record that says whether there are any."""
+    arrays = {} if isinstance(found, str) else found
+    write_tensors(folder / ARRAYS, arrays)
+    write_json(folder / RECORD, {"unavailable": found if isinstance(found, str) else None})
+
+
+def read_experiments(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays; an error that says why where there are none."""
+    if not (folder / RECORD).is_file():
+        raise RunFolderError(
+            f"{folder / RECORD} is missing: this was not the last checkpoint of its study, or the file is lost, and "
+            f"nothing is known of whole groups. Remove {folder} and run the same study again to have it."
+        )
+    reason = read_json(folder / RECORD)["unavailable"]
+    if reason is not None:
+        raise TooFewNeurons(reason)
+    arrays = read_tensors(folder / ARRAYS)
+    if "joint_at" not in arrays:
+        raise RunFolderError(
+            f"{folder / ARRAYS} was written by an earlier version, which kept other sums. Remove {folder} and run the "
+            "same study again to have them."
+        )
+    return arrays

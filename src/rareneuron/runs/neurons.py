@@ -1,0 +1,76 @@
+"""Details of single neurons as a run folder keeps them, for the explorer of the report.
+
+Arrays are tensors, words are JSON; only the last planned checkpoint has them.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+
+ARRAYS, RECORD = "explorer.safetensors", "explorer.json"
+MOST_DETAILED = 1_024  # neurons, by rank: a page of more would be too heavy to mail
+N_CONTEXTS, N_TOKENS, N_BINS, N_NEIGHBOURS = 5, 8, 20, 5
+BEFORE, AFTER = 40, 12  # tokens of text shown before and after a target
+NONE = -1  # fills what a neuron has less of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explorer:
+    """Details of the neurons `shown`, largest mean |Δ| first; `NONE` and NaN where there is nothing.
+
+    A token is a row of the token table; its text is that of its target, at its position + 1.
+    """
+
+    shown: Int[np.ndarray, " shown"]
+    top_token: Int[np.ndarray, "shown context"]  # the largest |Δ| of each of those contexts, largest first
+    near_token: Int[np.ndarray, "shown context near"]  # analysed tokens in its text, itself among them
+    near_delta: Float[np.ndarray, "shown context near"]  # nats
+    act_low: Float[np.ndarray, " shown"]  # at rare tokens
+    act_high: Float[np.ndarray, " shown"]
+    histogram: Int[np.ndarray, "shown bin"]  # rare tokens, in equal bins from low to high
+    neighbour: Int[np.ndarray, "shown neighbour"]  # the largest |correlation| at rare tokens
+    correlation: Float[np.ndarray, "shown neighbour"]
+    W_in_norm: Float[np.ndarray, " neuron"]
+    W_gate_norm: Float[np.ndarray, " neuron"] | None
+    written: Int[np.ndarray, "shown written"] | None  # ids: `N_TOKENS` most promoted, then as many most demoted
+    written_logit: Float[np.ndarray, "shown written"] | None  # change per unit of n/σ, relative to the mean token
+    no_readout: str | None  # why there is no `written`
+    texts: dict[int, str]  # of every token id that a page shows
+
+
+def text_span(position: int, context_length: int) -> range:
+    """Positions of the text shown around a token, whose target stands at position + 1."""
+    return range(max(0, position + 1 - BEFORE), min(context_length, position + 2 + AFTER))
+
+
+def write_explorer(folder: Path, explorer: Explorer) -> None:
+    """Arrays as tensors, words as JSON."""
+    given = {f.name: getattr(explorer, f.name) for f in fields(explorer)}
+    arrays = {
+        name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
+        for name, value in given.items()
+        if isinstance(value, np.ndarray)
+    }
+    write_tensors(folder / ARRAYS, arrays)
+    texts = {str(i): text for i, text in explorer.texts.items()}
+    write_json(folder / RECORD, {"no_readout": explorer.no_readout, "texts": texts})
+
+
+def read_explorer(folder: Path) -> Explorer | None:
+    """The details of a checkpoint; None where it has none, as all but the last planned one. Half of them: an error."""
+    if not any((folder / name).exists() for name in (ARRAYS, RECORD)):
+        return None
+    record, arrays = read_json(folder / RECORD), read_tensors(folder / ARRAYS)
+    optional = ("W_gate_norm", "written", "written_logit")
+    given: dict[str, Any] = {f.name: arrays[f.name] for f in fields(Explorer) if f.name in arrays}
+    given |= {name: arrays.get(name) for name in optional}
+    missing = {f.name for f in fields(Explorer)} - given.keys() - {"no_readout", "texts"}
+    for name in missing:
+        _ = arrays[name]  # an error that says which file is damaged
+    texts = {int(i): text for i, text in record["texts"].items()}
+    return Explorer(**given, no_readout=record["no_readout"], texts=texts)

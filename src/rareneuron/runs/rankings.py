@@ -1,0 +1,193 @@
+"""The four rankings of a layer's neurons, their rank curves, and the phases of each as a run folder keeps them.
+
+`all`: mean |Δ| at rare targets (Eq. 1, the paper); `boosting` and `suppressing`: neurons of one sign by |mean Δ|;
+`common`: mean |Δ| at matched common targets, the contrast that says whether phases are about rare tokens at all. The
+released scripts know one sign at a time only, and their numbers cost so little that they are computed when asked for.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Shaped
+
+from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums, Phases
+from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
+from rareneuron.maths.released import ReleasedPhases, released_phases
+from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.options import with_option
+
+Ranking = Literal["all", "boosting", "suppressing", "common"]
+Found = Phases | ReleasedPhases
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+SIGNS: tuple[Ranking, ...] = ("boosting", "suppressing")  # the rankings of the released scripts
+COLUMN = {
+    "all": "abs_delta_loss",
+    "boosting": "delta_loss",
+    "suppressing": "delta_loss",
+    "common": "common_abs_delta_loss",
+}
+N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
+LAST_DRAWS = 400  # of the ranking `all` at the last checkpoint, which a claim rests on: Holm asks for p near 1/300
+FILE, ARRAYS = "phases.json", "phases.safetensors"
+NOT_IN_JSON = ("deviation", "band", "slope")  # arrays
+
+
+def layer_curve(effects: pd.DataFrame, ranking: str = "all") -> RankCurve:
+    """The rank curve of one ranking; `neuron` is the index in the layer."""
+    if ranking not in RANKINGS:
+        raise InvalidConfig(f"There is no ranking {ranking!r}, so no neurons to sort. Choose of {', '.join(RANKINGS)}.")
+    if COLUMN[ranking] not in effects:
+        raise TooFewNeurons(
+            "No common target was analysed at this checkpoint, so no neuron has an effect there to be ranked by. Give "
+            "more text (--data), or use another ranking."
+        )
+    value = sign(ranking) * effects[COLUMN[ranking]].to_numpy()
+    neuron = np.flatnonzero(value > 0) if COLUMN[ranking] == "delta_loss" else np.arange(len(value))
+    if len(neuron) == 0:
+        raise TooFewNeurons(
+            f"No neuron is {ranking} at this checkpoint, so there is nothing to rank. Use another ranking or step."
+        )
+    curve = rank_curve(value[neuron])
+    return RankCurve(value=curve.value, neuron=neuron[curve.neuron])
+
+
+def sign(ranking: str) -> int:
+    """What turns a ranking's column into the sizes that it sorts."""
+    return -1 if ranking == "suppressing" else 1
+
+
+def fit_rankings(
+    effects: pd.DataFrame,
+    context_sums: Mapping[str, np.ndarray],
+    seed: int,
+    definitions: str = "paper",
+    *,
+    is_last: bool = False,
+) -> dict[Ranking, Found | TooFewNeurons]:
+    """Phases of every ranking that the definitions know, or why they can't be told."""
+    out: dict[Ranking, Found | TooFewNeurons] = {}
+    for ranking in RANKINGS if definitions == "paper" else SIGNS:
+        try:
+            out[ranking] = (
+                fit_ranking(
+                    effects, context_sums, ranking, seed, LAST_DRAWS if is_last and ranking == "all" else N_DRAWS
+                )
+                if definitions == "paper"
+                else released_ranking(effects, ranking)
+            )
+        except TooFewNeurons as error:
+            out[ranking] = error
+    return out
+
+
+def fit_ranking(
+    effects: pd.DataFrame,
+    context_sums: Mapping[str, np.ndarray],
+    ranking: Ranking,
+    seed: int,
+    n_draws: int = N_DRAWS,
+) -> Phases:
+    """One ranking's phases by the paper's definitions, with nulls and bootstrap."""
+    curve = layer_curve(effects, ranking)
+    by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
+    sums = ranked_sums(curve, context_sums, ranking)
+    return fit_phases(by_rank, sums, np.random.default_rng([seed, 3, RANKINGS.index(ranking)]), n_draws=n_draws)
+
+
+def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:
+    """One sign's numbers as the released scripts compute them."""
+    if ranking not in SIGNS:
+        raise InvalidConfig(
+            f"The released scripts rank neurons of one sign, so there are no released phases of the ranking {ranking!r}"
+            f". Choose of {', '.join(SIGNS)}, or use the definitions `paper`."
+        )
+    return released_phases(layer_curve(effects, ranking))
+
+
+def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
+    """What the bootstrap resamples, columns by rank, of contexts with such targets; None where the nulls decide alone.
+
+    That is so with fewer than two contexts, and for one sign: a mean that may cross 0 in a draw has no logarithm there,
+    and what stood in its place would decide the interval.
+    """
+    if COLUMN[ranking] == "delta_loss":
+        return None
+    n_tokens = context_sums["common_n_tokens" if ranking == "common" else "n_tokens"]
+    held = n_tokens > 0
+    if held.sum() < 2:
+        return None
+    sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][held][:, curve.neuron]
+    return ContextSums(sums=sums, n_tokens=n_tokens[held])
+
+
+def as_record(phases: Found | TooFewNeurons) -> dict[str, Any]:
+    """All of it but the arrays, for JSON."""
+    if isinstance(phases, TooFewNeurons):
+        return {"unavailable": with_option(phases)}
+    return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
+
+
+def as_stored(
+    phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the two files hold."""
+    record = {"definitions": definitions} | {ranking: as_record(p) for ranking, p in phases.items()}
+    arrays = {f"{ranking}.{name}": getattr(p, name, None) for ranking, p in phases.items() for name in NOT_IN_JSON}
+    return record, {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def write_phases(folder: Path, phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str = "paper") -> None:
+    """`phases.json` last: with it the phases are complete."""
+    record, arrays = as_stored(phases, definitions)
+    write_tensors(folder / ARRAYS, arrays)
+    write_json(folder / FILE, record)
+
+
+def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases:
+    """One ranking's phases by the paper; κ(u) is computed again from the curve, the rest is read."""
+    curve = layer_curve(effects, ranking)
+    if not (folder / FILE).is_file():
+        raise RunFolderError(
+            f"{folder} has no {FILE}, as in a run of an earlier version, so its phases are unknown. Run the same study "
+            "again: phases are added, and effects kept."
+        )
+    stored, arrays = read_json(folder / FILE)[ranking], read_tensors(folder / ARRAYS)
+    if "unavailable" in stored:
+        raise TooFewNeurons(stored["unavailable"])
+    scalars: dict[str, Any] = {f.name: stored[f.name] for f in fields(Phases) if f.name in stored}
+    scalars |= {
+        "n_draws": stored.get("n_draws", N_DRAWS),
+        "breaks": tuple(stored["breaks"]),
+        "intervals": {name: tuple(interval) for name, interval in stored["intervals"].items()},
+        "null_p": dict(stored["null_p"]),
+    }
+    return Phases(
+        **scalars,
+        deviation=arrays[f"{ranking}.deviation"],
+        band=arrays.get(f"{ranking}.band"),
+        slope=local_slope(np.log(curve.value[: curve.n_positive].astype(np.float64))),
+    )
+
+
+def phases_are_whole(folder: Path, effects: pd.DataFrame, definitions: str) -> bool:
+    """Whether every ranking's phases, or why there are none, can be read, and are of these definitions."""
+    try:
+        if definitions == "released":
+            record, arrays = as_stored(fit_rankings(effects, {}, 0, definitions), definitions)
+            there = read_tensors(folder / ARRAYS)
+            return read_json(folder / FILE) == record and there.keys() == arrays.keys()
+        if read_json(folder / FILE)["definitions"] != definitions:
+            return False
+        for ranking in RANKINGS:
+            with suppress(TooFewNeurons):
+                read_phases(folder, ranking, effects)
+    except RunFolderError:
+        return False
+    return True

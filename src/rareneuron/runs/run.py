@@ -1,0 +1,162 @@
+"""A finished or growing run folder, opened for reading: tables as DataFrames, the rest as frozen records."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.errors import RunFolderError
+from rareneuron.maths import Definitions
+from rareneuron.maths.groups import NeuronGroups
+from rareneuron.maths.rank_curve import RankCurve
+from rareneuron.runs.files import read_json, read_table, read_tensors
+from rareneuron.runs.layout import MANIFEST, TRAJECTORY, UNKNOWN_STEP_NAME
+from rareneuron.runs.rankings import Found, Ranking, fit_ranking, layer_curve, read_phases, released_ranking
+from rareneuron.runs.store import RunStore
+from rareneuron.shown import Shown
+
+if TYPE_CHECKING:
+    from rareneuron.maths.claims import Claims
+
+
+@dataclass(frozen=True)
+class Run(Shown):
+    """What a study found. `step=None` means the last finished checkpoint."""
+
+    path: Path
+
+    @property
+    def _store(self) -> RunStore:
+        return RunStore(self.path)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """`run.json`: settings, provenance, data, checkpoints with timings and audit."""
+        return self._store.read_manifest()
+
+    @property
+    def steps(self) -> list[int | None]:
+        """Finished checkpoints by step; None stands for one whose step is unknown."""
+        return [None if name == UNKNOWN_STEP_NAME else int(name) for name in self._store.finished_steps()]
+
+    def folder(self, step: int | None = None) -> Path:
+        """Where the results of a checkpoint lie."""
+        names = self._store.finished_steps()
+        if not names:
+            raise RunFolderError(f"{self.path} has no finished checkpoint yet. Run the same `rareneuron study` again.")
+        name = names[-1] if step is None else str(step)
+        if name not in names:
+            raise RunFolderError(
+                f"{self.path} has no results for step {step}; it has {', '.join(names)}. Choose one of them with "
+                "--step, or run the study with that step."
+            )
+        return self._store.step(name)
+
+    def tokens(self) -> pd.DataFrame:
+        """The analysed tokens: context, position, target, text, frequency, rare, loss at the last step."""
+        return read_table(self.path / "tokens.parquet")
+
+    def effects(self, step: int | None = None) -> pd.DataFrame:
+        """One row a neuron: effects in nats per token with standard errors, rank and role."""
+        return read_table(self.folder(step) / "effects.parquet")
+
+    def context_sums(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """Sums of Δ and |Δ| per context and neuron, and tokens per context: what the bootstrap resamples."""
+        return read_tensors(self.folder(step) / "context_sums.safetensors")
+
+    def token_loss(self, step: int | None = None) -> np.ndarray:
+        """Clean loss of every analysed token, in the order of `tokens()`."""
+        return read_tensors(self.folder(step) / "token_loss.safetensors")["loss"]
+
+    def rank_curve(self, step: int | None = None, ranking: Ranking = "all") -> RankCurve:
+        """Effects sorted from the largest; `neuron` is the index in the layer.
+
+        `all`: mean |Δ| at rare targets; `boosting`, `suppressing`: neurons of one sign by |mean Δ|; `common`: mean |Δ|
+        at common targets.
+        """
+        return layer_curve(self.effects(step), ranking)
+
+    @property
+    def definitions(self) -> Definitions:
+        """Whose definitions of phases the study was asked for; runs of before there was a choice have the paper's."""
+        return self.manifest["config"].get("definitions", "paper")
+
+    def phases(
+        self, step: int | None = None, ranking: Ranking | None = None, definitions: Definitions | None = None
+    ) -> Found:
+        """Plateau, power law and decay of a rank curve, or which of them is missing.
+
+        `ranking` is `all` by default, of released definitions `boosting`. Other `definitions` than the run's own are
+        computed from its effects: `released` at once, `paper` with nulls and bootstrap in seconds.
+        """
+        definitions = definitions or self.definitions
+        effects = self.effects(step)
+        if definitions == "released":
+            return released_ranking(effects, ranking or "boosting")
+        if self.definitions == "released":
+            return fit_ranking(effects, self.context_sums(step), ranking or "all", self.manifest["config"]["seed"])
+        return read_phases(self.folder(step), ranking or "all", effects)
+
+    def trajectory(self) -> pd.DataFrame:
+        """One row a checkpoint: losses, effects, phases, and how much of the ranking stays (docs/run-folder.md)."""
+        return read_table(self.path / TRAJECTORY)
+
+    def groups(self, step: int | None = None) -> NeuronGroups:
+        """Boosting, suppressing and random groups."""
+        from rareneuron.runs.groups import read_groups
+
+        return read_groups(self.folder(step))
+
+    def geometry(self, step: int | None = None) -> pd.DataFrame:
+        """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
+        from rareneuron.runs.groups import read_geometry
+
+        return read_geometry(self.folder(step))
+
+    def spectrum(self, step: int | None = None) -> pd.DataFrame:
+        """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
+        from rareneuron.runs.groups import read_spectrum
+
+        return read_spectrum(self.folder(step))
+
+    def claims(self) -> "Claims":
+        """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
+        from rareneuron.runs.claims import read_claims
+
+        return read_claims(self.path)
+
+    def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """What was studied, by what, and where it lies."""
+        config, data = self.manifest["config"], self.manifest.get("data", {})
+        steps = ", ".join("final" if step is None else f"{step:,}" for step in self.steps)
+        return ["", ""], [
+            ("folder", self.path),
+            ("model", config["model"] or "embedded series"),
+            ("layer", self.manifest.get("layer")),
+            ("checkpoints", steps or "none finished yet"),
+            ("rare tokens", data.get("n_rare")),
+            ("common tokens", data.get("n_common")),
+            ("corpus", data.get("corpus")),
+            ("definitions", self.definitions),
+            ("seed", config["seed"]),
+        ]
+
+    def step_record(self, step: int | None = None) -> dict[str, Any]:
+        """Model, weights, timings and audit of one checkpoint."""
+        return read_json(self.folder(step) / "step.json")
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder written by `run_study`."""
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise RunFolderError(
+            f"{path} is no run folder: it has no {MANIFEST}. Give the folder that `rareneuron study --out` wrote, "
+            "or the one it named at its end."
+        )
+    run = Run(path)
+    _ = run.manifest  # refuses one that is damaged or of another format
+    return run

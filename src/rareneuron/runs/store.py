@@ -1,0 +1,146 @@
+"""A run folder as places and locks: which checkpoints are finished, and who may write.
+
+Locks belong to living processes: the run's to who writes its tables, a step's to who computes it. What a killed process
+left half-written is removed by the next one that holds the lock.
+Domain: file systems whose `flock` is that of POSIX. Oracle: tests/study/test_crash.py.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rareneuron.errors import RunFolderError
+from rareneuron.runs.files import Record, explained, read_json, remove
+from rareneuron.runs.layout import FORMAT, MANIFEST, PARTIAL, STEPS, UNITS, UNKNOWN_STEP_NAME, is_step
+from rareneuron.runs.untrusted import INNER_FOLDERS, refuse_link
+
+PATIENCE = 20.0  # seconds for a process that was just killed to be gone, on this machine or another
+
+
+class RunStore:
+    """Paths of a run folder, and the lock that one process at a time holds while it writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def manifest(self) -> Path:
+        """`run.json`: config, provenance, stage states, timings, audit."""
+        return self.root / MANIFEST
+
+    def step(self, name: str) -> Path:
+        """The folder of one checkpoint's results; it exists only when complete."""
+        return self.root / STEPS / name
+
+    def units(self, name: str) -> Path:
+        """Where shards of a checkpoint are kept until it is finished."""
+        return self.root / UNITS / name
+
+    def read_manifest(self) -> Record:
+        """`run.json`, of the format that this version knows."""
+        manifest = read_json(self.manifest)
+        if manifest["format"] != FORMAT:
+            raise RunFolderError(
+                f"{self.manifest} is of format {manifest['format']!r}, and this version of rareneuron knows format "
+                f"{FORMAT}, so it would misread the run. Open it with the version that made it, or run the study "
+                "again in another folder with --out."
+            )
+        return manifest
+
+    def finished_steps(self) -> list[str]:
+        """Names of finished checkpoints, by step; whatever else lies in the folder is none of ours."""
+        names = [path.parent.name for path in self.root.glob(f"{STEPS}/*/step.json") if is_step(path.parent.name)]
+        return sorted(names, key=lambda name: (name == UNKNOWN_STEP_NAME, int(name) if name.isdecimal() else 0))
+
+    @contextmanager
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the folder for writing; where another process does, refuse, or wait for as long as it takes."""
+        with explained(self.root, "making the run folder"):
+            self.root.mkdir(parents=True, exist_ok=True)
+        whose = f"Another process is working on {self.root}. Wait until it has finished, or choose another folder"
+        with held(self.root / ".lock", -1.0 if wait else 0.0, f"{whose} with --out."):
+            self.refuse_links()
+            self.remove_partials()
+            yield
+
+    @contextmanager
+    def step_locked(self, name: str) -> Iterator[None]:
+        """Hold one checkpoint, which is being computed; a process that was just killed has time to be gone."""
+        whose = f"Another process is computing step {name} of {self.root}. Run the same command again when it has"
+        lock = self.step(name).with_name(f".{name}.lock")
+        with explained(lock, "locking"):
+            lock.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays removed
+        with held(lock, PATIENCE, f"{whose} finished."):
+            self.refuse_links()
+            for path in self.partials_of_step(name):
+                remove(path)
+            yield
+
+    def refuse_links(self) -> None:
+        """Ways out of the run among its folders, before anything in them is written or removed."""
+        for inner in INNER_FOLDERS:
+            refuse_link(self.root / inner)
+        for inner in (STEPS, UNITS):
+            for path in (self.root / inner).glob("*"):
+                refuse_link(path)
+
+    def partials_of_step(self, name: str) -> list[Path]:
+        """What a killed process left half-written of a checkpoint."""
+        folder = self.step(name)
+        return [
+            *folder.parent.glob(f".{name}.*{PARTIAL}"),
+            *folder.glob(f".*{PARTIAL}"),
+            *self.units(name).glob(f".*{PARTIAL}"),
+        ]
+
+    def remove_partials(self) -> None:
+        """Remove what a killed process left half-written, but not what a living one is at: a step, a report."""
+        for pattern in (f".*{PARTIAL}", f"figures/.*{PARTIAL}", f"tables/.*{PARTIAL}"):
+            for path in self.root.glob(pattern):
+                if not is_living(path):
+                    remove(path)
+        steps = self.root / STEPS
+        names = {path.name.split(".")[1] for path in steps.glob(f".*{PARTIAL}")}
+        names |= {path.parent.name for inner in (STEPS, UNITS) for path in self.root.glob(f"{inner}/*/.*{PARTIAL}")}
+        for name in names:
+            with suppress(RunFolderError), held(steps / f".{name}.lock", 0.0, "being computed"):
+                for path in self.partials_of_step(name):
+                    remove(path)
+
+
+def is_living(partial: Path) -> bool:
+    """Whether another process of this machine is writing it: reports are written without the lock.
+
+    This process writes nothing yet; where one died with its number in a container of its name, the file is that one's.
+    """
+    writer = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+){re.escape(PARTIAL)}$", partial.name)
+    if os.name != "posix" or writer is None or int(writer[1]) == os.getpid():  # on Windows 0 would be Ctrl-C
+        return False
+    try:
+        os.kill(int(writer[1]), 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+@contextmanager
+def held(path: Path, timeout: float, refusal: str) -> Iterator[None]:
+    """A lock that the operating system frees when its process dies; a negative timeout waits for ever."""
+    refuse_link(path)  # filelock would truncate what it leads to, or refuse in the system's words
+    lock = FileLock(path)
+    with explained(path, "locking"):
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise RunFolderError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,63 @@
+"""The analysed tokens of a study as its run folder keeps them: a table, the contexts, and how they were chosen.
+
+A study continues from these without its corpus, and a digest says whether two runs analysed the same tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.data.selection import Selection, Stage
+from rareneuron.runs.files import digest, read_json, read_table, read_tensors, write_table, write_tensors
+from rareneuron.runs.store import RunStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStage:
+    """The analysed tokens, their table as stored, and the record of how they came about."""
+
+    selection: Selection
+    table: pd.DataFrame
+    record: dict[str, Any]
+
+
+def save_tokens(store: RunStore, tokens: TokenStage) -> None:
+    """Write the token table and the contexts, so that a study continues without its corpus."""
+    selection = tokens.selection
+    write_table(store.root / "tokens.parquet", tokens.table)
+    write_tensors(
+        store.root / "contexts.safetensors",
+        {"windows": selection.windows, "context_index": selection.context_index},
+        {"fingerprint": tokens.record["fingerprint"]},
+    )
+
+
+def load_tokens(store: RunStore) -> TokenStage:
+    """The tokens of a study that was begun before."""
+    record = read_json(store.manifest)["data"]
+    table = read_table(store.root / "tokens.parquet")
+    contexts = read_tensors(store.root / "contexts.safetensors")
+    selection = Selection(
+        windows=contexts["windows"],
+        context_index=contexts["context_index"],
+        context=table["context"].to_numpy(np.int64, copy=True),  # pandas hands out read-only views
+        position=table["position"].to_numpy(np.int64, copy=True),
+        target=table["target"].to_numpy(np.int64, copy=True),
+        rare=table["rare"].to_numpy(bool, copy=True),
+        stages=tuple(
+            Stage(name=stage["name"], types=stage["types"], occurrences=stage["occurrences"])
+            for stage in record["stages"]
+        ),
+        n_requested=record["n_requested"],
+        n_available=record["n_available"],
+        n_contexts_read=record["n_contexts_read"],
+    )
+    return TokenStage(selection=selection, table=table, record=record)
+
+
+def selection_digest(selection: Selection) -> str:
+    """SHA-256 of which tokens are analysed."""
+    names = ("windows", "context_index", "context", "position", "target", "rare")
+    return digest({name: getattr(selection, name) for name in names})

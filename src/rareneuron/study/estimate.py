@@ -1,0 +1,133 @@
+"""What the open part of a plan takes, from shapes and a matrix product timed here."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rareneuron.maths.ablation import engine_memory
+from rareneuron.measure.capture import HELD
+from rareneuron.measure.identity import step_name
+from rareneuron.models.checkpoints import label
+from rareneuron.models.shape import ModelShape
+from rareneuron.study.plan import Plan
+
+RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
+LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
+PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
+GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
+LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
+OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the open part of a plan takes: orders of magnitude, from shapes and a matrix product timed here."""
+
+    shape: ModelShape
+    n_open: int
+    gflops: float  # measured, float32
+    capture_seconds: float  # per checkpoint
+    effects_seconds: float  # per checkpoint
+    phases_seconds: float  # per checkpoint
+    groups_seconds: float  # per checkpoint
+    last_seconds: float  # at the last checkpoint, where it is open
+    memory_gib: float
+    disk_mib: float
+
+    @property
+    def seconds(self) -> float:
+        """For all open checkpoints."""
+        each = self.capture_seconds + self.effects_seconds + self.phases_seconds + self.groups_seconds
+        return self.n_open * each + self.last_seconds
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Time, memory and disk of what is open. Reads configs, not weights; the corpus stays unread."""
+    shape = plan.shape
+    rate = float32_rate()
+    n_rare = plan.config.tokens_wanted
+    n_contexts = n_rare * 256 / (RARE_PER_CONTEXT * plan.config.context_length)
+    n_tokens = 2 * n_rare  # as many common ones
+    forward = 2 * shape.n_backbone_params * n_contexts * plan.config.context_length
+    if plan.config.engine == "patching":
+        effects = forward * shape.d_mlp + 2 * n_tokens * shape.d_mlp * shape.vocab * shape.d_model
+    else:
+        effects = 2 * n_tokens * shape.vocab * (4 * shape.d_model + shape.d_mlp)
+    memory = plan.config.memory * 2**30
+    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
+    tables = min(fixed + shape.d_mlp * per_neuron, (1 - HELD) * memory)
+    captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
+    n_open = len(plan.open)
+    return Estimate(
+        shape=shape,
+        n_open=n_open,
+        gflops=rate / 1e9,
+        capture_seconds=OVERHEAD * forward / rate,
+        effects_seconds=OVERHEAD * effects / rate,
+        phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
+        groups_seconds=GROUPS_SECONDS * plan.config.n_random,
+        last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0.0,
+        memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
+        disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
+    )
+
+
+def phases_seconds(definitions: str, n_neurons: int) -> float:
+    """Of the four rankings with their nulls and bootstrap; nothing to speak of where nothing is tested."""
+    fixed, per_neuron = PHASES_SECONDS
+    return fixed + per_neuron * n_neurons if definitions == "paper" else 0.0
+
+
+def float32_rate(n: int = 1024, repeats: int = 3) -> float:
+    """Floating-point operations per second of a float32 matrix product on this machine."""
+    a = torch.ones(n, n)
+    a @ a  # warm up
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ a
+    return 2 * n**3 * repeats / (time.perf_counter() - start)
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan and its estimate, for JSON."""
+    e = estimate(plan)
+    return {
+        "out": str(plan.out),
+        "checkpoints": [label(c) for c in plan.checkpoints],
+        "finished": list(plan.finished),
+        "damaged": list(plan.damaged),
+        "open": [step_name(c) for c in plan.open],
+        "rare_tokens": plan.config.tokens_wanted,
+        "pairs": 2 * plan.config.tokens_wanted * e.shape.d_mlp * e.n_open,
+        **{k: v for k, v in asdict(e).items() if k != "n_open"},
+        "seconds": e.seconds,
+    }
+
+
+def plan_as_text(plan: Plan) -> str:
+    """The plan and its estimate, to read."""
+    p = plan_as_dict(plan)
+    shape = p["shape"]
+    return "\n".join(
+        [
+            f"Run folder   {p['out']}",
+            f"Checkpoints  {len(p['checkpoints'])}, to compute {len(p['open'])}: {', '.join(p['open']) or 'none'}",
+            f"Model        {shape['n_params'] / 1e6:,.1f} M parameters, {shape['n_layers']} layers, vocabulary "
+            f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
+            f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
+            f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
+            f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "
+            f"{duration(p['phases_seconds'])} phases per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",
+            f"Memory       about {p['memory_gib']:.1f} GiB",
+            f"Disk         about {p['disk_mib']:,.0f} MiB",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

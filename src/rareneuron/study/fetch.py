@@ -1,0 +1,89 @@
+"""Download ahead, so that a study runs with the network off: weights, config and tokenizer of each checkpoint.
+
+Files go to the Hub's cache (HF_HOME) and are compared with the hashes that the Hub told. What is there already is kept,
+so the same command continues; one checkpoint that can't be had doesn't stop the others.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rareneuron.data.rarity import load_counts
+from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label, list_checkpoints
+from rareneuron.models.hub import is_local, split_revision
+from rareneuron.models.loading import load_tokenizer, read_config, read_header
+from rareneuron.models.shape import model_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A checkpoint that is on this machine, whole."""
+
+    step: int | None
+    checkpoint: str
+    commit: str | None
+    folder: Path
+    n_bytes: int
+
+
+def fetch(
+    model: str,
+    revision: str | None = None,
+    steps: str | Iterable[int] | None = None,
+    *,
+    counts: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Fetched, ...]:
+    """Download the checkpoints that a study with the same arguments would load, and see that it could use them.
+
+    `counts` is a file of this machine, which is compared with the model's vocabulary while there is still a network to
+    get another one from.
+    """
+    name, _ = split_revision(model, revision)
+    if is_local(name):
+        raise InvalidConfig(
+            f"{name} is a folder of this machine, so there is nothing to fetch. Study it as it is, or give a Hub id "
+            "such as `EleutherAI/pythia-70m`."
+        )
+    checkpoints = list_checkpoints(model, revision, steps)
+    found, failed = [], {}
+    for checkpoint in checkpoints:
+        progress(label(checkpoint))
+        try:
+            found.append(fetched(checkpoint))
+        except RareNeuronError as error:
+            if len(checkpoints) == 1:
+                raise
+            failed[label(checkpoint)] = str(error)
+    if failed:
+        listed = " ".join(f"{name}: {why}" for name, why in failed.items())
+        how_many = (
+            f"{len(failed)} of {len(checkpoints)} checkpoints could not be fetched; the others are here, and the"
+            if found
+            else f"None of the {len(checkpoints)} checkpoints could be fetched. The"
+        )
+        raise ModelNotFound(f"{how_many} same command tries again only what is missing. {listed}")
+    if counts is not None:
+        refuse_other_counts(found[-1].folder, counts)
+    return tuple(found)
+
+
+def fetched(checkpoint: Checkpoint) -> Fetched:
+    """One checkpoint, downloaded and read as far as headers go."""
+    where = checkpoint_folder(checkpoint)
+    read_config(where.folder)
+    header = read_header(where.folder)
+    return Fetched(
+        step=checkpoint.step,
+        checkpoint=label(checkpoint),
+        commit=where.commit,
+        folder=where.folder,
+        n_bytes=header.n_bytes,
+    )
+
+
+def refuse_other_counts(folder: Path, counts: Path) -> None:
+    """Refuse counts that a study of the model in this folder would refuse."""
+    tokenizer = load_tokenizer(folder, None)
+    load_counts(counts, model_shape(folder).vocab, None if tokenizer is None else len(tokenizer))

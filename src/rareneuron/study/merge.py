@@ -1,0 +1,129 @@
+"""The end of a study that was computed in shards: its checkpoints in one folder, followed over training, and judged.
+
+Shards of a folder that all of them see are there already; those computed elsewhere come in run folders of their own,
+whose settings and tokens must be the same. Oracle: tests/study/test_workers.py, the same study in one piece.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rareneuron.errors import RunFolderError
+from rareneuron.runs.config import FREE, StudyConfig
+from rareneuron.runs.files import damage, damaged, flush, read_json, refuse_missing, replacing, write_json
+from rareneuron.runs.layout import REFITTED
+from rareneuron.runs.run import Run, open_run
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import load_tokens, selection_digest
+from rareneuron.study.plan import is_begun
+from rareneuron.study.study import finish
+
+SHARED = ("tokens.parquet", "contexts.safetensors")
+
+
+def merge_runs(path: Path, others: Sequence[Path] = ()) -> Run:
+    """Take the checkpoints of other run folders into one, and do what a study does at its end.
+
+    `path` may be new where there are others. What is there already is kept, and the others stay as they are.
+    """
+    store = RunStore(path)
+    sources = [RunStore(open_run(other).path) for other in others]
+    if not sources or store.manifest.is_file():
+        open_run(path)  # refuses what is no run
+    is_begun(store)  # and what is something else
+    with store.locked():
+        for source in sources:
+            take(store, source)
+        names = store.finished_steps()
+        for name in names:
+            wrong = damage(store.step(name))
+            if wrong is not None:
+                raise wrong
+        if not names:
+            raise RunFolderError(
+                f"{path} has no finished checkpoint, so there is nothing to end. Run its shards first."
+            )
+        finish(store, settings_of(store))
+    return Run(path)
+
+
+def missing_steps(run: Run) -> list[str]:
+    """Checkpoints that were asked for and aren't there."""
+    there = RunStore(run.path).finished_steps()
+    return [name for name in run.manifest["planned"] if name not in there]
+
+
+def take(store: RunStore, source: RunStore) -> None:
+    """Copy finished, whole checkpoints of another run folder of the same study."""
+    theirs = source.read_manifest()
+    if not store.manifest.is_file():
+        take_tokens(store, source)
+        write_json(store.manifest, {**theirs, "checkpoints": {}, "planned": []})
+    ours = store.read_manifest()
+    differing = [k for part in ("config", "resolved") for k, v in ours[part].items() if theirs[part].get(k) != v]
+    differing += ["tokens"] if ours["data"]["sha256"] != theirs["data"]["sha256"] else []
+    if differing:
+        raise RunFolderError(
+            f"{source.root} and {store.root} are not of one study: they differ in {', '.join(differing)}, and results "
+            "of both would be mixed. Merge only shards of the same command."
+        )
+    try:
+        load_tokens(store)
+    except RunFolderError:
+        take_tokens(store, source)
+    for name in source.finished_steps():
+        wrong = damage(source.step(name))
+        if wrong is not None:
+            raise wrong
+        if store.step(name).is_dir() and damage(store.step(name)) is None:
+            refuse_other_weights(store, source, name)
+            continue
+        with store.step_locked(name), replacing(store.step(name)) as folder:
+            folder.mkdir()
+            for file in step_files(source.step(name)):
+                copied(file, folder / file.name)
+    further = [name for name in theirs["planned"] if name not in ours["planned"]]
+    write_json(store.manifest, {**ours, "planned": ours["planned"] + further})
+
+
+def take_tokens(store: RunStore, source: RunStore) -> None:
+    """Copy the tokens of another run folder, once they have been read and are those that its study chose."""
+    if selection_digest(load_tokens(source).selection) != source.read_manifest()["data"]["sha256"]:
+        raise damaged(source.root / SHARED[0], "its tokens are not those that the study chose")
+    for name in SHARED:
+        with replacing(store.root / name) as temporary:
+            shutil.copyfile(source.root / name, temporary)
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The files that make up a checkpoint, none of them a link; whatever else lies there is none of ours."""
+    refitted = [name for name in REFITTED if (folder / name).exists()]
+    listed = [Path(name).name for name in read_json(folder / "step.json")["files"]]
+    files = [folder / name for name in (*listed, *refitted, "step.json")]
+    for file in files:
+        refuse_missing(file)
+    return files
+
+
+def copied(path: Path, place: Path) -> None:
+    """A file's content, on disk before its folder gets its name."""
+    shutil.copyfile(path, place)
+    flush(place)
+
+
+def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:
+    """The same step of two folders must be that of one model."""
+    weights = [read_json(s.step(name) / "step.json")["model"]["weights_sha256"] for s in (store, source)]
+    if weights[0] != weights[1]:
+        raise RunFolderError(
+            f"Step {name} of {source.root} was computed from other weights than that of {store.root}, so they are not "
+            "of one study. Merge only shards of the same command."
+        )
+
+
+def settings_of(store: RunStore) -> StudyConfig:
+    """The settings that a run was made with, but for those that decide no result."""
+    known = {f.name for f in fields(StudyConfig)} - FREE  # one from elsewhere may hold more
+    recorded = store.read_manifest()["config"]
+    return StudyConfig(out=str(store.root), **{name: value for name, value in recorded.items() if name in known})

@@ -1,0 +1,147 @@
+"""What a study will do, what it will take, and whether it can be done, before it does it. No weights are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rareneuron.data.rarity import load_counts
+from rareneuron.embedded import SERIES
+from rareneuron.errors import RunFolderError, TooFewNeurons, UnsupportedModel
+from rareneuron.maths.ablation import neurons_that_fit
+from rareneuron.maths.groups import remedy
+from rareneuron.measure.capture import HELD
+from rareneuron.measure.identity import check_same_settings, check_same_weights, step_name
+from rareneuron.models.adapter import PATCHING, device_named
+from rareneuron.models.anatomy import family_of, layer_index
+from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
+from rareneuron.models.hub import ModelFolder
+from rareneuron.models.loading import load_tokenizer, read_config
+from rareneuron.models.shape import ModelShape, model_shape
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import damage, explained
+from rareneuron.runs.layout import PARTIAL
+from rareneuron.runs.store import RunStore
+from rareneuron.study.tokens import study_corpus
+
+BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The checkpoints of a study, and those that are finished."""
+
+    config: StudyConfig
+    checkpoints: tuple[Checkpoint, ...]
+    last: ModelFolder  # config and tokenizer of the last checkpoint
+    finished: tuple[str, ...]  # names of checkpoints that need no work
+    damaged: tuple[str, ...]  # what was found wrong with others
+    out: Path
+
+    @property
+    def open(self) -> list[Checkpoint]:
+        """Checkpoints to compute, the last one first: it is the one most people came for. Of a shard, only its own."""
+        return [c for c in of_shard(self.config, self.checkpoints) if step_name(c) not in self.finished]
+
+    @property
+    def n_workers(self) -> int:
+        """How many checkpoints are computed at a time: no more than are open. On one machine they share its memory."""
+        return max(1, min(self.config.workers, len(self.open)))
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Of the last checkpoint, from its config."""
+        return model_shape(self.last.folder, self.config.layer)
+
+
+def of_shard(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Every n-th checkpoint from the last one back; all of them where there is one shard."""
+    i, n = config.part
+    return list(reversed(checkpoints))[i - 1 :: n]
+
+
+def plan_study(config: StudyConfig) -> Plan:
+    """Resolve the checkpoints, see what is already there, and refuse what can't be done; writes nothing."""
+    source = str(SERIES) if config.model is None else config.model
+    device_named(config.device)
+    series = list_checkpoints(source, config.revision, None if config.steps is None else "all")
+    checkpoints = series if config.steps is None else select_steps(source, series, config.steps)
+    last = checkpoint_folder(checkpoints[-1], weights=False)
+    checkpoints[-1] = pin(checkpoints[-1], last)
+    store = RunStore(config.run_folder)
+    with explained(store.root, "opening"):
+        begun = is_begun(store)
+        if begun:
+            check_same_settings(store, config)
+        mine = {step_name(c) for c in of_shard(config, checkpoints)}  # the other shards look after theirs
+        found = {name: damage(store.step(name)) for name in store.finished_steps() if name in mine} if begun else {}
+        finished = tuple(name for name, wrong in found.items() if wrong is None)
+        if begun:
+            whole = set(store.finished_steps()) - (found.keys() - set(finished))
+            check_same_weights(store, [c for c in series if step_name(c) in whole])
+    wrong = tuple(str(error) for error in found.values() if error is not None)
+    plan = Plan(
+        config=config, checkpoints=tuple(checkpoints), last=last, finished=finished, damaged=wrong, out=store.root
+    )
+    if plan.open:
+        check_model(plan)
+    if not begun:
+        check_data(plan)
+    return plan
+
+
+def is_begun(store: RunStore) -> bool:
+    """Whether a run folder is there to be continued; a place that holds something else is refused."""
+    if store.manifest.is_file():
+        return True
+    if store.root.is_file():
+        raise RunFolderError(f"{store.root} is a file, and a run is a folder. Choose another place with --out.")
+    there = {p.name for p in store.root.iterdir()} if store.root.is_dir() else set()
+    if any(name not in BEFORE_MANIFEST and not name.endswith(PARTIAL) for name in there):
+        raise RunFolderError(
+            f"{store.root} is not empty and holds no run (no run.json), so writing there could overwrite "
+            "something. Choose a new folder with --out."
+        )
+    return False
+
+
+def check_model(plan: Plan) -> None:
+    """Whether this layer, this engine and these groups are possible at all."""
+    config, shape = plan.config, plan.shape
+    layer_index(config.layer, shape.n_layers)
+    if 3 * config.group_size > shape.d_mlp:
+        raise TooFewNeurons(
+            f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
+            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)} "
+            "The option is --group-size."
+        )
+    if config.engine == "closed-form":
+        check_closed_form(plan)
+
+
+def check_closed_form(plan: Plan) -> None:
+    """What rules the closed form out before weights are loaded; loading puts it to the test."""
+    after = plan.shape.n_layers - 1 - layer_index(plan.config.layer, plan.shape.n_layers)
+    if after:
+        raise UnsupportedModel(
+            f"After layer {plan.config.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
+            f"for the last layer. {PATCHING}"
+        )
+    family = family_of(read_config(plan.last.folder))
+    if family.patching_only is not None:
+        raise UnsupportedModel(
+            f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
+        )
+    shape = plan.shape
+    sharing = plan.n_workers if plan.config.executor == "local" else 1
+    memory = int((1 - HELD) * plan.config.memory / sharing * 2**30)
+    neurons_that_fit(memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
+
+
+def check_data(plan: Plan) -> None:
+    """Text that isn't there, or counts of another vocabulary, are said before anything is computed."""
+    study_corpus(plan.config)
+    if plan.config.counts is not None:
+        tokenizer = load_tokenizer(plan.last.folder, None)
+        size = None if tokenizer is None else len(tokenizer)
+        load_counts(Path(plan.config.counts), plan.shape.vocab, size)

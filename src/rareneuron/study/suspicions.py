@@ -1,0 +1,125 @@
+"""Is every checkpoint of a series what its name says? Facts, hashes and losses on one text, and what is suspicious.
+
+The text is a seeded sample of the embedded corpus, or of the one given; the same windows at every checkpoint, so losses
+differ by the weights alone. A checkpoint that can't be read is a finding, and the audit goes on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rareneuron.data.corpus import WindowStream, too_short
+from rareneuron.data.texts import Corpus, open_corpus
+from rareneuron.embedded import SERIES
+from rareneuron.embedded.docstrings import analysis_texts
+from rareneuron.errors import HubUnavailable, MissingText, RareNeuronError, UnreadableText
+from rareneuron.models.adapter import load_folder
+from rareneuron.models.checkpoints import Checkpoint, all_checkpoints, checkpoint_folder, label
+from rareneuron.models.loss import mean_loss
+from rareneuron.models.suspicions import CheckpointFacts, Suspicion, facts_from_record, suspicions, tensor_facts
+from rareneuron.runs.files import read_json
+from rareneuron.runs.layout import UNKNOWN_STEP_NAME, WEIGHTS
+from rareneuron.runs.store import RunStore
+
+CONTEXT_LENGTH = 64
+N_CONTEXTS = 64
+READ_CONTEXTS = 2_000  # of which the sample is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit saw, in the order of steps."""
+
+    checkpoints: tuple[CheckpointFacts, ...]
+    suspicions: tuple[Suspicion, ...]
+    text: str
+    n_tokens: int  # whose loss was measured
+
+
+def audit_series(
+    model: str | None,
+    revision: str | None = None,
+    *,
+    data: str | None = None,
+    text_field: str = "text",
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Audit:
+    """Read every checkpoint, measure its loss, and compare. From the Hub, all of them are downloaded."""
+    checkpoints = all_checkpoints(str(SERIES) if model is None else model, revision)
+    corpus = audit_text(data, text_field)
+    windows: Int[np.ndarray, "context position"] | None = None
+    found = []
+    for checkpoint in checkpoints:
+        progress(label(checkpoint))
+        facts, windows = audited(checkpoint, corpus, windows, seed)
+        found.append(facts)
+    return Audit(
+        checkpoints=tuple(found),
+        suspicions=tuple(suspicions(found)),
+        text=corpus.name,
+        n_tokens=0 if windows is None else windows[:, 1:].size,
+    )
+
+
+def audit_text(data: str | None, text_field: str) -> Corpus:
+    """The text that losses are measured on."""
+    if data is not None:
+        return open_corpus(data, text_field=text_field)
+    return Corpus(name="embedded corpus", description="docstrings of the standard library", read=analysis_texts)
+
+
+def audited(
+    checkpoint: Checkpoint, corpus: Corpus, windows: Int[np.ndarray, "context position"] | None, seed: int
+) -> tuple[CheckpointFacts, Int[np.ndarray, "context position"] | None]:
+    """The facts of one checkpoint; the first that can be loaded also encodes the text for all."""
+    tensors, loss, why = {}, None, None
+    try:
+        where = checkpoint_folder(checkpoint)
+        tensors = tensor_facts(where.folder)
+        adapter = load_folder(where)
+        windows = sample(corpus, adapter.tokenizer, seed) if windows is None else windows
+        loss = mean_loss(adapter.model, adapter.anatomy.token_ids(windows))
+    except (MissingText, UnreadableText, HubUnavailable):  # the text's fault, not the checkpoint's
+        raise
+    except RareNeuronError as error:
+        why = str(error)
+    return (
+        CheckpointFacts(step=checkpoint.step, name=label(checkpoint), tensors=tensors, loss=loss, error=why),
+        windows,
+    )
+
+
+def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "context position"]:
+    """Windows drawn from the beginning of a text."""
+    read: list[np.ndarray] = []
+    for block in WindowStream(corpus, tokenizer, CONTEXT_LENGTH):
+        read.append(block)
+        if sum(map(len, read)) >= READ_CONTEXTS:
+            break
+    if not read:
+        raise too_short(corpus.name, CONTEXT_LENGTH, "Give more text (`--data`).")
+    windows = np.concatenate(read)[:READ_CONTEXTS]
+    chosen = np.random.default_rng(seed).permutation(len(windows))[:N_CONTEXTS]
+    return windows[np.sort(chosen)]
+
+
+def study_warnings(store: RunStore) -> list[str]:
+    """What the report should say of the checkpoints that a study used.
+
+    Losses are those of the analysed common targets. Steps of before there were facts about tensors are compared by
+    their weights' hash alone.
+    """
+    found = []
+    for name in store.finished_steps():
+        record, file = read_json(store.step(name) / "step.json"), store.step(name) / WEIGHTS
+        whole = {"sha256": record["model"].get("weights_sha256") or name, "shape": (), "norm": None, "n_bad": 0}
+        tensors = read_json(file)["tensors"] if file.is_file() else {"weights": whole | {"constant": False}}
+        loss = record["loss_rare"] if record["loss_common"] is None else record["loss_common"]
+        step = None if name == UNKNOWN_STEP_NAME else int(name)
+        found.append(facts_from_record(step, name, tensors, loss))
+    # A study may leave steps out on purpose.
+    return [suspicion.text for suspicion in suspicions(found) if suspicion.kind != "missing"]

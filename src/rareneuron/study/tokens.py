@@ -1,0 +1,142 @@
+"""The first stage of a study: which tokens of which contexts are analysed, the same at every checkpoint."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.data.corpus import WindowStream, too_short
+from rareneuron.data.rarity import RareTypes, load_counts, rare_types
+from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
+from rareneuron.data.texts import Corpus, open_corpus
+from rareneuron.data.words import special_types, word_types
+from rareneuron.embedded import COUNTS
+from rareneuron.embedded.docstrings import analysis_texts
+from rareneuron.errors import NoRareTokens
+from rareneuron.models.adapter import Adapter
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.tokens import TokenStage
+
+
+def study_corpus(config: StudyConfig) -> Corpus:
+    """The text that was asked for, or the default for this model."""
+    if config.is_embedded_corpus:
+        return Corpus(
+            name="embedded corpus",
+            description="language reference, docstrings of the standard library and of packages kept out of training",
+            read=analysis_texts,
+        )
+    return open_corpus(config.data, text_field=config.text_field)
+
+
+def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> TokenStage:
+    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
+    tokenizer, vocab = adapter.tokenizer, adapter.vocab
+    words = word_types(tokenizer, vocab) if config.words else None
+    stream = WindowStream(corpus, tokenizer, config.context_length)
+    with WindowSpool(config.context_length, vocab) as spool:
+        spool.fill(stream, config.max_corpus_tokens)
+        if spool.n_contexts == 0:
+            remedy = "Give more text (`--data`), or a shorter `--context-length`."
+            raise too_short(corpus.name, config.context_length, remedy)
+        counts, counted = training_counts(config, vocab, len(tokenizer)), "training set"
+        if counts is None:
+            counts, counted = spool.counts, "the corpus itself, not the training set"
+        rare = rare_types(counts, config.percentile, config.rarity)
+        refuse_degenerate(rare, counts, of_corpus=counts is spool.counts)
+        token_filter = TokenFilter(
+            rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
+        )
+        rng = np.random.default_rng([config.seed, 0])
+        selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
+    refuse_too_few(selection, config)
+    record = {
+        "corpus": corpus.name,
+        "description": corpus.description,
+        "fingerprint": stream.fingerprint,
+        "n_texts": stream.n_texts,
+        "n_text_tokens": stream.n_text_tokens,
+        "n_contexts_read": selection.n_contexts_read,
+        "n_contexts": len(selection.windows),
+        "n_requested": selection.n_requested,
+        "n_available": selection.n_available,
+        "n_rare": selection.n_rare,
+        "n_common": selection.n_common,
+        "stages": [asdict(stage) for stage in selection.stages],
+        "counts": {"source": config.counts or (str(COUNTS.name) if counted == "training set" else None), "of": counted},
+        "rarity": {
+            "rule": rare.over,
+            "percentile": rare.percentile,
+            "threshold": rare.threshold,
+            "count_at_threshold": rare.count_at_threshold,
+            "count_total": rare.count_total,
+            "n_types": rare.n_types,
+            "mass": rare.mass,
+        },
+    }
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
+
+
+def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -> None:
+    """A percentile says nothing where it falls among types that never occur, or that occur once in the same text.
+
+    At a count of 0 no type is rarer; at 1 the rarer ones never occur, so a corpus that was counted itself holds none.
+    """
+    if rare.percentile is None or not (rare.count_at_threshold == 0 or (of_corpus and rare.count_at_threshold == 1)):
+        return
+    unseen = int((counts == 0).sum())
+    share = "More than half" if 2 * unseen > len(counts) else f"{100 * unseen / len(counts):.0f} %"
+    where = "in this text" if of_corpus else "in the text that was counted"
+    remedy = (
+        "take the percentile over occurrences (`--rarity occurrences`)"
+        if rare.over == "types"
+        else "more text, or raise `--percentile`"
+    )
+    raise NoRareTokens(
+        f"{share} of the vocabulary never occurs {where} ({unseen:,} of {len(counts):,} types), so the threshold at "
+        f"{rare.percentile:g} % of the {rare.over} is a count of {rare.count_at_threshold}, and no token {where} is "
+        f"rarer. Give the training set's counts (`--counts FILE`), or {remedy}."
+    )
+
+
+def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
+    """A correlation matrix of more neurons than tokens is singular, whatever the neurons do."""
+    if selection.n_rare >= config.group_size:
+        return
+    if selection.n_available >= config.group_size:
+        cause = f"as `--n-tokens` asks (the corpus has {selection.n_available:,})"
+        remedy = "Raise `--n-tokens`, or lower"
+    else:
+        cause, remedy = "all that the corpus has", "Give more text (`--data`), or lower"
+    raise NoRareTokens(
+        f"The sample holds {selection.n_rare} rare tokens, {cause}: fewer than a group's {config.group_size} neurons, "
+        f"and correlations within a group need more tokens than neurons. {remedy} `--group-size`."
+    )
+
+
+def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:
+    """Counts over the training set, where there are any."""
+    if config.counts is not None:
+        return load_counts(Path(config.counts), vocab, tokenizer_size)
+    return load_counts(COUNTS, vocab, tokenizer_size) if config.is_embedded_model else None
+
+
+def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.DataFrame:
+    """One row a token, in the order of the selection; the loss is added when the last checkpoint is done."""
+    types, inverse = np.unique(selection.target, return_inverse=True)
+    texts = np.array(
+        tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object
+    )
+    frequency = (counts + 1) / (counts + 1).sum()
+    return pd.DataFrame(
+        {
+            "context": selection.context,
+            "position": selection.position,
+            "target": selection.target,
+            "text": texts[inverse],
+            "frequency": frequency[selection.target],
+            "rare": selection.rare,
+        }
+    )

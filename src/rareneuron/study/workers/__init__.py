@@ -1,0 +1,1 @@
+"""Who computes a study's checkpoints: this process, several beside it, or a Ray cluster."""

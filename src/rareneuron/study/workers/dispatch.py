@@ -1,0 +1,41 @@
+"""Who computes the open checkpoints of a plan."""
+
+from contextlib import closing
+
+from tqdm import tqdm
+
+from rareneuron.measure.checkpoint import compute_unit
+from rareneuron.models.adapter import Adapter
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.store import RunStore
+from rareneuron.runs.tokens import TokenStage
+from rareneuron.study.plan import Plan
+from rareneuron.study.workers.processes import by_processes
+from rareneuron.study.workers.tasks import refuse_failed, task_of
+
+
+def compute_units(
+    store: RunStore, config: StudyConfig, plan: Plan, tokens: TokenStage, first: Adapter | None, progress: bool
+) -> None:
+    """Compute what is open. `first`: the last checkpoint, where it is loaded already."""
+    last = plan.checkpoints[-1]
+    if config.executor == "local" and plan.n_workers <= 1:
+        for checkpoint in plan.open:
+            adapter, first = (first if checkpoint == last else None), None
+            is_last = checkpoint == last
+            compute_unit(store, config, checkpoint, is_last=is_last, tokens=tokens, adapter=adapter, progress=progress)
+            del adapter
+        return
+    del first  # workers load it themselves
+    tasks = [task_of(config, checkpoint, is_last=checkpoint == last) for checkpoint in plan.open]
+    with tqdm(total=len(tasks), desc="checkpoints", disable=None if progress else True, leave=False) as bar:
+        if config.executor == "ray":
+            from rareneuron.study.workers.ray import by_ray
+
+            done = by_ray(tasks, config)
+        else:
+            done = by_processes(tasks, plan.n_workers)
+        with closing(done):  # Ctrl-C between two answers ends the workers too
+            for answer in done:
+                refuse_failed(answer)
+                bar.update()

@@ -1,0 +1,87 @@
+"""Claims of whole studies: on random models nothing is supported; what is kept is what is computed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rareneuron.conclude.evidence import claims_of
+from rareneuron.conclude.hypotheses import HYPOTHESES
+from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
+from rareneuron.runs.experiments import ARRAYS
+from rareneuron.runs.files import read_tensors, write_tensors
+from rareneuron.runs.run import open_run
+from rareneuron.study.study import run_study
+from tests.tiny_series import study_config
+
+
+@pytest.fixture(scope="module")
+def run(series, text_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("claims") / "run"
+    return run_study(study_config(series, text_file, out=str(out)))
+
+
+@pytest.mark.parametrize("step", [0, 2, 10])
+def test_on_random_models_nothing_is_supported(run, step, series, text_file, tmp_path):
+    """Three random models; the last as the end of its series, which has a trend too."""
+    alone = study_config(series, text_file, steps=(step,), out=str(tmp_path / "run"))
+    claims = (run if step == 10 else run_study(alone)).claims()
+    assert claims.step == step
+    assert {claim.name for claim in claims.claims} <= {h.name for h in HYPOTHESES}
+    tested = [claim for claim in claims.claims if claim.p is not None]
+    assert len(tested) >= 8  # geometry, spectrum, specificity, joint: or the test would say nothing
+    assert not [claim.name for claim in claims.claims if claim.verdict == "supported"]
+    assert all(claim.sentence for claim in claims.claims)
+
+
+def test_claims_are_computed_again_where_they_are_lost_and_come_out_the_same(run, series, text_file):
+    path = run.path / "claims.json"
+    before = path.read_bytes()
+    path.unlink()
+    run_study(study_config(series, text_file, out=str(run.path)))
+    assert path.read_bytes() == before
+    assert open_run(run.path).claims() == run.claims()
+
+
+def test_the_record_states_its_thresholds(run):
+    record = json.loads((run.path / "claims.json").read_text())
+    assert record["smallest_effects"] == {h.name: h.smallest for h in HYPOTHESES}
+    assert record["level"] == 0.05
+    assert record["definitions"] == "paper"
+
+
+@pytest.mark.slow
+def test_patching_says_what_it_cannot_tell(series, text_file, tmp_path):
+    run = run_study(study_config(series, text_file, steps=(10,), engine="patching", out=str(tmp_path / "run")))
+    joint = next(claim for claim in run.claims().claims if claim.name == "joint-sum")
+    assert joint.verdict == "inconclusive"
+    assert "patching" in joint.sentence
+
+
+def test_released_definitions_are_not_mixed_with_the_papers_claims(series, text_file, tmp_path):
+    run = run_study(study_config(series, text_file, steps=(10,), definitions="released", out=str(tmp_path / "run")))
+    of = {claim.name: claim for claim in run.claims().claims}
+    for name in ("correlation-within", "dimension", "cosine-across", "heavy-tail-W_out"):
+        assert of[name].verdict == "inconclusive"
+        assert "released" in of[name].sentence
+    assert of["joint-random"].p is not None  # made of effects, which no definitions change
+
+
+def test_groups_of_a_random_model_do_not_repeat(run):
+    check = next(check for check in run.claims().checks if check.name == "split-half-groups")
+    assert 0 < check.low <= check.value <= check.high < 1
+    assert check.holds is False
+
+
+@pytest.mark.parametrize("n_eff", [0.0, np.nan])
+def test_rare_and_common_tokens_of_no_common_loss_are_not_compared(run, tmp_path, n_eff):
+    weights = weights_at_equal_loss(np.linspace(8, 9, 30), np.linspace(1, 2, 20))[1]
+    assert effective_number(weights) == 0
+    assert effective_number(np.ones(20)) == 20
+    copied = open_run(shutil.copytree(run.path, tmp_path / "run"))
+    arrays = dict(read_tensors(copied.folder() / ARRAYS))
+    write_tensors(copied.folder() / ARRAYS, arrays | {"common_n_eff": np.array([100.0, n_eff])})
+    of = {claim.name: claim for claim in claims_of(copied).claims}
+    assert of["rare-specific-loss"].verdict == "inconclusive"
+    assert "at equal loss as much as" in of["rare-specific-loss"].sentence

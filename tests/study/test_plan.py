@@ -1,0 +1,37 @@
+"""What a plan refuses before anything is computed, and what it must not refuse."""
+
+import pytest
+
+from rareneuron.errors import InvalidConfig
+from rareneuron.maths.ablation import engine_memory
+from rareneuron.measure.capture import HELD
+from rareneuron.study.plan import plan_study
+from rareneuron.study.workers import processes
+from rareneuron.study.workers.tasks import task_of
+
+
+class Begun(Exception):
+    pass
+
+
+def begin(n):
+    raise Begun(n)
+
+
+def test_workers_beyond_the_open_checkpoints_take_no_memory(config, monkeypatch):
+    """As many workers begin as there are checkpoints, whatever was asked for: those share the memory."""
+    steps = (0, 10)
+    shape = plan_study(config(steps=steps)).shape
+    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
+    least = (fixed + shape.d_mlp * per_neuron) / (1 - HELD) / 2**30  # of one worker
+    plan = plan_study(config(steps=steps, workers=99, memory=2.1 * least))
+    assert plan.n_workers == len(plan.open) == 2
+    with pytest.raises(InvalidConfig, match="do not hold the tables"):
+        plan_study(config(steps=(0, 2, 10), workers=99, memory=2.1 * least))
+    assert plan_study(config(steps=steps, workers=1, memory=1.1 * least)).n_workers == 1
+    with pytest.raises(InvalidConfig, match="do not hold the tables"):
+        plan_study(config(steps=steps, workers=2, memory=1.1 * least))
+    monkeypatch.setattr(processes, "workers", begin)
+    with pytest.raises(Begun) as begun:
+        list(processes.by_processes([task_of(plan.config, c, is_last=False) for c in plan.open], 99))
+    assert begun.value.args == (plan.n_workers,)

@@ -259,7 +259,7 @@ def clusters(
 def n_clusters(
     distance: Float[np.ndarray, "draw size size"], varies: Bool[np.ndarray, "draw size"], how: Linkage, threshold: float
 ) -> Int[np.ndarray, " draw"]:
-    """Count the clusters left once the nearest two are merged again and again, up to the threshold, in all draws at once.
+    """Count the clusters of each draw once its nearest two are merged again and again, up to the threshold.
 
     Distances to a merged cluster follow from those to its parts (Lance and Williams).
     """

@@ -8,12 +8,11 @@ Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.m
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
 from rareneuron.errors import InvalidConfig, NotMeasured, TooFewNeurons
 from rareneuron.maths import Definitions
@@ -24,6 +23,7 @@ from rareneuron.shown import Shown
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
+Linkage = Literal["ward", "average"]
 
 FEWEST_NEURONS = 3
 THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
@@ -201,8 +201,7 @@ def within(
         out["d_eff_zscored"] = zscored
     else:
         out["d_eff"] = zscored
-    counted = [n_clusters(rho, definitions) for rho in values["correlation"]]
-    out |= {name: np.array([n[name] for n in counted]) for name in counted[0]}
+    out |= clusters(values["correlation"], definitions)
     return {name: draws.astype(np.float64) for name, draws in out.items()}
 
 
@@ -239,19 +238,54 @@ def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance:
     return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
 
 
-def n_clusters(correlation: Float[np.ndarray, "size size"], definitions: Definitions) -> dict[str, int]:
-    """Count the clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
+def clusters(
+    correlation: Float[np.ndarray, "draw size size"], definitions: Definitions
+) -> dict[str, Int[np.ndarray, " draw"]]:
+    """Return the numbers of clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
 
     Ward presumes Euclidean distances, which D is not; average linkage doesn't. The released scripts take D's rows for
-    points. Neither tree has inversions, so merges above the threshold are what is left to merge.
+    points. Neither tree has inversions, so merges up to the threshold are those that come first.
     """
-    varies = ~np.isnan(np.diagonal(correlation))
-    distance = 1 - np.abs(correlation[np.ix_(varies, varies)])
-    condensed = pdist(distance) if definitions == "released" else distance[np.triu_indices(len(distance), 1)]
-    trees = {"clusters_ward": linkage(condensed, "ward")}
-    if definitions == "paper":
-        trees["clusters_average"] = linkage(condensed, "average")
-    return {name: 1 + int((tree[:, 2] > THRESHOLD[definitions]).sum()) for name, tree in trees.items()}
+    varies = ~np.isnan(np.diagonal(correlation, axis1=1, axis2=2))
+    distance = 1 - np.abs(correlation)
+    if definitions == "released":
+        between_rows = [squareform(pdist(D[np.ix_(some, some)])) for D, some in zip(distance, varies, strict=True)]
+        for D, some, found in zip(distance, varies, between_rows, strict=True):
+            D[np.ix_(some, some)] = found
+    linkages: tuple[Linkage, ...] = ("ward", "average") if definitions == "paper" else ("ward",)
+    return {f"clusters_{how}": n_clusters(distance, varies, how, THRESHOLD[definitions]) for how in linkages}
+
+
+def n_clusters(
+    distance: Float[np.ndarray, "draw size size"], varies: Bool[np.ndarray, "draw size"], how: Linkage, threshold: float
+) -> Int[np.ndarray, " draw"]:
+    """Count the clusters of each draw once its nearest two are merged again and again, up to the threshold.
+
+    Distances to a merged cluster follow from those to its parts (Lance and Williams).
+    """
+    n_draws, size = varies.shape
+    D = np.where(varies[:, :, None] & varies[:, None, :], distance, np.inf)
+    D[:, np.arange(size), np.arange(size)] = np.inf
+    n, left, draw = np.ones((n_draws, size)), varies.sum(1), np.arange(n_draws)
+    while len(draw):
+        first, second = np.divmod(D.reshape(len(D), -1).argmin(1), size)
+        row = np.arange(len(D))
+        near = D[row, first, second] <= threshold
+        if not near.all():
+            D, n, draw, first, second, row = D[near], n[near], draw[near], first[near], second[near], row[: near.sum()]
+        left[draw] -= 1
+        apart, of_first, of_second = D[row, first, second][:, None], n[row, first][:, None], n[row, second][:, None]
+        to_first, to_second = D[row, first], D[row, second]
+        if how == "ward":
+            squares = (n + of_first) * to_first**2 + (n + of_second) * to_second**2 - n * apart**2
+            merged = np.sqrt(squares / (n + of_first + of_second))
+        else:
+            merged = (of_first * to_first + of_second * to_second) / (of_first + of_second)
+        merged[row, first] = merged[row, second] = np.inf
+        D[row, first], D[row, :, first] = merged, merged
+        D[row, second] = D[row, :, second] = np.inf
+        n[row, first] += n[row, second]
+    return left
 
 
 def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:

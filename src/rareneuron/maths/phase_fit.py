@@ -15,8 +15,8 @@ from jaxtyping import Float
 from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.maths.nulls import FAMILIES, Family, lift_removed, log_likelihood_ratio, uniform_order_statistics
 from rareneuron.maths.phases import FEWEST_NEURONS, INTERVAL, ContextSums, Outcome, Phases
-from rareneuron.maths.rank_curve import LocalSlope, RankCurve, local_slope
-from rareneuron.maths.segments import STRAIGHT, Segments, segments
+from rareneuron.maths.rank_curve import RankCurve, local_slope
+from rareneuron.maths.segments import STRAIGHT, Segments, segments, segments_of_each
 from rareneuron.maths.significance import LEVEL
 from rareneuron.maths.spacings import EDGE, TINY, Line, Spacings
 
@@ -137,11 +137,8 @@ def null_p_values(
     """Return the share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
 
     def p_value(samples: np.ndarray, statistic: Callable[[np.ndarray, Segments], float]) -> float:
-        slope = local_slope(samples)
-        drawn = [
-            statistic(sample, segments(sample, LocalSlope(log_rank=slope.log_rank, kappa=kappa)))
-            for sample, kappa in zip(samples, slope.kappa, strict=True)
-        ]
+        taken_apart = segments_of_each(samples, local_slope(samples))
+        drawn = [statistic(sample, s) for sample, s in zip(samples, taken_apart, strict=True)]
         return (1 + int(np.sum(np.array(drawn) >= statistic(y, found)))) / (1 + n_draws)
 
     def uniform() -> np.ndarray:
@@ -193,14 +190,10 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
     rank = np.arange(1, n + 1)
     lines = [Spacings(draw).line(line.first, line.last) for draw in y]
     again = -np.sort(-y, axis=1)
-    slope = local_slope(again)
     return Bootstrap(
         lines=lines,
         deviation=np.stack([draw - drawn.at(rank) for draw, drawn in zip(y, lines, strict=True)]),
-        resorted=[
-            segments(draw, LocalSlope(log_rank=slope.log_rank, kappa=kappa))
-            for draw, kappa in zip(again, slope.kappa, strict=True)
-        ],
+        resorted=segments_of_each(again, local_slope(again)),
     )
 
 

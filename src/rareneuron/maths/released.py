@@ -83,6 +83,6 @@ def released_phases(curve: RankCurve) -> ReleasedPhases:
         decay_start=DECAY_START,
         truncated_from=n // AHEAD + 1,
         slope=np.array(slope),
-        deviation=spacings.y - line.at(np.arange(1, n + 1)),
+        deviation=spacings.y[0] - line.at(np.arange(1, n + 1)),
         n_neurons=n,
     )

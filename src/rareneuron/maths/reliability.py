@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
 
 from rareneuron.errors import NotMeasured
 from rareneuron.maths.groups import top_neurons
+from rareneuron.maths.ranks import spearman
 
 SPLITS = 99  # of the contexts into halves
 FEWEST_CONTEXTS = 4  # two a half
@@ -34,7 +34,7 @@ def rank_correlation(a: Float[np.ndarray, " neuron"], b: Float[np.ndarray, " neu
     """Return Spearman's ρ over neurons; NaN where all values of `a` or of `b` are equal, which ranks nothing."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return np.nan
-    return float(spearmanr(a, b).statistic)
+    return spearman(a, b)
 
 
 def overlap(a: Int[np.ndarray, " member"], b: Int[np.ndarray, " other"]) -> float:

@@ -7,6 +7,7 @@ a fit over any range costs a few subtractions. Oracle: tests/maths/test_phases.p
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -51,61 +52,78 @@ class Line:
 
 
 class Spacings:
-    """Sums over ranks of one curve, so that any fit over a range of ranks costs a few subtractions."""
+    """Sums over ranks of one curve, or of many of a length, so that any fit over a range of ranks costs little.
 
-    def __init__(self, y: Float[np.ndarray, " rank"]) -> None:
-        self.n, self.y = len(y), y
+    Many are searched at once, since each alone is so few numbers that numpy's calls would be most of the time.
+    """
+
+    def __init__(self, y: Float[np.ndarray, "*curves rank"]) -> None:
+        self.y = np.atleast_2d(y)
+        self.n = y.shape[-1]
         self.u, self._rank_sums = rank_sums(self.n)
-        self.D = normalised_spacings(y)
-        self._sums = sums_from_zero(np.stack([y, y * self.u]))
+        self.D = normalised_spacings(self.y)
+        self._sums = sums_from_zero(np.stack([self.y, self.y * self.u]))
         self._sum_D = sums_from_zero(self.D)
 
-    def log_likelihood(
-        self, first: np.ndarray | int, last: np.ndarray | int
-    ) -> Float[np.ndarray, "*ends"] | np.floating:
-        """Return the log likelihood of exponential spacings with one mean between ranks `first` and `last`."""
-        n = np.subtract(last, first)
-        mean = (self._sum_D[np.subtract(last, 1)] - self._sum_D[np.subtract(first, 1)]) / n
+    def log_likelihood(self, first: Any, last: Any, curve: int | None = None) -> Any:
+        """Return the log likelihood of exponential spacings with one mean between ranks `first` and `last`.
+
+        Ends are [curve, end], or those of one `curve`.
+        """
+        n, of = last - first, np.arange(len(self.y))[:, None] if curve is None else curve
+        mean = (self._sum_D[of, last - 1] - self._sum_D[of, first - 1]) / n
         return -n * (np.log(np.maximum(mean, TINY)) + 1)
 
-    def means(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Return the means of y, yu, u, u² over ranks first … last."""
+    def means(
+        self, curve: Int[np.ndarray, "some 1"], first: np.ndarray, last: np.ndarray
+    ) -> Float[np.ndarray, "4 some end"]:
+        """Return the means of y, yu, u, u² over ranks first … last of some of the curves."""
         before, n = first - 1, last - first + 1
-        of_y = (self._sums[:, last] - self._sums[:, before]) / n
+        of_y = (self._sums[:, curve, last] - self._sums[:, curve, before]) / n
         of_rank = (self._rank_sums[:, last] - self._rank_sums[:, before]) / n
         return np.concatenate([of_y, of_rank])
 
-    def line(self, first: int, last: int) -> Line:
-        """Fit y = β − κ log rank by least squares over ranks first … last."""
-        u, y = self.u[first - 1 : last], self.y[first - 1 : last]
+    def line(self, first: int, last: int, curve: int = 0) -> Line:
+        """Fit y = β − κ log rank by least squares over ranks first … last of one curve."""
+        u, y = self.u[first - 1 : last], self.y[curve, first - 1 : last]
         du, dy = u - u.mean(), y - y.mean()
         kappa = float(-(du @ dy) / (du @ du))
         explained = kappa**2 * (du @ du) / max(dy @ dy, TINY)
         return Line(kappa=kappa, beta=float(y.mean() + kappa * u.mean()), r_squared=explained, first=first, last=last)
 
-    def bend(self, first: int, last: int) -> float:
+    def bend(self, first: int, last: int, curve: int = 0) -> float:
         """Return the score of a slope that grows with log rank, in standard errors of exponential spacings."""
-        D, u = self.D[first - 1 : last - 1], self.u[first - 1 : last - 1]
+        D, u = self.D[curve, first - 1 : last - 1], self.u[first - 1 : last - 1]
         u = u - u.mean()
         return float((D / max(D.mean(), TINY)) @ u / np.sqrt(u @ u))
 
-    def plateau(self, last: int) -> tuple[int, float]:
-        r"""Return the end p of the best plateau left of a line that ends at rank `last`, and its statistic.
+    def plateau(self, last: int, curve: int = 0) -> tuple[int, float]:
+        """Return the end of the best plateau left of a line that ends at rank `last`, and its statistic."""
+        end, lift = self.plateaus(np.array([curve]), np.array([last]))
+        return int(end[0]), float(lift[0])
+
+    def plateaus(
+        self, curve: Int[np.ndarray, " some"], last: Int[np.ndarray, " some"]
+    ) -> tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]:
+        r"""Return the end p of the best plateau left of each line that ends at rank `last`, and its statistic.
 
         With $x = \bar\delta / \kappa$ over ranks EDGE·p … p, $\sqrt{2p(x - \log(1 + x))}$: the signed root of the
         likelihood ratio of p exponential spacings, whose null distribution hardly depends on p (x √p is skewed where
         p is small, and would hand every null's maximum to the smallest p). δ must be positive over 1 … p as a whole.
         """
-        p = np.arange(SMALLEST_PLATEAU, largest_plateau(last) + 1)
-        y, yu, u, uu = self.means(np.ceil(p * GUARD).astype(int) + 1, np.full_like(p, last))
+        largest = np.array([largest_plateau(rank) for rank in last.tolist()])
+        # A curve with room for fewer ends meets its last one again, which never is a first maximum.
+        p = np.minimum(np.arange(SMALLEST_PLATEAU, largest.max() + 1), largest[:, None])
+        curve, last = curve[:, None], last[:, None]
+        y, yu, u, uu = self.means(curve, np.ceil(p * GUARD).astype(int) + 1, np.broadcast_to(last, p.shape))
         kappa = np.maximum(-(yu - y * u) / (uu - u * u), TINY)
-        edge = np.floor(p * EDGE).astype(int) + 1
-        mean_y, _, mean_u, _ = self.means(np.stack([np.ones_like(p), edge]), np.stack([p, p]))
-        whole, at_edge = mean_y - y + kappa * (mean_u - u)
+        mean_y, _, mean_u, _ = self.means(curve, np.ones_like(p), p)
+        edge_y, _, edge_u, _ = self.means(curve, np.floor(p * EDGE).astype(int) + 1, p)
+        whole, at_edge = mean_y - y + kappa * (mean_u - u), edge_y - y + kappa * (edge_u - u)
         x = np.where(whole > 0, np.maximum(at_edge, 0) / kappa, 0)
         lift = np.sqrt(2 * p * (x - np.log1p(x)))
-        best = int(np.argmax(lift))
-        return int(p[best]), float(lift[best])
+        row, best = np.arange(len(p)), np.argmax(lift, axis=1)
+        return p[row, best], lift[row, best]
 
 
 def sums_from_zero(x: Float[np.ndarray, "*rows rank"]) -> Float[np.ndarray, "*rows ranks"]:

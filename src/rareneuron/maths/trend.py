@@ -6,7 +6,6 @@ likely down as up. Oracles: tests/maths/test_trend.py, every order and every wal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import kendalltau
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.significance import LEVEL
@@ -29,6 +28,8 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
     if n < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     if n > EXACT_STEPS:
+        from scipy.stats import kendalltau  # rarely needed, and a second to import
+
         found = kendalltau(np.arange(n), values)
         return float(found.statistic), float(found.pvalue)
     later = np.sign(values[None, :] - values[:, None])[np.triu_indices(n, 1)]

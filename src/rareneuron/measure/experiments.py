@@ -28,6 +28,7 @@ from rareneuron.runs.seeds import generator
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
+JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of its time on these
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are held
 RANDOM_GROUPS = 400  # of each kind
@@ -143,7 +144,8 @@ def joint_effects(
     drawn |= {f"matched_{role}": of[:RANDOM_GROUPS] for role, of in groups.matched.items()}
     vocab, d_model = readout.W_U.shape
     n_groups = 2 + sum(len(of) for of in drawn.values())
-    n = min(len(resid), int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS)))
+    affordable = min(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), len(resid) / JOINT_SHARE)
+    n = min(len(resid), int(np.clip(affordable, 16, JOINT_TOKENS)))
     W = W_out.double()
 
     def moves(at: Tensor, of: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:

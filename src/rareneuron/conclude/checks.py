@@ -55,7 +55,7 @@ def split_half(run: Run, rng: np.random.Generator) -> Estimate:
 
 def same_groups(run: Run, rng: np.random.Generator) -> Estimate:
     """Return the share of a group that both halves of the contexts choose."""
-    stored, size = run.context_sums(), run.manifest["config"]["group_size"]
+    stored, size = run.context_sums(), run.manifest.config.group_size
     sums, abs_sums = (of_contexts_with_tokens(stored, name) for name in ("delta_loss", "abs_delta_loss"))
     return reliability.group_stability(sums, abs_sums, size, rng)
 

@@ -47,7 +47,7 @@ Evidence = tuple[Hypothesis, Sequence[Comparison] | str]
 def claims_of(run: Run) -> Claims:
     """Every claim of docs/claims.md about a run's last checkpoint and its way there."""
     step = run.steps[-1]
-    seed = run.manifest["config"]["seed"]
+    seed = run.manifest.config.seed
     makers: list[Callable[[Run, np.random.Generator], list[Evidence]]] = [
         phase_claims, geometry_claims, spectrum_claims, specificity_claims, joint_claims,
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def three_phases(run: Run) -> list[Comparison]:
     found = run.phases(ranking="all", definitions="paper")
     assert isinstance(found, Phases)
     if found.n_draws < LAST_DRAWS:  # of a run that had other steps then, or other definitions
-        found = fit_ranking(run.effects(), run.context_sums(), "all", run.manifest["config"]["seed"], LAST_DRAWS)
+        found = fit_ranking(run.effects(), run.context_sums(), "all", run.manifest.config.seed, LAST_DRAWS)
     name, p = max(found.null_p.items(), key=lambda item: item[1])
     there = found.outcome == "three phases"
     return [
@@ -231,8 +231,8 @@ def specificity(run: Run, rng: np.random.Generator, *, equal_loss: bool = False)
 
 def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) -> NeuronGroups:
     """Groups by the effects in all contexts but these."""
-    sums, config = run.context_sums(), run.manifest["config"]
-    rows = kept_rows(np.unique(context), run.manifest["data"]["n_contexts"])
+    sums, config = run.context_sums(), run.manifest.config
+    rows = kept_rows(np.unique(context), run.manifest.data.n_contexts)
     others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
     if not len(others):
         raise RareNeuronError("All contexts are in the sample, and none is left to choose groups on.")
@@ -243,8 +243,8 @@ def groups_elsewhere(run: Run, context: np.ndarray, rng: np.random.Generator) ->
     return neuron_groups(
         delta,
         absolute,
-        size=config["group_size"],
-        n_draws=config["n_random"],
+        size=config.group_size,
+        n_draws=config.n_random,
         most=MOST_CANDIDATES,
         covariate=run.effects()[MATCHED_ON].to_numpy(),
         matched_on=MATCHED_ON,
@@ -305,7 +305,7 @@ def write_claims(run: Run) -> Claims:
             "steps": steps,
             "definitions": run.definitions,
             "level": LEVEL,
-            "seed": run.manifest["config"]["seed"],
+            "seed": run.manifest.config.seed,
             "smallest_effects": {h.name: h.smallest for h in HYPOTHESES},
             "differs_since": dict(zip(table["column"], since, strict=True)),
             "claims": [as_record(claim) for claim in claims.claims],

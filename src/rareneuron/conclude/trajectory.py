@@ -59,8 +59,8 @@ def trajectory(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "step": step,
-                "loss_rare": record["loss_rare"],
-                "loss_common": record["loss_common"],
+                "loss_rare": record.loss_rare,
+                "loss_common": record.loss_common,
                 **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
                 "n_eff": participation_ratio(here.value),
                 "definitions": run.definitions,

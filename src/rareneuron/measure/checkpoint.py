@@ -37,6 +37,7 @@ from rareneuron.runs.groups import ComparedGroups, write_groups
 from rareneuron.runs.layout import STEP_RECORD, WEIGHTS
 from rareneuron.runs.neurons import Explorer, write_explorer
 from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
+from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, load_tokens
 
@@ -163,8 +164,8 @@ def measure_checkpoint(work: Measurement) -> None:
         folder.mkdir()
         for stage in stages:
             stage.write(folder, work, work.found[stage.name])
-        record = step_record(work, timings | work.effects.timings)
-        write_json(folder / STEP_RECORD, record | {"files": file_sums(folder)})
+        record = step_record(work, timings | work.effects.timings, file_sums(folder))
+        write_json(folder / STEP_RECORD, as_json(record))
     remove(work.store.units(work.name))
 
 
@@ -249,21 +250,22 @@ STAGES = (
 )
 
 
-def step_record(work: Measurement, timings: dict[str, float]) -> dict[str, Any]:
+def step_record(work: Measurement, timings: dict[str, float], files: dict[str, str]) -> StepRecord:
     """Return what `step.json` says of a checkpoint: model, losses, audit, seconds."""
     effects, rare, adapter = work.effects, work.selection.rare, work.adapter
     embedded = {"source": f"embedded series, step {work.name}"} if work.config.is_embedded_model else {}
-    return {
-        "step": work.checkpoint.step,
-        "model": adapter.provenance | embedded,
-        "closed_form": asdict(adapter.closed_form),
-        "engine": work.kind.name,
-        "loss_rare": float(effects.token_loss[rare].mean()),
-        "loss_common": float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
-        "audit": None if effects.audit is None else asdict(effects.audit),
-        "timings": timings,
-        "rates": effects.rates,
-    }
+    return StepRecord(
+        step=work.checkpoint.step,
+        model=ModelRecord(**adapter.provenance | embedded),
+        closed_form=ClosedFormRecord(**asdict(adapter.closed_form)),
+        engine=work.kind.name,
+        loss_rare=float(effects.token_loss[rare].mean()),
+        loss_common=float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
+        audit=effects.audit,
+        timings=timings,
+        rates=effects.rates,
+        files=files,
+    )
 
 
 def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:

@@ -18,10 +18,11 @@ from jaxtyping import Float
 
 from rareneuron.errors import RareNeuronError
 from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, rows_of
-from rareneuron.measure.engines.base import Audit, EffectBlock, Engine, EngineKind, MeanActivations
+from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations
 from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.files import digest
+from rareneuron.runs.records import Audit
 from rareneuron.runs.seeds import generator
 
 

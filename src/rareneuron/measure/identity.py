@@ -10,7 +10,7 @@ from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import split_revision
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import file_sum, read_json
+from rareneuron.runs.files import file_sum
 from rareneuron.runs.layout import UNKNOWN_STEP_NAME
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, selection_digest
@@ -21,7 +21,6 @@ SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity",
 SEEN_IN_TOKENS |= {"context_length"}
 SEEN_IN_WEIGHTS = {"model", "revision"}
 DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
-EARLIER = {"definitions": "paper"}  # what older runs did, which had no choice
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -47,7 +46,7 @@ def absolute(path: str) -> str:
 def check_same_settings(store: RunStore, config: StudyConfig) -> None:
     """A run folder made with other settings is refused: its finished checkpoints would not be comparable."""
     manifest = store.read_manifest()
-    before, now = EARLIER | manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
+    before, now = manifest.config.identity() | manifest.resolved, config.identity() | resolved(config)
     differing = [
         f"{k}: {before.get(k)!r} there, {v!r} now"
         for k, v in now.items()
@@ -61,7 +60,7 @@ def check_same_settings(store: RunStore, config: StudyConfig) -> None:
         )
     counts = config.counts
     if counts is not None and Path(counts).is_file():
-        then, content = manifest["data"]["counts"]["sha256"], file_sum(Path(counts))
+        then, content = manifest.data.counts.sha256, file_sum(Path(counts))
         if then != content:
             raise RunFolderError(
                 f"{counts} has changed since {store.root} was begun (SHA-256 {then} then, {content} now), and what is "
@@ -73,7 +72,7 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
     """Finished steps of other weights are refused: what is computed now would be followed from another model's."""
     for checkpoint in finished:
         name = step_name(checkpoint)
-        how = changed_weights(checkpoint, read_json(store.step(name) / "step.json")["model"])
+        how = changed_weights(checkpoint, store.read_step(name).model)
         if how is not None:
             raise RunFolderError(
                 f"Step {name} of {store.root} was computed from other weights: {how}, and results of both would be "
@@ -104,7 +103,7 @@ def refuse_removed(store: RunStore, config: StudyConfig, tokens: TokenStage) -> 
             "the checkpoint at hand. Run the same command again: what is still there is kept."
         )
     check_same_settings(store, config)
-    if store.read_manifest()["data"]["sha256"] != selection_digest(tokens.selection):
+    if store.read_manifest().data.sha256 != selection_digest(tokens.selection):
         raise RunFolderError(
             f"{store.root} has other tokens now than when this study began: another one has taken its place. Run the "
             "same command again, or choose another folder with --out."

@@ -19,6 +19,7 @@ from rareneuron.measure.capture import TokenBatch
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
+from rareneuron.runs.records import Audit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,6 @@ class EffectBlock:
     statistics: dict[str, Tensor]  # [token, neuron] each
     loss: Float[Tensor, " token"]  # clean
     full_share: float | None = None  # of pairs that no expansion served
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audit:
-    """A seeded sample of (token, neuron) pairs, computed again in float64: total and direct Δ and KL."""
-
-    n_pairs: int
-    max_error: float  # nats, over all three
-    rms_error: float  # nats, of the total Δ
-    rms_delta_loss: float  # of the same pairs, to see the error against
 
 
 class Engine(ABC):

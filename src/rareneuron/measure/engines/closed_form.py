@@ -26,7 +26,6 @@ from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import HELD, TokenBatch, joined
 from rareneuron.measure.engines.base import (
     Asked,
-    Audit,
     EffectBlock,
     Engine,
     EngineKind,
@@ -36,6 +35,7 @@ from rareneuron.measure.engines.base import (
 from rareneuron.measure.sums import as_array, statistics_of
 from rareneuron.models.adapter import PATCHING, Adapter
 from rareneuron.models.shape import ModelShape
+from rareneuron.runs.records import Audit
 
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32

@@ -106,11 +106,21 @@ RUN = {
         "n_text_tokens": 2000,
         "n_contexts_read": 11,
         "n_contexts": 11,
+        "n_requested": 60,
+        "n_available": 60,
         "n_rare": 60,
         "n_common": 60,
         "stages": [{"name": "all", "types": 12, "occurrences": 90}, {"name": "sampled", "types": 4, "occurrences": 6}],
         "counts": {"source": None, "of": "corpus", "sha256": None},
-        "rarity": {"rule": "types", "percentile": 50.0, "threshold": 1e-5, "n_types": 9, "mass": 0.1},
+        "rarity": {
+            "rule": "types",
+            "percentile": 50.0,
+            "threshold": 1e-5,
+            "count_at_threshold": 3,
+            "count_total": 900,
+            "n_types": 9,
+            "mass": 0.1,
+        },
     },
     "layer": 1,
     "n_layers": 2,
@@ -327,13 +337,19 @@ def run_targets(folder: Path) -> list[Target]:
     def manifest() -> None:
         store.finished_steps()
         found = found_in(open_run(folder))
-        missing_steps(found.run), settings_of(store), found.run.shown_table(), found.layer_name, found.model
+        (
+            missing_steps(found.run),
+            settings_of(store),
+            found.run.shown_table(),
+            found.subject.layer_name,
+            found.subject.model,
+        )
         stage_table(found.data, words=True), rule(found.data), provenance_section(found)
 
     def record() -> None:
         damage(step)
         found = found_in(open_run(folder))
-        audit_text(found.records[0]), audit_line(found.records[0]["audit"]), provenance_section(found)
+        audit_text(found.records[0]), audit_line(found.records[0].audit), provenance_section(found)
         checkpoint_row(0, found.records[0], SHOWN, 1.0)
 
     def spoiled_record(file: Path, sound: dict[str, Any]) -> st.SearchStrategy[bytes]:

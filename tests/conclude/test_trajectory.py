@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ class GivenRun(Run):
         return self.fitted[step]
 
     def step_record(self, step=None):
-        return {"loss_rare": 10.0 - step, "loss_common": None}
+        return SimpleNamespace(loss_rare=10.0 - step, loss_common=None)
 
 
 def three_phases(shift):

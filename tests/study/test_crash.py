@@ -283,7 +283,7 @@ def test_a_checkpoint_killed_in_mid_work_loses_one_piece(config, tmp_path, in_pi
     assert contents(run.path) == whole
     assert computed == {"blocks": 1, "contexts": 0}
     assert not list(tmp_path.rglob("units/*"))
-    assert run.step_record()["timings"]["capture"] > 0
+    assert run.step_record().timings["capture"] > 0
 
 
 def test_a_damaged_piece_alone_is_computed_again(config, tmp_path, in_pieces, computed, monkeypatch, capsys):

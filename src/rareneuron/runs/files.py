@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
 from rareneuron.runs.layout import CHECKSUM, MANIFEST, PARTIAL, REFITTED, STEP_RECORD, STEPS, UNITS
-from rareneuron.runs.records import Misfit, from_json
+from rareneuron.runs.records import Misfit, Missing, from_json
 from rareneuron.runs.untrusted import refuse_link, too_large, unpacks_too_large
 
 R = TypeVar("R")
@@ -154,10 +154,14 @@ class Record(dict[str, Any]):
         self.path = path
 
     def __missing__(self, name: str) -> NoReturn:
-        raise RunFolderError(
-            f"{self.path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. "
-            f"{remedy(self.path)}"
-        )
+        raise lacking(self.path, name)
+
+
+def lacking(path: Path, name: str) -> RunFolderError:
+    """Return the error for a name that a file lacks."""
+    return RunFolderError(
+        f"{path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. {remedy(path)}"
+    )
 
 
 def remedy(path: Path) -> str:
@@ -216,6 +220,8 @@ def as_record(content: Mapping[str, Any], path: Path, kind: type[R]) -> R:
     """Return the content of a file as a record; a value of another kind is damage."""
     try:
         return from_json(kind, content)
+    except Missing as error:
+        raise lacking(path, str(error)) from error
     except Misfit as error:
         raise damaged(path, error) from error
 

@@ -29,6 +29,10 @@ class Misfit(Exception):
     """A value of a record that is not of its kind; says which and why."""
 
 
+class Missing(Misfit):
+    """A name that a record lacks; its text is the name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """The weights that a checkpoint was computed from."""
@@ -110,6 +114,10 @@ class RarityRecord:
     n_types: Count
     mass: float
 
+    def __post_init__(self) -> None:
+        if self.percentile is None and self.rule in ("types", "occurrences"):
+            raise ValueError(f"the rule {self.rule!r} has no percentile")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
@@ -164,7 +172,9 @@ def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
 
 
 def from_json(kind: type[R], content: Mapping[str, Any]) -> R:
-    """Return the record that a file holds; raises `Misfit` where a value is missing or of another kind."""
+    """Return the record that a file holds; raises `Misfit` where a value is of another kind, and
+    `Missing` where there is none.
+    """
     return read(kind, content, "")
 
 
@@ -199,8 +209,11 @@ def read_fields(kind: type, found: Mapping[str, Any], where: str) -> Any:
         if f.name in found:
             values[f.name] = read(hints[f.name], found[f.name], f"{where}.{f.name}".lstrip("."))
         elif f.default is MISSING and f.default_factory is MISSING:
-            raise Misfit(f"it has no `{f'{where}.{f.name}'.lstrip('.')}`")
-    return kind(**values)
+            raise Missing(f"{where}.{f.name}".lstrip("."))
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise Misfit(f"`{where}`: {error}") from error
 
 
 @cache

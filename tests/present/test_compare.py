@@ -168,4 +168,4 @@ def test_released_definitions_have_no_phases_of_the_papers(make_run):
     table = compare([make_run(n_neurons=600, definitions="released"), make_run()]).runs
     assert table["definitions"].tolist() == ["released", "paper"]
     assert table["kappa"].isna().all()
-    assert "Use the paper's definitions" in table["reason"].iloc[0]
+    assert "--definitions paper" in table["reason"].iloc[0]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test fast-test lint format bench bench-phases fuzz docs notebooks train clean
+.PHONY: demo test fast-test lint format bench bench-phases fuzz docs notebooks dist check-dist train clean
 
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
@@ -40,6 +40,16 @@ notebooks: $(STAMP)  ## run those of examples/ anew, in place
 docs: $(STAMP)  ## the documentation site, offline; any warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 	@echo "Documentation: $(CURDIR)/build/docs/index.html"
+
+dist: $(STAMP)  ## wheel and sdist, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+check-dist: dist  ## the wheel in a clean environment, with what pip finds it needs
+	rm -rf build/wheel-venv
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/pip install -q dist/*.whl -c constraints.txt
+	cd build && wheel-venv/bin/rareneuron --help && wheel-venv/bin/rareneuron study --dry-run
 
 train: $(STAMP)  ## the embedded series again, hours on a CPU
 	$(BIN)/pip install -q -e '.[train]' -c constraints.txt

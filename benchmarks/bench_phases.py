@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rareneuron.maths.phases import ContextSums, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums
 from rareneuron.maths.rank_curve import rank_curve
 
 N_CONTEXTS = 200

@@ -21,7 +21,8 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rareneuron.data.selection import Selection
-from rareneuron.measure.capture import HELD, TokenSource
+from rareneuron.measure.capture import HELD
+from rareneuron.measure.pieces import CapturedPieces
 from rareneuron.models.adapter import adapt
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.study import run_study
@@ -80,7 +81,7 @@ def capture_a_million(memory, n_tokens):
         n_contexts_read=len(windows),
     )
     before, peak, start = state()["mb"], 0.0, time.perf_counter()
-    source = TokenSource(adapter, selection, -1, int(HELD * memory * 2**30))
+    source = CapturedPieces(adapter, selection, -1, memory=int(HELD * memory * 2**30))
     total = torch.zeros(adapter.d_mlp, dtype=torch.float64)
     for batches in (source.first_pass(lambda _: None), source.again()):
         for batch in batches:

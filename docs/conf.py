@@ -16,7 +16,7 @@ author = "the rareneuron authors"
 copyright = "the rareneuron authors, Apache-2.0"
 version = release = rareneuron.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_click"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["conf.py", "_static", "images"]
 highlight_language = "none"
 nitpicky = False
@@ -27,6 +27,9 @@ myst_heading_anchors = 4
 autosummary_generate = False  # everything stands on one page
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # types stand in the signature
+napoleon_custom_sections = [("Source", "Source")]
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -58,8 +61,10 @@ def as_mathml(writer, node):
 
 def from_markdown(lines):
     """Turn the Markdown of a docstring into reStructuredText, line by line and in place."""
+    in_example = False
     for i, line in enumerate(lines):
-        if line.lstrip().startswith((".. ", "| ")):  # directives, and sphinx-click's line blocks
+        in_example = bool(line.strip()) and (in_example or line.lstrip().startswith(">>> "))  # up to an empty line
+        if in_example or line.lstrip().startswith((".. ", "| ")):  # directives, and sphinx-click's line blocks
             continue
         parts = re.split(r"(``[^`]+``|`[^`]+`|\$[^$]+\$)", line)  # every second one is code or a formula
         parts[1::2] = [f":math:`{part[1:-1]}`" if part[0] == "$" else f"``{part.strip('`')}``" for part in parts[1::2]]
@@ -79,7 +84,9 @@ def with_examples(lines):
 def setup(app):
     """Connect the above to what reads docstrings and commands."""
     app.add_html_math_renderer("mathml", (as_mathml, None), (as_mathml, None))
-    app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: from_markdown(lines))
+    app.connect(  # before napoleon, which takes `Args:` and its kind apart
+        "autodoc-process-docstring", lambda app, what, name, obj, options, lines: from_markdown(lines), priority=400
+    )
     app.connect("sphinx-click-process-options", lambda app, ctx, lines: from_markdown(lines))
     app.connect(
         "sphinx-click-process-description", lambda app, ctx, lines: from_markdown(lines) or with_examples(lines)

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from rareneuron.cli import cli
-from rareneuron.maths.phases import ContextSums, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import released_phases
 from rareneuron.models.families import FAMILIES

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import rareneuron
 from rareneuron.cli import cli
 from rareneuron.data import texts
-from rareneuron.maths.phases import fit_phases
+from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.models.families import FAMILIES
 from rareneuron.present import publish
 from rareneuron.present.figures import FIGURES
@@ -43,7 +43,8 @@ from tests.docs_blocks import (
 from tests.models.hub_server import Hub, serving
 from tests.models.test_hub import reach
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FINISHED = [  # studies of the pages whose runs are there when a block starts
     "rareneuron study",
@@ -216,9 +217,15 @@ def test_a_wrong_name_in_python_is_seen(here):
 def test_readme_python_runs_on_the_shipped_series(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope = run_python(block for block in blocks(ROOT / "README.md") if block.language == "python")
-    assert scope["delta"].shape == (8, 32)
     assert len(scope["effects"]) == 1024
-    assert "delta_loss_se" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "delta_loss_se" in printed
+    assert scope["run"].phases().outcome in printed
+
+
+def test_effects_on_arrays_of_ones_own_have_a_row_a_token_and_a_column_a_neuron():
+    scope = run_python(block for block in blocks(ROOT / "docs" / "api.md") if block.language == "python")
+    assert scope["delta"].shape == (8, 32)
 
 
 def test_toml_holds_settings():
@@ -248,17 +255,17 @@ def test_blocks_are_found(tmp_path, monkeypatch):
 # --- what is named exists, and what exists is named
 
 
-def test_every_command_and_figure_is_documented():
-    everything = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for name in [*cli.commands, *FIGURES]:
+def test_every_command_figure_and_family_is_documented():
+    everything = "\n".join(text for name, text in TEXTS.items() if name != "CHANGELOG.md")
+    for name in [*FIGURES, *FAMILIES, *(f"rareneuron {command}" for command in cli.commands)]:
         assert name in everything, f"{name} is in no page"
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
-    named = set(re.findall(r"`?make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert named >= {"demo", "test", "lint", "fast-test"}
-    assert named | {"docs"} <= targets
+    named = {name for text in TEXTS.values() for name in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M)}
+    assert named >= {"demo", "test", "lint", "fast-test", "docs", "dist", "fuzz"}
+    assert named <= targets
 
 
 def table_rows(text):
@@ -309,9 +316,61 @@ def test_the_repository_speaks_of_the_project_alone():
         assert not [word for word in forbidden if word in text], page
 
 
-def test_families_in_the_readme_exist():
-    listed = re.search(r"rareneuron families\s+# (.*)", README).group(1)
-    assert set(re.findall(r"[a-z]\w+", listed)) <= set(FAMILIES)
+def test_the_reference_lists_every_family_with_the_engine_that_serves_it():
+    sentence = re.search(
+        r"The architectures are (.*?) with `--engine patching` alone (.*?)\.\n", TEXTS["docs/cli.md"], re.S
+    )
+    both, patching = (set(re.findall(r"`([a-z]\w+)`", part)) for part in sentence.groups())
+    assert patching == {name for name, family in FAMILIES.items() if family.patching_only}
+    assert both == set(FAMILIES) - patching
+
+
+def test_the_readme_counts_families_and_claims_as_they_are():
+    assert f"{len(FAMILIES)} architectures" in README
+    words = {15: "fifteen", 16: "sixteen", 17: "seventeen", 18: "eighteen"}
+    assert f"Up to {words[len(HYPOTHESES)]} [claims]" in README
+
+
+def test_the_readme_fits_on_a_page_and_says_how_to_begin():
+    lines = README.splitlines()
+    assert len(lines) <= 80
+    begin = next(i for i, line in enumerate(lines) if line.startswith("pip install rareneuron"))
+    assert begin < 20
+    assert any(line.startswith("rareneuron study ") for line in lines[begin : begin + 6])
+
+
+def test_the_readme_and_the_tutorial_show_the_same_output():
+    """The tutorial reads it line by line; both are also of a run whose settings are the defaults."""
+    shown = [block.text for name in ("README.md", "docs/tutorial.md") for block in blocks(ROOT / name)]
+    shown = [text for text in shown if "Report: runs/embedded/report.html" in text]
+    assert len(shown) == 2
+    assert shown[0] == shown[1]
+
+
+# --- one width
+
+
+def too_long(text, width=120):
+    """Lines of prose over the width, with their numbers; code, tables and words that can't be broken are exempt."""
+    fence = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence and len(line) > width and not line.lstrip().startswith("|") and " " in line.strip():
+            yield number, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_wraps_at_one_width(page):
+    assert list(too_long(page.read_text(encoding="utf-8"))) == []
+
+
+def test_the_check_sees_a_line_that_is_too_long():
+    words = "word " * 30
+    assert [number for number, _ in too_long(f"# A\n\n{words}\n- {words}\n")] == [3, 4]
+    assert [number for number, _ in too_long(f"```text\n{words}\n```\n{words}\n| {words} |\n")] == [4]
+    assert list(too_long("x" * 150)) == []
 
 
 # --- the site

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from rareneuron.maths.claims import Claims
     from rareneuron.maths.geometry import Geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
-    from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+    from rareneuron.maths.phase_fit import fit_phases
+    from rareneuron.maths.phases import ContextSums, Phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
     from rareneuron.maths.readout import Readout
     from rareneuron.maths.released import ReleasedPhases, released_phases
     from rareneuron.maths.spectrum import Spectrum, alpha_hill
     from rareneuron.maths.weights import spectrum
-    from rareneuron.models.adapter import Adapter, load_model
+    from rareneuron.models.adapter import Adapter, adapt, load_model
     from rareneuron.present.compare import SideBySide, compare
     from rareneuron.present.figures import figure
     from rareneuron.runs.config import StudyConfig
@@ -42,7 +43,7 @@ _HOMES = {
     "neuron_groups": "maths.groups",
     "ContextSums": "maths.phases",
     "Phases": "maths.phases",
-    "fit_phases": "maths.phases",
+    "fit_phases": "maths.phase_fit",
     "RankCurve": "maths.rank_curve",
     "rank_curve": "maths.rank_curve",
     "Readout": "maths.readout",
@@ -52,6 +53,7 @@ _HOMES = {
     "alpha_hill": "maths.spectrum",
     "spectrum": "maths.weights",
     "Adapter": "models.adapter",
+    "adapt": "models.adapter",
     "load_model": "models.adapter",
     "StudyConfig": "runs.config",
     "Run": "runs.run",
@@ -79,6 +81,7 @@ __all__ = [
     "SideBySide",
     "Spectrum",
     "StudyConfig",
+    "adapt",
     "alpha_hill",
     "compare",
     "delta_loss",

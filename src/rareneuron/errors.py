@@ -1,16 +1,37 @@
 """What can go wrong for a user's reason. Every message says what was found, why it matters and what to do."""
 
+from dataclasses import dataclass
+
 
 class RareNeuronError(Exception):
-    """The base of all errors that a user can mend; the command line prints one paragraph and exits with 2."""
+    """The base of all errors that a user can mend; the command line prints one paragraph and exits with 2.
+
+    `argument` names what a caller of the function can change to mend it, where the message asks for that. Programs
+    that have another word for it, such as a command line's option, add theirs (`runs.options`).
+    """
+
+    def __init__(self, *args: object, argument: str | None = None) -> None:
+        super().__init__(*args)
+        self.argument = argument
+
+
+class NotMeasured(RareNeuronError):
+    """A quantity that these data do not define or cannot tell, such as a correlation of neurons that never vary."""
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Stands where a result would, and says why there is none."""
+
+    why: str
 
 
 class MissingText(RareNeuronError):
     """The text asked for is not there, or is empty."""
 
 
-class TooFewNeurons(RareNeuronError):
-    """A group was asked for that the layer cannot fill."""
+class TooFewNeurons(NotMeasured):
+    """A group was asked for that the layer cannot fill, or a curve is too short for what is asked of it."""
 
 
 class RunFolderError(RareNeuronError):

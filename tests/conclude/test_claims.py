@@ -8,8 +8,7 @@ import pytest
 
 from rareneuron.conclude.evidence import claims_of
 from rareneuron.conclude.hypotheses import HYPOTHESES
-from rareneuron.maths.claims import weights_at_equal_loss
-from rareneuron.measure.experiments import effective_number
+from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.runs.experiments import ARRAYS
 from rareneuron.runs.files import read_tensors, write_tensors
 from rareneuron.runs.run import open_run

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.conclude.trajectory import overlap, participation_ratio, trajectory, trends
+from rareneuron.conclude.trajectory import trajectory, trends
 from rareneuron.errors import RunFolderError, TooFewNeurons
-from rareneuron.maths.phases import Phases, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.runs.run import Run
 from rareneuron.study.study import run_study
@@ -38,7 +40,7 @@ class GivenRun(Run):
         return self.fitted[step]
 
     def step_record(self, step=None):
-        return {"loss_rare": 10.0 - step, "loss_common": None}
+        return SimpleNamespace(loss_rare=10.0 - step, loss_common=None)
 
 
 def three_phases(shift):
@@ -97,16 +99,6 @@ def test_steps_are_compared_with_the_last_and_the_one_before(given, table):
     assert table.loc[4, ["plateau_overlap_last", "top_overlap_last", "rank_correlation_last"]].isna().all()
     ranks = [given.values[step].argsort().argsort() for step in (2, 4)]
     assert table.loc[2, "rank_correlation_last"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-
-
-def test_participation_ratio_counts_the_neurons_that_carry_the_effect():
-    assert participation_ratio(np.array([3.0, 3.0, 0.0, 0.0])) == 2
-    assert participation_ratio(np.array([3.0, 0.0])) == 1
-    assert np.isnan(participation_ratio(np.zeros(4)))
-
-
-def test_overlap_is_the_share_in_both_of_those_in_either():
-    assert overlap(np.array([1, 2, 3]), np.array([3, 4])) == 1 / 4
 
 
 def test_the_p_of_a_trend_is_the_share_of_orders_as_steady():

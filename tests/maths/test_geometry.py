@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rareneuron.errors import InvalidConfig, OutOfRange, RareNeuronError, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, OutOfRange, RareNeuronError, TooFewNeurons
 from rareneuron.maths import geometry as module
 from rareneuron.maths import moments
 from rareneuron.maths.activations import effective_dimension, geometry
@@ -273,7 +273,7 @@ def test_a_group_of_constant_neurons_is_refused(case, which):
     acts, groups = case
     acts = acts.copy()
     acts[:, getattr(groups, which).reshape(-1, 8)[0][1:]] = 3.0
-    with pytest.raises(TooFewNeurons, match=r"both vary.*--group-size"):
+    with pytest.raises(NotMeasured, match=r"both vary.*larger groups"):
         geometry(acts, groups)
 
 
@@ -296,22 +296,22 @@ def test_partners_share_no_neuron_and_all_neurons_serve():
     partners = disjoint_partners(draws, np.random.default_rng(1))
     assert all(len({*first, *second}) == 16 for first, second in zip(draws, partners, strict=True))
     assert (np.unique(partners) == np.unique(draws)).all()
-    with pytest.raises(TooFewNeurons, match="--group-size"):
+    with pytest.raises(TooFewNeurons, match="Use groups of"):
         disjoint_partners(draws % 15, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
     ("error", "match", "change"),
     [
-        (InvalidConfig, "1 token were.*--n-tokens", {"acts": lambda acts: acts[:1]}),
+        (InvalidConfig, "1 token were.*more tokens", {"acts": lambda acts: acts[:1]}),
         (InvalidConfig, "0 tokens were", {"acts": lambda acts: acts[:0]}),
-        (RareNeuronError, "1 of .*--dtype float32", {"acts": lambda acts: np.where(acts == acts[3, 5], np.nan, acts)}),
+        (RareNeuronError, "1 of .*use float32", {"acts": lambda acts: np.where(acts == acts[3, 5], np.nan, acts)}),
         (RareNeuronError, "not finite", {"acts": lambda acts: np.where(acts == acts[3, 5], np.inf, acts)}),
         (OutOfRange, "100 neurons", {"acts": lambda acts: acts[:, :100]}),
         (InvalidConfig, "above 0 and up to 1", {"variance": 0.0}),
         (InvalidConfig, "above 0 and up to 1", {"variance": 1.01}),
         (InvalidConfig, "above 0 and up to 1", {"variance": float("nan")}),
-        (TooFewNeurons, "--group-size 3", {"size": 2}),
+        (TooFewNeurons, "groups of 3 neurons or more", {"size": 2}),
     ],
 )
 def test_what_cannot_be_measured_is_refused(case, error, match, change):
@@ -324,7 +324,7 @@ def test_what_cannot_be_measured_is_refused(case, error, match, change):
 
 
 def test_unmeasurable_activations_have_no_effective_dimension():
-    with pytest.raises(TooFewNeurons, match="None of 3 neurons"):
+    with pytest.raises(NotMeasured, match="None of 3 neurons"):
         effective_dimension(np.ones((5, 3)))
     with pytest.raises(InvalidConfig, match="fewer than 2"):
         effective_dimension(torch.ones(1, 3))

@@ -1,6 +1,7 @@
 """Reading results loads no torch: which modules of maths work on numpy alone, and which take tensors."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import rareneuron.maths
 from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
-    *("claims", "geometry", "groups", "kink", "nulls", "phases", "rank_curve", "released", "segments"),
-    *("significance", "spectrum", "trend"),
+    *("claims", "equal_loss", "geometry", "groups", "kink", "nulls", "phase_fit", "phases", "rank_curve", "released"),
+    *("reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),
@@ -36,12 +37,26 @@ def loaded_by(*names):
 
 def test_what_reads_results_loads_neither_torch_nor_transformers():
     loaded = loaded_by(*sorted(NUMPY_ALONE))
-    assert loaded == {key: [] for key in sorted(NUMPY_ALONE)}
+    assert loaded == {name: [] for name in NUMPY_ALONE}
 
 
 @pytest.mark.parametrize("name", ["moments", "weights"])
 def test_the_check_sees_torch(name):
     assert loaded_by(name) == {name: ["torch"]}
+
+
+def options_in(source):
+    """Every option of a command line that a text names."""
+    return re.findall(r"(?<![\w-])--[a-z][a-z-]+", source)
+
+
+@pytest.mark.parametrize("name", sorted((NUMPY_ALONE | TENSORS) - {"ablation"}))
+def test_maths_names_no_option_of_the_command_line(name):
+    assert not options_in((SOURCE / "maths" / f"{name}.py").read_text(encoding="utf-8"))
+
+
+def test_the_check_sees_an_option():
+    assert options_in('"Draw more random groups (--n-random)."') == ["--n-random"]
 
 
 def test_every_module_of_maths_is_in_one_of_the_tables():

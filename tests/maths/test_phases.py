@@ -10,9 +10,11 @@ from scipy import stats
 from benchmarks.bench_phases import DECAY, NO_PHASES, WITHIN, Plant, contexts_of, log_effects
 from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.maths.nulls import FAMILIES, lift_removed, log_likelihood_ratio, uniform_order_statistics
-from rareneuron.maths.phases import FEWEST_NEURONS, INTERVAL, ContextSums, fit_phases, resample
+from rareneuron.maths.phase_fit import fit_phases, resample
+from rareneuron.maths.phases import FEWEST_NEURONS, INTERVAL, ContextSums
 from rareneuron.maths.rank_curve import local_slope, rank_curve
-from rareneuron.maths.segments import Line, Spacings, segments
+from rareneuron.maths.segments import segments
+from rareneuron.maths.spacings import Line, Spacings
 
 DRAWS = 20  # 1/21 < LEVEL: no null sample may be as convincing
 CLEAR = Plant(n=1_024, share=0.02, lift=0.7, noise=0.05)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.rank_curve import WINDOW, local_slope, rank_curve
+from rareneuron.maths.rank_curve import WINDOW, local_slope, participation_ratio, rank_curve
 from rareneuron.maths.released import released_phases
 
 N = 2_048
@@ -78,3 +78,9 @@ def test_a_smooth_curve_has_no_kink_where_truncation_makes_one():
     places = slope.log_rank[defined][2:-2]
     assert places[0] < at < places[-1]
     assert max(kink(slope.log_rank, slope.kappa, place) for place in places) < 0.2
+
+
+def test_participation_ratio_counts_the_neurons_that_carry_the_effect():
+    assert participation_ratio(np.array([3.0, 3.0, 0.0, 0.0])) == 2
+    assert participation_ratio(np.array([3.0, 0.0])) == 1
+    assert np.isnan(participation_ratio(np.zeros(4)))

@@ -87,10 +87,10 @@ def test_pareto_tails_have_their_exponent(k, exponent):
 def test_gaussian_rows_have_the_known_values(d):
     rng = np.random.default_rng(d)
     spectra = np.stack([gaussian_eigenvalues(50, d, rng)[::-1] for _ in range(200)])
-    known, found = GOLDEN["gaussian_rows"], sp.measured(spectra, d, "fix-finger", "paper")
+    known, found = GOLDEN["gaussian_rows"], sp.statistics_by_blocks(spectra, d, "fix-finger", "paper")
     assert np.isclose(found["alpha_hill_half"].mean(), known["half"][str(d)], atol=0.15)  # printed to 0.1, sd 0.4/√200
     mean, sd = known["released"][str(d)]
-    released = sp.measured(spectra, d, "fix-finger", "released")["alpha_hill"]
+    released = sp.statistics_by_blocks(spectra, d, "fix-finger", "released")["alpha_hill"]
     assert abs(released.mean() - mean) < 4 * sd / np.sqrt(100)  # two means of 200 draws
     assert abs(released.std() - sd) < 0.25 * sd
     mean, sd = known["fix_finger_100_bins"][str(d)]
@@ -171,7 +171,7 @@ def test_what_has_no_tail_is_refused(eigenvalues, k, message):
 
 def of(W, definitions="paper"):
     matrices = products(torch.as_tensor(W), np.arange(len(W))[None], definitions)
-    return sp.measured(spectra_of(matrices), W.shape[1], "fix-finger", definitions)
+    return sp.statistics_by_blocks(spectra_of(matrices), W.shape[1], "fix-finger", definitions)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["paper", "released"]))

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.trend import drift, trend
+from rareneuron.maths.trend import drift, onset, trend
 
 # --- trend over steps ---------------------------------------------------------------------------------------------
 
@@ -92,3 +92,25 @@ def test_drift_of_walks_is_calibrated_where_a_test_for_exchangeable_steps_is_not
 def test_what_has_no_order_is_refused():
     with pytest.raises(InvalidConfig, match="1 of 3 values are not finite"):
         trend(np.array([1.0, np.nan, 2.0]))
+
+
+# --- since when ---------------------------------------------------------------------------------------------------
+
+
+def first_of_the_last_run(p, level):
+    """Look at every step whether it and all later ones are at the level."""
+    for step in range(len(p)):
+        if all(later <= level for later in p[step:]):
+            return step
+    return None
+
+
+def test_the_onset_agrees_with_a_loop():
+    rng = np.random.default_rng(0)
+    expected = []
+    for _ in range(200):
+        p = rng.choice([0.01, 0.05, 0.051, 0.5, np.nan], rng.integers(0, 7), p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        expected.append(first_of_the_last_run(p, 0.05))
+        assert onset(p) == expected[-1]
+    assert {None, 0, 1, 2, 3} <= set(expected), "the case is too tame to tell right from wrong"
+    assert onset(np.array([0.2, 0.1]), level=0.15) == 1

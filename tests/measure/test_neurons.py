@@ -5,14 +5,17 @@ import pytest
 import torch
 
 import rareneuron.measure.capture as capture_module
-import rareneuron.measure.effects as effects_module
+import rareneuron.measure.engines.closed_form as closed_form_module
 import rareneuron.measure.neurons as neurons_module
 from rareneuron.data.selection import Selection
 from rareneuron.data.spelling import fragment, texts_of
 from rareneuron.errors import RareNeuronError, RunFolderError
-from rareneuron.measure.capture import TokenBatch, TokenSource
-from rareneuron.measure.effects import EffectBlock, layer_effects
+from rareneuron.measure.capture import TokenBatch
+from rareneuron.measure.effects import layer_effects
+from rareneuron.measure.engines import engine_kind
+from rareneuron.measure.engines.base import EffectBlock
 from rareneuron.measure.neurons import Observer, activations, explore, nearby
+from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces
 from rareneuron.models.adapter import load_model
 from rareneuron.runs.neurons import (
     AFTER,
@@ -49,19 +52,20 @@ class Kept(Observer):
 
 
 @pytest.fixture
-def explored(config, series, monkeypatch):
+def explored(config, series, monkeypatch, tmp_path):
     """Details of the last checkpoint, computed in many small blocks, and everything they were made of."""
     monkeypatch.setattr(capture_module, "contexts_per_batch", lambda *_: 3)
-    monkeypatch.setattr(effects_module, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(closed_form_module, "TOKENS_AT_ONCE", 8)
 
     def build(engine: str = "closed-form", held: int = 2**30):
         settings = config(engine=engine)
         adapter = load_model(series / "step10", dtype="float64")
         selection = choose_tokens(settings, study_corpus(settings), adapter).selection
-        source, seen = TokenSource(adapter, selection, -1, held), Kept(selection, adapter.d_mlp)
-        effects = layer_effects(source, engine=engine, observe=seen).table
+        source, seen = CapturedPieces(adapter, selection, -1, memory=held), Kept(selection, adapter.d_mlp)
+        pieces = StepPieces(source, PieceStore(tmp_path, {}), None)
+        effects = layer_effects(source, engine_kind(engine), pieces, observe=seen).table
         assert seen.n_blocks > 3
-        return explore(source, seen, effects, engine), adapter, selection, seen, effects
+        return explore(source, seen, effects), adapter, selection, seen, effects
 
     return build
 
@@ -95,7 +99,7 @@ def test_tokens_that_went_by_unseen_are_refused(explored) -> None:
     gap = Observer(selection, adapter.d_mlp)
     gap(seen.blocks[0])
     with pytest.raises(RareNeuronError, match=f"of {selection.rare.sum()} rare tokens"):
-        explore(TokenSource(adapter, selection, -1, 0), gap, effects, "closed-form")
+        explore(CapturedPieces(adapter, selection, -1, memory=0), gap, effects)
 
 
 def test_tokens_too_far_away_are_not_in_the_text() -> None:
@@ -155,8 +159,8 @@ def test_a_neuron_that_never_changes_follows_none() -> None:
         all_act_sum=act.double().sum(0),
         n_positions=50,
     )
-    source, seen = TokenSource.__new__(TokenSource), Observer.__new__(Observer)
-    source.fits, source._held = True, [batch]
+    source, seen = CapturedPieces.__new__(CapturedPieces), Observer.__new__(Observer)
+    source.fits, source.pieces, source._held = True, (range(1),), {range(1): [batch]}
     seen.low, seen.high, seen.sum, seen.n_tokens = act.amin(0), act.amax(0), act.double().sum(0), 50
     counts, neighbour, correlation = activations(source, seen, np.arange(4))
     assert (neighbour[2] == NONE).all()

@@ -147,7 +147,7 @@ def test_a_study_stores_phases_or_why_there_are_none(finished):
         assert "fewer than 128" in stored["all"]["unavailable"]  # the tiny layer has 40
     with pytest.raises(TooFewNeurons, match="40 neurons"):
         finished.phases(0, "common")
-    assert finished.step_record(10)["timings"]["phases"] > 0
+    assert finished.step_record(10).timings["phases"] > 0
     boosting = finished.rank_curve(10, "boosting")
     np.testing.assert_array_equal(boosting.value, finished.effects(10)["delta_loss"].to_numpy()[boosting.neuron])
 

@@ -12,9 +12,10 @@ import transformers
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from rareneuron.errors import BrokenCheckpoint, OutOfRange, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, OutOfRange, Unavailable, UnfitTokenizer, UnsupportedModel
 from rareneuron.maths.ablation import delta_loss
 from rareneuron.maths.interventions import mean_shift
+from rareneuron.maths.readout import Readout
 from rareneuron.models import families
 from rareneuron.models.adapter import adapt
 from rareneuron.models.anatomy import anatomy
@@ -267,6 +268,36 @@ def test_readout_of_an_earlier_layer_is_refused(tiny):
     with pytest.raises(UnsupportedModel, match=r"After layer 0 come 1 more blocks.*--engine patching"):
         adapter.readout(0)
     assert_close(adapter.readout(1).W_U, adapter.readout(-1).W_U)
+
+
+@pytest.mark.parametrize(("name", "has_one"), [("gpt2", True), ("llama", True), ("olmo2", False), ("gemma2", False)])
+def test_a_readout_is_told_by_layer_and_model_whatever_the_engine(name, has_one, tiny):
+    adapter = tiny(name).adapter
+    for layer in (1, -1):
+        behind = adapter.readout_behind(layer)
+        assert isinstance(behind, Readout if has_one else Unavailable)
+        assert has_one or f"{adapter.closed_form.reason}, so the closed form" in behind.why
+    assert "After layer 0 come 1 more blocks" in adapter.readout_behind(0).why
+    assert "--engine" not in adapter.readout_behind(0).why  # what to do is for who asked to say
+    with pytest.raises(OutOfRange, match="no layer 2"):
+        adapter.readout_behind(2)
+
+
+def test_neurons_are_counted_by_layer(tiny):
+    """A model whose first layer is narrower: `d_mlp` is the last layer's, `n_neurons` any layer's."""
+    model = tiny_model("gpt2")
+    first = model.transformer.h[0].mlp
+    first.c_fc.weight = torch.nn.Parameter(first.c_fc.weight[:, :7].detach())
+    first.c_fc.bias = torch.nn.Parameter(first.c_fc.bias[:7].detach())
+    first.c_proj.weight = torch.nn.Parameter(first.c_proj.weight[:7].detach())
+    first.c_fc.nf = 7
+    adapter = adapt(model)
+    assert (adapter.n_neurons(0), adapter.n_neurons(1), adapter.n_neurons(), adapter.d_mlp) == (7, D_MLP, D_MLP, D_MLP)
+    windows = np.random.default_rng(1).integers(3, VOCAB, size=(2, 6))
+    act = adapter.capture(windows, 0).act
+    assert act.shape == (2, 6, 7)
+    effects = list(patched_loss_changes(adapter, windows, (np.array([0]), np.array([2])), act.mean((0, 1)), 0))
+    assert [effect.neuron for effect in effects] == list(range(7))
 
 
 @pytest.mark.parametrize("layer", [2, -3])

@@ -160,6 +160,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             "config": StudyConfig(
                 model=model, engine=engine, n_tokens=n_rare, group_size=GROUP_SIZE, definitions=definitions
             ).identity(),
+            "resolved": {"model": model},
             "environment": {"rareneuron": "0.1.0", "commit": None, "python": "3.11.7", "threads": 2},
             "data": {
                 "corpus": "small corpus",
@@ -191,6 +192,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 },
             },
             "layer": 3,
+            "n_layers": 4,
             "checkpoints": records if finished else {},
         }
         if finished:

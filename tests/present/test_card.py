@@ -23,7 +23,7 @@ def test_the_parts_of_a_card(make_run):
     assert "| Claim a | supported | – | – | – |" in text
     assert PAPER in text
     assert "@software{rareneuron" in text
-    assert command(run.manifest["config"], []) in text
+    assert command(run.manifest.config, []) in text
     assert all(limit.split("|")[0] in text for limit in LIMITS)
     assert "ab" * 32 in text, "the weights' hash"
     assert not re.search(r"\bnan\b|\bNone\b|\binf\b", text)

@@ -1,6 +1,7 @@
 """Released definitions through a study: what is stored, continued, refused and computed from the other kind of run."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
+from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json, read_tensors, write_json
 from rareneuron.runs.rankings import SIGNS, fit_rankings, phases_are_whole, released_ranking, write_phases
 from rareneuron.runs.run import Run
@@ -50,8 +52,7 @@ def test_released_numbers_are_stored_whole(effects, tmp_path):
 
 @pytest.mark.parametrize("made_with", ["paper", "released"])
 def test_a_run_gives_the_other_definitions_too(effects, monkeypatch, tmp_path, made_with):
-    manifest = {"config": {"definitions": made_with, "seed": 3}}
-    monkeypatch.setattr(Run, "manifest", manifest)
+    monkeypatch.setattr(Run, "manifest", SimpleNamespace(config=StudyConfig(definitions=made_with, seed=3)))
     monkeypatch.setattr(Run, "effects", lambda *_: effects)
     monkeypatch.setattr(Run, "context_sums", lambda *_: {"n_tokens": np.ones(1, np.int64)})
     monkeypatch.setattr(Run, "folder", lambda *_: tmp_path)
@@ -59,15 +60,15 @@ def test_a_run_gives_the_other_definitions_too(effects, monkeypatch, tmp_path, m
     run = Run(tmp_path)
     assert isinstance(run.phases(), Phases if made_with == "paper" else ReleasedPhases)
     paper, released = run.phases(definitions="paper"), run.phases(definitions="released")
-    monkeypatch.setattr(Run, "manifest", {"config": {"seed": 3}})  # as before there was a choice
+    monkeypatch.setattr(Run, "manifest", SimpleNamespace(config=StudyConfig(seed=3)))
     np.testing.assert_equal(asdict(paper), asdict(Run(tmp_path).phases()))
     np.testing.assert_equal(asdict(released), asdict(released_ranking(effects, "boosting")))
 
 
 def test_the_trajectory_follows_both_signs(effects, monkeypatch, tmp_path):
-    monkeypatch.setattr(Run, "manifest", {"config": {"definitions": "released"}})
+    monkeypatch.setattr(Run, "manifest", SimpleNamespace(config=StudyConfig(definitions="released")))
     monkeypatch.setattr(Run, "steps", [0, 1, 2])
-    monkeypatch.setattr(Run, "step_record", lambda *_: {"loss_rare": 1.0, "loss_common": 1.0})
+    monkeypatch.setattr(Run, "step_record", lambda *_: SimpleNamespace(loss_rare=1.0, loss_common=1.0))
     monkeypatch.setattr(
         Run, "effects", lambda _, step: effects.assign(delta_loss=effects["delta_loss"] ** (2 * step + 1))
     )
@@ -85,7 +86,7 @@ def test_the_trajectory_follows_both_signs(effects, monkeypatch, tmp_path):
 
 def test_a_study_records_its_definitions_and_refuses_others(config):
     run = run_study(config(steps=(0, 10), definitions="released"))
-    assert run.manifest["config"]["definitions"] == run.definitions == "released"
+    assert run.manifest.config.definitions == run.definitions == "released"
     stored = read_json(run.path / "steps" / "10" / "phases.json")
     assert list(stored) == ["definitions", *SIGNS]
     assert "begins at rank 245" in stored["boosting"]["unavailable"]  # the tiny layer has 40 neurons

@@ -135,7 +135,7 @@ def test_a_branch_that_moved_is_refused(config, series, tmp_path, monkeypatch):
     with serving(hub) as address:
         reach(monkeypatch, address, tmp_path / "cache")
         run = run_study(config(model="lab/tiny", steps=(0,)))
-        assert run.step_record(0)["model"]["commit"] == commit_of(branches["step0"])
+        assert run.step_record(0).model.commit == commit_of(branches["step0"])
         assert run_study(config(model="lab/tiny", steps=(0, 2))).steps == [0, 2]
         tip = config(model="lab/tiny@step0", out=str(tmp_path / "tip"))
         run_study(tip)
@@ -214,7 +214,7 @@ def test_an_unfinished_folder_in_a_steps_place_is_replaced(config):
 
 def test_another_format_is_refused(config):
     run = run_study(config(steps=(0,)))
-    write_json(run.path / "run.json", {**run.manifest, "format": FORMAT + 1})
+    write_json(run.path / "run.json", {**read_json(run.path / "run.json"), "format": FORMAT + 1})
     for use in (lambda: open_run(run.path), lambda: run_study(config(steps=(0, 2)))):
         with pytest.raises(RunFolderError, match=rf"format {FORMAT + 1}, .* knows format {FORMAT}"):
             use()
@@ -222,7 +222,7 @@ def test_another_format_is_refused(config):
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("run.json", "data"), ("run.json", "config"), ("run.json", "planned"), ("steps/0/step.json", "model")],
+    [("run.json", "data"), ("run.json", "config"), ("run.json", "layer"), ("steps/0/step.json", "model")],
 )
 def test_a_missing_key_is_said_with_its_file(config, name, key):
     path = run_study(config(steps=(0,))).path / name
@@ -235,7 +235,7 @@ def test_a_missing_key_is_said_with_its_file(config, name, key):
 
 
 READERS = {
-    "run.json": lambda run: run.manifest["data"],
+    "run.json": lambda run: run.manifest.data,
     "tokens.parquet": lambda run: run.tokens(),
     "contexts.safetensors": lambda run: read_tensors(run.path / "contexts.safetensors"),
     "steps/10/effects.parquet": lambda run: run.effects(10),
@@ -255,7 +255,7 @@ READERS = {
     "steps/10/experiments.safetensors": lambda run: read_experiments(run.path / "steps" / "10"),
     "claims.json": lambda run: asdict(run.claims()),
     "steps/10/weights.json": lambda run: read_json(run.path / "steps" / "10" / "weights.json"),
-    "steps/10/step.json": lambda run: run.step_record(10)["audit"],
+    "steps/10/step.json": lambda run: run.step_record(10).audit,
 }
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from rareneuron.measure import checkpoint as units
+from rareneuron.measure import checkpoint as checkpoint_module
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json
 from rareneuron.study.study import run_study
@@ -75,14 +75,14 @@ def kill_at_rename(n, after):
     os.replace = replace
 
 
-def in_three_shards(adapter, selection, engine):
+def in_three_pieces(adapter, selection, layer, kind):
     """As a checkpoint that takes hours is cut; captured tokens are kept too."""
     n = len(selection.windows)
     return tuple(range(n * i // 3, n * (i + 1) // 3) for i in range(3)), True
 
 
 def main(settings, seed, n):
-    units.cut_contexts = in_three_shards
+    checkpoint_module.cut_contexts = in_three_pieces
     rng = random.Random(seed)
     undisturbed, killed = (settings | {"out": f"{settings['out']}-{kind}"} for kind in ("whole", "killed"))
     started = time.perf_counter()

@@ -16,8 +16,8 @@ import pytest
 
 from rareneuron.errors import RunFolderError
 from rareneuron.measure import checkpoint as checkpoint_module
-from rareneuron.measure import effects as effects_module
 from rareneuron.measure import pieces as pieces_module
+from rareneuron.measure.engines import closed_form as closed_form_module
 from rareneuron.runs import files as files_module
 from rareneuron.runs import store as store_module
 from rareneuron.runs.files import read_json, read_tensors, write_json
@@ -25,7 +25,7 @@ from rareneuron.runs.store import RunStore
 from rareneuron.study.plan import plan_study
 from rareneuron.study.study import run_study
 from tests.runs.test_run_folder import flip
-from tests.study.kills import contents, in_three_shards
+from tests.study.kills import contents, in_three_pieces
 from tests.tiny_series import study_config
 
 N_KILLS = 20
@@ -84,9 +84,11 @@ def test_damaged_steps_alone_are_computed_again(finished, copied, config, monkey
     """One file of each of two steps, and a third of a step that is left alone."""
     flip(copied / "steps" / "2" / "groups.json")
     (copied / "steps" / "10" / "context_sums.safetensors").write_bytes(b"")
-    computed, original = [], checkpoint_module.step_stage
+    computed, original = [], checkpoint_module.measure_checkpoint
     monkeypatch.setattr(
-        checkpoint_module, "step_stage", lambda *given: computed.append(given[2].step) or original(*given)
+        checkpoint_module,
+        "measure_checkpoint",
+        lambda work: computed.append(work.checkpoint.step) or original(work),
     )
     run_study(config())
     assert computed == [10, 2]
@@ -226,20 +228,20 @@ def test_json_carries_a_checksum(tmp_path):
         write_json(path, content)
 
 
-# --- shards of contexts
+# --- pieces of contexts
 
 
 @pytest.fixture
-def in_shards(monkeypatch):
-    """As of a checkpoint that takes hours: cut into shards, whose captured tokens are kept too."""
-    monkeypatch.setattr(checkpoint_module, "cut_contexts", in_three_shards)
+def in_pieces(monkeypatch):
+    """As of a checkpoint that takes hours: cut into pieces, whose captured tokens are kept too."""
+    monkeypatch.setattr(checkpoint_module, "cut_contexts", in_three_pieces)
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """Blocks that an engine worked on, and contexts that went through the model."""
     seen = {"blocks": 0, "contexts": 0}
-    engine, capture = effects_module.by_closed_form, pieces_module.capture
+    engine, capture = closed_form_module.ClosedForm.blocks, pieces_module.capture
 
     def blocks(*given):
         for block in engine(*given):
@@ -250,13 +252,13 @@ def computed(monkeypatch):
         seen["contexts"] += len(selection.windows)
         return capture(adapter, selection, layer)
 
-    monkeypatch.setattr(effects_module, "by_closed_form", blocks)
+    monkeypatch.setattr(closed_form_module.ClosedForm, "blocks", blocks)
     monkeypatch.setattr(pieces_module, "capture", captured)
     return seen
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_a_checkpoint_killed_in_mid_work_loses_one_shard(config, tmp_path, in_shards, computed, monkeypatch, holds):
+def test_a_checkpoint_killed_in_mid_work_loses_one_piece(config, tmp_path, in_pieces, computed, monkeypatch, holds):
     if not holds:
         monkeypatch.setattr(checkpoint_module, "HELD", 0)
     whole = contents(run_study(config(steps=(10,), out=str(tmp_path / "whole"))).path)
@@ -268,7 +270,7 @@ def test_a_checkpoint_killed_in_mid_work_loses_one_shard(config, tmp_path, in_sh
     def dies(path, *given):
         original(path, *given)
         written.append(path)
-        if len(written) == 5:  # three shards' tokens and two shards' sums
+        if len(written) == 5:  # three pieces' tokens and two pieces' sums
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -281,10 +283,10 @@ def test_a_checkpoint_killed_in_mid_work_loses_one_shard(config, tmp_path, in_sh
     assert contents(run.path) == whole
     assert computed == {"blocks": 1, "contexts": 0}
     assert not list(tmp_path.rglob("units/*"))
-    assert run.step_record()["timings"]["capture"] > 0
+    assert run.step_record().timings["capture"] > 0
 
 
-def test_a_damaged_shard_alone_is_computed_again(config, tmp_path, in_shards, computed, monkeypatch, capsys):
+def test_a_damaged_piece_alone_is_computed_again(config, tmp_path, in_pieces, computed, monkeypatch, capsys):
     whole = contents(run_study(config(steps=(10,), out=str(tmp_path / "whole"))).path)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint_module, "compare_groups", lambda *_: 1 / 0)
@@ -302,25 +304,25 @@ def test_a_damaged_shard_alone_is_computed_again(config, tmp_path, in_shards, co
     assert capsys.readouterr().err.count("is damaged") == 2
 
 
-def test_shards_add_up_to_the_whole(config, tmp_path, monkeypatch):
+def test_pieces_add_up_to_the_whole(config, tmp_path, monkeypatch):
     one = run_study(config(steps=(10,), out=str(tmp_path / "one"))).effects()
     assert not list(tmp_path.rglob("units/*"))
-    monkeypatch.setattr(pieces_module, "SHARD_WORK", {"cpu": 1e6})
-    monkeypatch.setattr(pieces_module, "TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(pieces_module, "PIECE_WORK", {"cpu": 1e6})
+    monkeypatch.setattr(closed_form_module, "TOKENS_AT_ONCE", 16)
     cut, original = [], pieces_module.cut_contexts
     monkeypatch.setattr(checkpoint_module, "cut_contexts", lambda *given: cut.append(original(*given)) or cut[-1])
     many = run_study(config(steps=(10,), out=str(tmp_path / "many"))).effects()
-    (shards, are_kept) = cut[0]
-    assert len(shards) > 4
+    (pieces, are_kept) = cut[0]
+    assert len(pieces) > 4
     assert are_kept
-    assert [i for shard in shards for i in shard] == list(range(shards[-1].stop))
+    assert [i for piece in pieces for i in piece] == list(range(pieces[-1].stop))
     for name in one.select_dtypes(float):  # float32 forward passes and effects of other batches
         np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_another_seed_or_other_weights_find_no_shard(tmp_path):
+def test_another_seed_or_other_weights_find_no_piece(tmp_path):
     def path(**identity):
-        store = pieces_module.ShardStore(tmp_path, {"weights": "a", "seed": 0} | identity)
+        store = pieces_module.PieceStore(tmp_path, {"weights": "a", "seed": 0} | identity)
         return store.path("effects", range(3), "means")
 
     assert path() == path()

@@ -116,7 +116,7 @@ def test_a_fetched_study_runs_with_the_network_off(hub, config, tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.requests)
     run = run_study(config(model="lab/tiny", steps=(0, 10), n_random=200))
-    assert {name: record["model"]["commit"] for name, record in run.manifest["checkpoints"].items()} == commits
+    assert {name: record.model.commit for name, record in run.manifest.checkpoints.items()} == commits
     assert plan_study(config(model="lab/tiny", steps="all", n_random=200)).open == []
     with pytest.raises(ModelNotFound, match=r"no checkpoint of step 2\. It has 0, 10"):
         plan_study(config(model="lab/tiny", steps=(0, 2, 10), n_random=200))

@@ -31,11 +31,11 @@ def golden_numbers(run):
     tokens = run.tokens()
     out = {
         "exact": {
-            "fingerprint": run.manifest["data"]["fingerprint"],
+            "fingerprint": run.manifest.data.fingerprint,
             "n_rare": int(tokens["rare"].sum()),
             "n_common": int((~tokens["rare"]).sum()),
             "first_targets": tokens["text"].head(8).tolist(),
-            "count_at_threshold": run.manifest["data"]["rarity"]["count_at_threshold"],
+            "count_at_threshold": run.manifest.data.rarity.count_at_threshold,
         },
         "effects": {},
         "statistics": {},
@@ -46,8 +46,8 @@ def golden_numbers(run):
         size = table["abs_delta_loss"].to_numpy()
         top = table.nsmallest(5, "rank")
         out["effects"] |= {
-            f"{step}.loss_rare": record["loss_rare"],
-            f"{step}.loss_common": record["loss_common"],
+            f"{step}.loss_rare": record.loss_rare,
+            f"{step}.loss_common": record.loss_common,
             f"{step}.abs_delta_loss": np.quantile(size, [0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist(),
             f"{step}.top": top["delta_loss"].tolist(),
             f"{step}.top_se": top["delta_loss_se"].tolist(),

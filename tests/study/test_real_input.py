@@ -57,12 +57,12 @@ def babyllama(reference_data, novels, tmp_path):
 
 def test_babyllama_on_novels(babyllama):
     summary, run = babyllama("run", **{"--n-tokens": 400})
-    data, tokens = run.manifest["data"], run.tokens()
-    assert data["counts"]["of"] == "the corpus itself, not the training set"
-    assert [stage["name"] for stage in data["stages"]] == ["all", "rare by frequency", "sampled"]
-    assert (data["n_rare"], data["n_common"]) == (400, 400)
-    assert 0.15 < data["rarity"]["mass"] <= 0.20
-    assert data["n_available"] > 30_000
+    data, tokens = run.manifest.data, run.tokens()
+    assert data.counts.of == "the corpus itself, not the training set"
+    assert [stage.name for stage in data.stages] == ["all", "rare by frequency", "sampled"]
+    assert (data.n_rare, data.n_common) == (400, 400)
+    assert 0.15 < data.rarity.mass <= 0.20
+    assert data.n_available > 30_000
     assert not set(tokens.query("rare")["text"]) & set(tokens.query("~rare")["text"])
     assert set(tokens.query("~rare")["text"]) <= set(" etoanishrldcu")
     # Trained on stories for children: on old novels it knows more than how frequent each character is.
@@ -124,22 +124,22 @@ def test_pythia_70m_shape_on_c4(reference_data, pythia_70m, tmp_path):
     }
     peak, output = peak_of(STUDY, *study_arguments(pythia_70m, options))
     summary, run = json.loads(output), rn.open_run(tmp_path / "run")
-    data, record, table = run.manifest["data"], run.step_record(), run.effects()
-    assert data["n_available"] == 28_541
-    assert data["n_contexts_read"] == 3_794
-    assert [(stage["name"], stage["types"], stage["occurrences"]) for stage in data["stages"][:3]] == [
+    data, record, table = run.manifest.data, run.step_record(), run.effects()
+    assert data.n_available == 28_541
+    assert data.n_contexts_read == 3_794
+    assert [(stage.name, stage.types, stage.occurrences) for stage in data.stages[:3]] == [
         ("all", 33_680, 967_470),  # 3,794 windows of 255 targets
         ("rare by frequency", 13_258, 46_054),
         ("rare words", 7_142, 28_541),
     ]
-    assert data["rarity"]["threshold"] == pytest.approx(3.1731e-6, rel=1e-4)  # published to five digits
-    assert data["rarity"]["mass"] == pytest.approx(0.0472, rel=1e-3)
-    assert (data["n_rare"], data["n_common"]) == (200, 200)
-    assert record["model"]["n_params"] == 70_426_624
-    assert record["closed_form"]["ok"]
+    assert data.rarity.threshold == pytest.approx(3.1731e-6, rel=1e-4)  # published to five digits
+    assert data.rarity.mass == pytest.approx(0.0472, rel=1e-3)
+    assert (data.n_rare, data.n_common) == (200, 200)
+    assert record.model.n_params == 70_426_624
+    assert record.closed_form.ok
     assert len(table) == 2_048
     assert table["neuron"].iloc[-1] == "5.2047"
-    assert record["loss_rare"] == pytest.approx(math.log(50_304), abs=0.3)  # it has learned nothing
+    assert record.loss_rare == pytest.approx(math.log(50_304), abs=0.3)  # it has learned nothing
     assert summary["audit"]["max_error"] < 3e-6  # the engine's bound; effects are too small to round
     assert summary["audit"]["rms_delta_loss"] > 1e-3, "the case is too tame to tell right from wrong"
     # Weights 0.27 GiB, B and its square 0.58, logits of 128 tokens and their moments; the libraries 0.4.

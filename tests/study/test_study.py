@@ -24,7 +24,7 @@ from rareneuron.errors import (
     WrongEffects,
 )
 from rareneuron.measure import checkpoint as checkpoint_module
-from rareneuron.measure import effects as effects_module
+from rareneuron.measure.engines import closed_form as closed_form_module
 from rareneuron.models.adapter import load_model
 from rareneuron.runs import files as files_module
 from rareneuron.runs.files import read_table, read_tensors
@@ -63,15 +63,15 @@ def test_run_folder_is_the_contract(finished):
     assert finished.steps == [0, 2, 10]
     assert set(finished.effects().columns) >= EFFECT_COLUMNS
     manifest = finished.manifest
-    assert manifest["environment"]["torch"] == torch.__version__
-    assert list(manifest["checkpoints"]) == manifest["planned"] == ["0", "2", "10"]
-    assert (manifest["layer"], manifest["n_layers"]) == (1, 2)
-    assert manifest["data"]["rarity"]["count_total"] > manifest["data"]["rarity"]["count_at_threshold"] > 1
-    for record in manifest["checkpoints"].values():
-        assert len(record["model"]["weights_sha256"]) == 64
-        assert record["timings"]["capture"] > 0
-        assert record["audit"]["n_pairs"] == 32 * 32
-        assert record["audit"]["max_error"] < 1e-5  # the engine's tolerance plus float32 rounding of large effects
+    assert manifest.environment["torch"] == torch.__version__
+    assert tuple(manifest.checkpoints) == manifest.planned == ("0", "2", "10")
+    assert (manifest.layer, manifest.n_layers) == (1, 2)
+    assert manifest.data.rarity.count_total > manifest.data.rarity.count_at_threshold > 1
+    for record in manifest.checkpoints.values():
+        assert len(record.model.weights_sha256) == 64
+        assert record.timings["capture"] > 0
+        assert record.audit.n_pairs == 32 * 32
+        assert record.audit.max_error < 1e-5  # the engine's tolerance plus float32 rounding of large effects
 
 
 def test_effects_are_those_of_the_definition(finished, series):
@@ -218,14 +218,14 @@ def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch)
 @pytest.mark.parametrize("statistic", ["delta_loss", "direct_delta_loss", "kl"])
 def test_effects_that_the_audit_does_not_confirm_are_refused(config, monkeypatch, statistic):
     """As a device that computes in reduced precision would give them: off by 1 in 10,000 nats and more."""
-    right = effects_module.AblationEngine.effects
+    right = closed_form_module.AblationEngine.effects
 
     def wrong(engine, *given, **options):
         found = right(engine, *given, **options)
         off = 1e-3 if engine.expands else 0.0
         return replace(found, **{statistic: getattr(found, statistic) + off})
 
-    monkeypatch.setattr(effects_module.AblationEngine, "effects", wrong)
+    monkeypatch.setattr(closed_form_module.AblationEngine, "effects", wrong)
     with pytest.raises(WrongEffects, match=r"1024 of 3072 audited effects differ .* at most by 1\.0e-03"):
         run_study(config(steps=(10,)))
 
@@ -249,7 +249,7 @@ def test_patching_serves_every_layer_and_agrees_at_the_last(config, llama, tmp_p
     patched = run_study(replace(settings, engine="patching", layer=layer, out=str(tmp_path / "patched")))
     table = patched.effects()
     assert "direct_delta_loss" not in table
-    assert patched.step_record()["audit"] is None
+    assert patched.step_record().audit is None
     if layer == -1:
         closed = run_study(settings).effects()
         # float32 engine and transformers' float32 RMSNorm
@@ -273,8 +273,8 @@ def test_counts_file_decides_what_is_rare(config, tokenizer, tmp_path):
     np.save(tmp_path / "counts.npy", counts.max() - counts)  # upside down: common becomes rare
     upright = run_study(config(steps=(10,)))
     turned = run_study(config(steps=(10,), counts=str(tmp_path / "counts.npy"), out=str(tmp_path / "turned")))
-    assert "not the training set" in upright.manifest["data"]["counts"]["of"]
-    assert turned.manifest["data"]["counts"]["of"] == "training set"
+    assert "not the training set" in upright.manifest.data.counts.of
+    assert turned.manifest.data.counts.of == "training set"
     common = set(upright.tokens().query("~rare")["text"])
     assert len(set(turned.tokens().query("rare")["text"]) & common) > 3
 
@@ -380,7 +380,7 @@ def test_identical_neighbours_are_warned_of(config, series, tmp_path):
     shutil.rmtree(copied / "step2")
     shutil.copytree(copied / "step0", copied / "step2")
     run = run_study(config(model=str(copied)))
-    assert run.manifest["warnings"] == ["Steps 0 and 2 have identical weights: one of them is not what its name says."]
+    assert run.manifest.warnings == ("Steps 0 and 2 have identical weights: one of them is not what its name says.",)
 
 
 def test_config_from_toml(tmp_path):

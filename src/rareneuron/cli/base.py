@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from rareneuron.errors import RareNeuronError
+from rareneuron.runs.options import with_option
 
 EXIT_ERROR = 2
 RUNS = "runs"
@@ -33,7 +34,7 @@ class Commands(click.Group):
         except RareNeuronError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"{PREFIX} {error}", err=True)
+            click.echo(f"{PREFIX} {with_option(error)}", err=True)
             ctx.exit(EXIT_ERROR)
         except OSError as error:
             if ctx.params.get("debug") or error.errno == EPIPE:  # a reader such as `head` has gone: click knows

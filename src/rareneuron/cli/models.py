@@ -122,7 +122,7 @@ def checkpoints(
     missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]

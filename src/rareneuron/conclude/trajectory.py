@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.phases import Phases
-from rareneuron.maths.rank_curve import rank_curve
-from rareneuron.maths.trend import trend
+from rareneuron.maths.rank_curve import participation_ratio, rank_curve
+from rareneuron.maths.reliability import overlap, rank_correlation
+from rareneuron.maths.trend import onset, trend
 from rareneuron.runs.rankings import SIGNS
 from rareneuron.runs.run import Run
 
@@ -23,7 +23,6 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "ma
 TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
 RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
 FEWEST_STEPS = 3  # of a trend: two steps always have one
-LEVEL = 0.05  # of the p that says since when a group differs from random ones
 WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
 BETWEEN = ("correlation", "cosine")
 
@@ -60,8 +59,8 @@ def trajectory(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "step": step,
-                "loss_rare": record["loss_rare"],
-                "loss_common": record["loss_common"],
+                "loss_rare": record.loss_rare,
+                "loss_common": record.loss_common,
                 **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
                 "n_eff": participation_ratio(here.value),
                 "definitions": run.definitions,
@@ -69,7 +68,7 @@ def trajectory(run: Run) -> pd.DataFrame:
                 **of_groups(run, step),
                 **overlaps(here, after, "last"),
                 **overlaps(here, before, "previous"),
-                "rank_correlation_last": rank_correlation(here.value, after),
+                "rank_correlation_last": None if after is None else rank_correlation(here.value, after.value),
             }
         )
         before = here
@@ -165,13 +164,12 @@ def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for column in [str(name).removesuffix("_p") for name in trajectory if str(name).endswith("_p")]:
         there = trajectory[trajectory[f"{column}_p"].notna()]
-        differs = there[f"{column}_p"].to_numpy() <= LEVEL
-        first = len(differs) - int(np.cumprod(differs[::-1]).sum())
+        first = onset(there[f"{column}_p"].to_numpy())
         last = there.iloc[-1] if len(there) else None
         rows.append(
             {
                 "column": column,
-                "since": there["step"].iloc[first] if first < len(differs) else pd.NA,
+                "since": pd.NA if first is None else there["step"].iloc[first],
                 **{
                     name: np.nan if last is None else last[f"{column}{suffix}"]
                     for name, suffix in (("value", ""), ("uniform", "_null"), ("matched", "_matched"), ("p", "_p"))
@@ -184,12 +182,6 @@ def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
-    """(Σ|Δ|)²/Σ|Δ|²: how many neurons the effect is spread over, were it spread evenly; 1 … N, NaN without effects."""
-    squares = float((value**2).sum())
-    return float(value.sum()) ** 2 / squares if squares > 0 else np.nan
-
-
 def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float | None]:
     """Of plateaus and of the largest effects, with another step's."""
     plateau, others = here.plateau, None if other is None else other.plateau
@@ -197,19 +189,6 @@ def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float |
         f"plateau_overlap_{name}": None if plateau is None or others is None else overlap(plateau, others),
         f"top_overlap_{name}": None if other is None else overlap(here.top(TOP), other.top(TOP)),
     }
-
-
-def overlap(a: Int[np.ndarray, " member"], b: Int[np.ndarray, " others"]) -> float:
-    """Jaccard: the share of neurons in either set that are in both."""
-    both = len(np.intersect1d(a, b))
-    return both / (len(a) + len(b) - both)
-
-
-def rank_correlation(value: Float[np.ndarray, " neuron"], other: Ranked | None) -> float | None:
-    """Spearman's, over all neurons; none where all effects are the same."""
-    if other is None or np.ptp(value) == 0 or np.ptp(other.value) == 0:
-        return None
-    return float(spearmanr(value, other.value).statistic)
 
 
 def trends(trajectory: pd.DataFrame) -> pd.DataFrame:

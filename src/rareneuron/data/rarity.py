@@ -86,13 +86,18 @@ def rare_types(
         UnusableCounts: Counts aren't whole numbers, are negative, all zero or more than `vocab_size`, or the curve has
             no elbow.
 
+    Source:
+        App. 5.3.1, stage 1.
+
     Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
         >>> counts = np.array([100, 0, 5, 20, 1, 2])
-        >>> rare = rare_types(counts, percentile=50)
+        >>> rare = rn.rare_types(counts, percentile=50)
         >>> np.flatnonzero(rare.mask), rare.count_at_threshold
-        (array([1, 4, 5]), 5)
-        >>> rare.n_types, round(rare.mass, 4)  # three of six types, and 3 of 128 occurrences
-        (3, 0.0234)
+        (array([1, 4]), 2)
+        >>> rare.n_types, round(rare.mass, 4)  # two of six types, and one of 128 occurrences
+        (2, 0.0078)
     """
     counts = pad_counts(check_counts(counts, "counts"), vocab_size or len(counts))
     smoothed = counts + 1

@@ -67,6 +67,8 @@ def type_texts(tokenizer: Any, vocab_size: int) -> list[str]:
             f"The tokenizer writes the letter {ANCHOR!r} as {before!r}, so its types can't be told apart as "
             "English words. Turn the word filter off: `--words off`."
         )
-    pairs = tokenizer.batch_decode([[*anchor, i] for i in range(n)], clean_up_tokenization_spaces=False)
+    # An array, since of lists transformers looks at every number's type.
+    behind = np.stack([np.full(n, anchor[0]), np.arange(n)], axis=1)
+    pairs = tokenizer.batch_decode(behind, clean_up_tokenization_spaces=False)
     texts = [pair[len(before) :] if pair.startswith(before) else "" for pair in pairs]
     return texts + [""] * (vocab_size - n)

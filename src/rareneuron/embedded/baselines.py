@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int32, Int64
 
 @dataclass(frozen=True)
 class Counts:
-    """Sorted keys and their counts; a key that isn't there counts 0."""
+    """Sorted keys and how often each was counted; 0 for a key that isn't there."""
 
     key: Int64[np.ndarray, " entry"]
     count: Int64[np.ndarray, " entry"]
@@ -78,7 +78,7 @@ def probabilities(
 
 
 def make_levels(training: Int32[np.ndarray, "context position"], vocab_size: int, order: int) -> list[Level]:
-    """Counts of every order up to the highest."""
+    """Count every order of n-grams up to the highest."""
     levels = []
     for n in range(1, order + 1):
         if n == order:

@@ -72,7 +72,7 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save it under the class name that transformers 4 knows too."""
+    """Save a tokenizer under a class name that transformers 4 knows, too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
@@ -107,7 +107,7 @@ class UnembeddingLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, W_U: Tensor, target: Tensor) -> Tensor:
-        """The loss; gradients are kept for `backward`."""
+        """Compute the loss, and keep gradients for `backward`."""
         n, dtype = len(hidden), torch.bfloat16
         W = W_U.to(dtype)
         total = hidden.new_zeros(())
@@ -130,7 +130,7 @@ class UnembeddingLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Scale what `forward` kept."""
+        """Scale the gradients that `forward` kept."""
         grad_hidden, grad_W = ctx.saved_tensors
         return grad_hidden * grad[0], grad_W * grad[0], None
 
@@ -148,13 +148,13 @@ class SeriesTrainer(Trainer):
 
 
 class LogSpacedCheckpoints(TrainerCallback):
-    """Saves float16 weights at the recipe's steps, with the held-out loss as it was there."""
+    """Saves float16 weights at the recipe's steps, with the held-out loss of the weights before they were rounded."""
 
     def __init__(self, recipe: Recipe, out: Path, evaluate: Any) -> None:
         self.recipe, self.out, self.evaluate = recipe, out, evaluate
 
     def save(self, model: GPTNeoXForCausalLM, step: int) -> None:
-        """Write `step<N>/` whole or not at all."""
+        """Write a checkpoint to `step<N>/`, whole or not at all."""
         folder = self.out / f"step{step}"
         if (folder / "model.safetensors").exists():  # a resumed run passes its old checkpoints again
             return
@@ -169,12 +169,12 @@ class LogSpacedCheckpoints(TrainerCallback):
         partial.rename(folder)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Step 0, before anything was learned."""
+        """Save step 0, before anything is learned."""
         if state.global_step == 0:
             self.save(kwargs["model"], 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The other steps of the recipe."""
+        """Save the other steps of the recipe."""
         if state.global_step in self.recipe.checkpoints:
             self.save(kwargs["model"], state.global_step)
 

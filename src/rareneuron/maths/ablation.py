@@ -384,12 +384,40 @@ def delta_loss(
     frozen_norm: bool = False,
     precision: Precision = "fast",
 ) -> Float[Tensor, "token neuron"]:
-    r"""$\Delta_{ti} = L(x_t + c_{ti}\, w_{out}^{(i)}) - L(x_t)$ in nats, for every token and neuron (Eq. 3).
+    r"""Return the change in every token's loss when each neuron is ablated.
 
-    `resid` is the last block's output, `shift` c = n̄ − n, `target` the id of the next token, row i of `W_out`
-    neuron i. Positive: the ablation raises the loss. `frozen_norm` keeps the final norm's scale at its clean
-    value (the direct effect). `fast` errs by at most a few 1e-6 nats per pair (`docs/engine.md`), `exact` sums
-    over the vocabulary in float32, `reference` in float64. The result has the dtype of the computation.
+    $\Delta_{ti} = L(x_t + c_{ti} w_i) - L(x_t)$, w_i row i of `W_out` and L the loss of the target after `readout`.
+    Positive: the ablation raises the loss, so the neuron boosts this target; negative: it suppresses it. Exact where
+    the MLP's output joins the residual stream unnormalised, computed without a forward pass (docs/engine.md).
+
+    Args:
+        readout: final norm and unembedding of the model.
+        resid: last block's output x at each token, [token, d_model].
+        shift: change c of each activation, [token, neuron]; n̄ − n for mean-ablation.
+        target: id of the token that follows, [token].
+        W_out: output weights of the layer's MLP, [neuron, d_model].
+        frozen_norm: whether the final norm keeps its clean scale, which gives the direct effect.
+        precision: `fast` errs by at most a few 1e-6 nats per pair, `exact` sums over the vocabulary in float32,
+            `reference` does so in float64.
+
+    Returns:
+        Δ in nats, [token, neuron], in float32, or in float64 for `reference`.
+
+    Raises:
+        InvalidConfig: the tables of a few neurons alone do not fit into 4 GiB.
+
+    Source:
+        App. 5.3.1, Eq. 3 and 4 of “Emergent Specialization: Rare Token Neurons in Language Models”.
+
+    Example:
+        Two tokens are equally likely, until a neuron that writes towards the second one is switched off:
+
+        >>> import torch
+        >>> import rareneuron as rn
+        >>> readout = rn.Readout(norm="rms", weight=None, bias=None, eps=0.0, W_U=torch.eye(2))
+        >>> resid, W_out = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]])
+        >>> rn.delta_loss(readout, resid, torch.tensor([[-1.0]]), torch.tensor([1]), W_out)
+        tensor([[0.9387]])
     """
     effects = AblationEngine(readout, W_out, precision=precision).effects(resid, shift, target, direct=frozen_norm)
     return effects.delta_loss if effects.direct_delta_loss is None else effects.direct_delta_loss

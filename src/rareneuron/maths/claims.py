@@ -7,27 +7,25 @@ though they could have, not that it is false.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.significance import AgainstNull, holm
+from rareneuron.maths.significance import LEVEL, AgainstNull, finite, holm
 from rareneuron.shown import Shown
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
-LEVEL = 0.05  # of p after Holm
-MARGIN = 1.96  # standard errors by which p must stay below that, were the null drawn again
+MARGIN = 1.96  # standard errors by which p must stay below LEVEL after Holm, were the null drawn again
 FEWEST_CONTEXTS = 40  # to resample
-LOSS_BINS = 10  # of equally many tokens, in which rare and common ones are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """What is claimed, before any data."""
+    """A finding as it is claimed, before any data are seen."""
 
     name: str
     title: str  # the finding as a sentence
@@ -80,7 +78,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A property of the measurement, which may hold of any model, a random one too: value, interval, what is asked."""
+    """A property of the measurement, with its interval and what is asked of it. It may hold of a random model, too."""
 
     name: str
     title: str
@@ -105,20 +103,20 @@ class Claims(Shown):
     step: int | None
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """A row a claim, and one a check."""
-        rows = [(c.title, c.effect, interval(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
+        """Return one row for each claim and each check."""
+        rows = [(c.title, c.effect, ends_of(c.effect_low, c.effect_high), c.p_holm, c.verdict) for c in self.claims]
         holds = {True: "holds", False: "does not hold", None: "not measured"}
-        checks = [(c.title, c.value, interval(c.low, c.high), None, holds[c.holds]) for c in self.checks]
+        checks = [(c.title, c.value, ends_of(c.low, c.high), None, holds[c.holds]) for c in self.checks]
         return ["", "effect", "95 %", "p, Holm", "verdict"], [*rows, *checks]
 
 
-def interval(low: float | None, high: float | None) -> tuple[float, float] | None:
-    """Both ends, or nothing."""
+def ends_of(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Return both ends of an interval, or None where either is unknown."""
     return None if low is None or high is None else (low, high)
 
 
-def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
-    """Verdicts. In place of tests, the reason why there are none."""
+def judge(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
+    """Return the verdict on each hypothesis, given its tests, or the reason why there are none."""
     weakest = [None if isinstance(tests, str) else weakest_of(tests) for _, tests in evidence]
     tested = [k for k, test in enumerate(weakest) if test is not None]
     adjusted = dict(zip(tested, holm(np.array([test.p for test in weakest if test is not None])), strict=True))
@@ -126,7 +124,7 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) ->
     for k, (hypothesis, tests) in enumerate(evidence):
         test = weakest[k]
         if test is None or isinstance(tests, str):
-            out.append(untested(hypothesis, str(tests)))
+            out.append(untested_claim(hypothesis, str(tests)))
             continue
         least = max(other.least_p for other in tests)
         claim = verdict_of(
@@ -141,12 +139,12 @@ def judged(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) ->
 
 
 def weakest_of(tests: Sequence[Comparison]) -> Comparison:
-    """The largest p, and among equal ones, as all have that no draw reached, the smallest effect."""
+    """Return the test with the largest p; of equal ones, the smallest effect."""
     return max(tests, key=lambda test: (test.p, -test.effect))
 
 
 def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, least_effect: float, could: bool) -> Claim:
-    """The rule of docs/claims.md, in its order; the effect must be large enough in every test."""
+    """Apply the rule of docs/claims.md, in its order. The effect must be large enough in every test."""
     verdict: Verdict = "inconclusive"
     if p_holm <= LEVEL < p_holm * (1 + MARGIN * relative_error(test)):
         why = "too close to call: other draws of the null could give a p on the other side of what Holm asks for"
@@ -187,13 +185,13 @@ def verdict_of(hypothesis: Hypothesis, test: Comparison, p_holm: float, *, least
 
 
 def relative_error(test: Comparison) -> float:
-    """Standard error of p, over p, were its null drawn again: a binomial share's; 0 where no draw lay beyond."""
+    """Return the binomial standard error of p, over p, if the null were drawn again; 0 where no draw lay beyond."""
     beyond = round(test.p / test.least_p) - 1
     return 0.0 if beyond <= 0 else float(np.sqrt((1 - test.p) * test.least_p / test.p))
 
 
 def own_sign(test: Comparison) -> dict[str, float]:
-    """The effect as value less null, where the claim is that it is lower."""
+    """Return the effect as value less null, for a claim that the value is lower."""
     return {
         "effect": -test.effect,
         "effect_low": -test.effect_high,
@@ -202,8 +200,8 @@ def own_sign(test: Comparison) -> dict[str, float]:
     }
 
 
-def untested(hypothesis: Hypothesis, reason: str) -> Claim:
-    """A claim that nothing is known about."""
+def untested_claim(hypothesis: Hypothesis, reason: str) -> Claim:
+    """Return an inconclusive claim that says why there are no tests."""
     return Claim(
         name=hypothesis.name,
         title=hypothesis.title,
@@ -224,33 +222,8 @@ def untested(hypothesis: Hypothesis, reason: str) -> Claim:
     )
 
 
-def finite(value: float) -> float | None:
-    """The same; None for what is no number."""
-    return float(value) if np.isfinite(value) else None
-
-
-def as_record(claim: Claim) -> dict[str, Any]:
-    """Plain JSON: what is no number is None."""
-    tests = [
-        {name: finite(value) if isinstance(value, float) else value for name, value in asdict(test).items()}
-        for test in claim.tests
-    ]
-    return asdict(claim) | {"tests": tests}
-
-
-def from_record(record: dict[str, Any]) -> Claim:
-    """The claim again; records of before tests were kept have none."""
-    numbers = {f.name for f in fields(Comparison) if f.type is float}
-    tests = []
-    for test in record.get("tests", ()):
-        values: dict[str, Any] = {n: np.nan if v is None and n in numbers else v for n, v in test.items()}
-        tests.append(Comparison(**values))
-    known = {f.name: record[f.name] for f in fields(Claim) if f.name != "tests"}
-    return Claim(**known, tests=tuple(tests))
-
-
 def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *, above: bool) -> Comparison:
-    """A statistic of a group beside random groups; the interval is value less the middle 95 % of their draws."""
+    """Return the test of a group's statistic against random groups; its interval is value less 95 % of the draws."""
     sign = 1 if above else -1
     ends = sorted((sign * (found.value - found.null_high), sign * (found.value - found.null_low)))
     return Comparison(
@@ -268,7 +241,7 @@ def against_groups(found: AgainstNull, statistic: str, group: str, null: str, *,
     )
 
 
-def resampled(
+def bootstrap_test(
     statistic: str,
     group: str | None,
     sums: Float[np.ndarray, "context column"],
@@ -277,7 +250,7 @@ def resampled(
     *,
     n_draws: int = 1999,
 ) -> Comparison:
-    """A statistic above 0, by a bootstrap over contexts; `ratio` takes totals [draw, column] of their sums.
+    """Test that a statistic is above 0 by a bootstrap over contexts; `ratio` takes totals [draw, column] of their sums.
 
     With fewer than 40 contexts its p is too small too often (at 20, 0.9 % of nulls have p below 0.0033): refused.
     """
@@ -285,7 +258,8 @@ def resampled(
     if n < FEWEST_CONTEXTS:
         raise InvalidConfig(
             f"{n} contexts are too few for resampling them to give a p-value; {FEWEST_CONTEXTS} are enough. Analyse "
-            "more tokens (--n-tokens) of more text."
+            "more tokens of more text.",
+            argument="n_tokens",
         )
     value = float(ratio(sums.sum(0, keepdims=True))[0])
     draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
@@ -304,23 +278,3 @@ def resampled(
         p=float(1 + (draws <= 0).sum()) / (1 + n_draws),
         least_p=1 / (1 + n_draws),
     )
-
-
-def loss_bins(loss: Float[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
-    """Ten bins of equally many tokens, by clean loss."""
-    return np.searchsorted(np.quantile(loss, np.linspace(0, 1, LOSS_BINS + 1)[1:-1]), loss, side="right")
-
-
-def weights_at_equal_loss(
-    rare_loss: Float[np.ndarray, " rare"], common_loss: Float[np.ndarray, " common"]
-) -> tuple[Float[np.ndarray, " rare"], Float[np.ndarray, " common"]]:
-    """Weights of rare and of common tokens that give both the same distribution over bins of loss: the rare ones'.
-
-    Rare tokens in bins without a common one have weight 0.
-    """
-    rare = np.arange(len(rare_loss) + len(common_loss)) < len(rare_loss)
-    bins = loss_bins(np.concatenate([rare_loss, common_loss]))
-    counts = np.stack([np.bincount(bins[rare == kind], minlength=LOSS_BINS) for kind in (False, True)])
-    share = np.where(counts.min(0) > 0, counts[1], 0) / max(1, counts[1][counts.min(0) > 0].sum())
-    per_token = np.divide(share, counts, out=np.zeros(counts.shape), where=counts > 0)
-    return per_token[1][bins[rare]], per_token[0][bins[~rare]]

@@ -58,12 +58,12 @@ class ClusteredMean:
 
     @property
     def mean(self) -> Float[np.ndarray, " neuron"]:
-        """θ per neuron."""
+        """The mean θ of each neuron."""
         return (self._sum / self.n_tokens).cpu().numpy()
 
     @property
     def standard_error(self) -> Float[np.ndarray, " neuron"]:
-        """Standard error of θ; NaN with fewer than two contexts, where nothing can be said."""
+        """The standard error of θ; NaN with fewer than two contexts, which say nothing about it."""
         if self.n_contexts < 2:
             return np.full(len(self._sum), np.nan)
         mean = self._sum / self.n_tokens

@@ -6,25 +6,24 @@ of many random groups. Domain: neurons that vary; constant ones are left out of 
 Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.md says why the nulls are fair.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
-from rareneuron.errors import InvalidConfig, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
-from rareneuron.maths.significance import AgainstNull, against_null
+from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
+Linkage = Literal["ward", "average"]
 
 FEWEST_NEURONS = 3
 THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
@@ -87,12 +86,12 @@ class Geometry(Shown):
     matched_on: str | None
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """`rows`, as they are."""
+        """Return `rows` as a table."""
         rows = self.rows()
         return list(rows[0]), [tuple(row.values()) for row in rows]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Tidy: a row per statistic, group and null, one without a null for random. What isn't defined is None."""
+        """Return a tidy row per statistic, group and null, without a null for random. What isn't defined is None."""
         return [
             {"definitions": self.definitions, "statistic": statistic, "group": group, "value": compared.value} | null
             for table in (self.within, self.between)
@@ -103,15 +102,14 @@ class Geometry(Shown):
 
 
 def null_rows(compared: Compared) -> list[dict[str, Any]]:
-    """The nulls of a value as rows."""
+    """Return one row for each null of a value, or one without a null."""
     nulls = {"uniform": compared.uniform, "matched": compared.matched}
     rows = []
     for name, null in nulls.items():
         if null is not None:
             fields = asdict(null) | {"p": null.p}
-            row = {column: fields[column] for column in NULL_COLUMNS}
-            row["effect_size"] = row["effect_size"] if math.isfinite(row["effect_size"]) else None
-            rows.append({"null": name} | row)
+            fields["effect_size"] = finite(null.effect_size)
+            rows.append({"null": name} | {column: fields[column] for column in NULL_COLUMNS})
     return rows or [{"null": None} | dict.fromkeys(NULL_COLUMNS)]
 
 
@@ -122,7 +120,7 @@ def geometry_of(
     variance: float = 0.95,
     definitions: Definitions = "paper",
 ) -> Geometry:
-    """Every statistic of the boosting and suppressing group, each against uniform and matched random groups.
+    """Measure every statistic of both groups, each against uniform and matched random groups.
 
     `rng` draws the disjoint halves that random pairs need. Time is that of the eigenvalues: O(draw · size³).
     """
@@ -130,7 +128,8 @@ def geometry_of(
     if groups.size < FEWEST_NEURONS:
         raise TooFewNeurons(
             f"Groups of {groups.size} neurons have no geometry: fewer than {FEWEST_NEURONS} make one pair at most. "
-            f"Use --group-size {FEWEST_NEURONS} or more."
+            f"Use groups of {FEWEST_NEURONS} neurons or more.",
+            argument="size",
         )
     measures = similarities(moments, definitions)
     constant = {"boosting": groups.boosting, "suppressing": groups.suppressing, "random": groups.random}
@@ -140,7 +139,7 @@ def geometry_of(
 
     uniform = by_blocks(inside, groups.random)
     table = {role: beside_nulls(inside, group, uniform, half) for role, (group, half) in roles(groups).items()}
-    table["random"] = {name: compared(draws.mean()) for name, draws in uniform.items()}
+    table["random"] = {name: beside_draws(draws.mean()) for name, draws in uniform.items()}
     for found in table.values():
         found |= {f"{name}_share": in_share(d, groups.size) for name, d in found.items() if name.startswith("d_eff")}
     return Geometry(
@@ -155,7 +154,7 @@ def geometry_of(
 
 
 def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
-    """All neurons of all groups: those whose moments are needed."""
+    """Return all neurons of all groups, whose moments are needed."""
     matched = [drawn for drawn in (groups.matched_random, groups.matched_pairs) if drawn is not None]
     return np.unique(
         np.concatenate([np.ravel(g) for g in (groups.boosting, groups.suppressing, groups.random, *matched)])
@@ -163,11 +162,12 @@ def members(groups: NeuronGroups) -> Int[np.ndarray, " member"]:
 
 
 def refuse_unusable(moments: Moments, variance: float) -> None:
-    """Before anything is computed."""
+    """Raise before anything is computed from too few tokens or an impossible share of variance."""
     if moments.n_tokens < 2:
         raise InvalidConfig(
             f"Activations at {moments.n_tokens} token{'' if moments.n_tokens == 1 else 's'} were given, and nothing "
-            "varies over fewer than 2. Analyse more tokens (--n-tokens)."
+            "varies over fewer than 2. Analyse more tokens.",
+            argument="n_tokens",
         )
     if not 0 < variance <= 1:
         raise InvalidConfig(
@@ -177,7 +177,7 @@ def refuse_unusable(moments: Moments, variance: float) -> None:
 
 
 def similarities(moments: Moments, definitions: Definitions) -> dict[str, Similarity]:
-    """What is averaged over pairs. The released scripts divide by the unbiased variance, and the products by N."""
+    """Return what is averaged over pairs. The released scripts divide by the unbiased variance, the products by N."""
     scale = 1 - 1 / moments.n_tokens if definitions == "released" else 1.0
     return {"correlation": lambda rows, columns: scale * moments.correlation(rows, columns), "cosine": moments.cosine}
 
@@ -189,7 +189,7 @@ def within(
     variance: float,
     definitions: Definitions,
 ) -> Statistics:
-    """Statistics of single groups.
+    """Return the statistics of each group by itself.
 
     A constant neuron has a defined covariance, 0, so it is a neuron of the group that adds no effective dimension.
     """
@@ -201,60 +201,95 @@ def within(
         out["d_eff_zscored"] = zscored
     else:
         out["d_eff"] = zscored
-    counted = [n_clusters(rho, definitions) for rho in values["correlation"]]
-    out |= {name: np.array([n[name] for n in counted]) for name in counted[0]}
+    out |= clusters(values["correlation"], definitions)
     return {name: draws.astype(np.float64) for name, draws in out.items()}
 
 
 def mean_over(
     values: Float[np.ndarray, "draw row column"], pairs: Bool[np.ndarray, "*#draw #row column"]
 ) -> Float[np.ndarray, " draw"]:
-    """Mean over those pairs whose value is defined."""
+    """Return the mean over those pairs whose value is defined."""
     return share_out(*sums_over(values, pairs))
 
 
 def sums_over(
     values: Float[np.ndarray, "draw row column"], weights: np.ndarray
 ) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
-    """Weighted sum of the values that are defined, and the sum of their weights."""
+    """Return the weighted sum of the values that are defined, and the sum of their weights."""
     defined = ~np.isnan(values)
     return (np.where(defined, values, 0) * weights).sum((-2, -1)), (defined * weights).sum((-2, -1)).astype(np.float64)
 
 
 def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
-    """Means, where there is anything to average."""
+    """Return the means, or raise where there is nothing to average."""
     if not weight.all():
-        raise TooFewNeurons(
+        raise NotMeasured(
             "A group of neurons, or two compared with each other, have no pair of neurons that both vary on these "
-            "tokens, so their correlation is undefined. Use larger groups (--group-size) or more tokens (--n-tokens)."
+            "tokens, so their correlation is undefined. Use larger groups or more tokens.",
+            argument="size",
         )
     return total / weight
 
 
 def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance: float) -> Int[np.ndarray, "*draw"]:
-    """Smallest d whose largest eigenvalues hold `variance` of their sum; what is undefined counts as no variance."""
+    """Return the smallest d whose largest eigenvalues hold `variance` of their sum; NaN counts as no variance."""
     eigenvalues = np.linalg.eigvalsh(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
     held = eigenvalues.cumsum(-1)
     return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
 
 
-def n_clusters(correlation: Float[np.ndarray, "size size"], definitions: Definitions) -> dict[str, int]:
-    """Clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
+def clusters(
+    correlation: Float[np.ndarray, "draw size size"], definitions: Definitions
+) -> dict[str, Int[np.ndarray, " draw"]]:
+    """Return the numbers of clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
 
     Ward presumes Euclidean distances, which D is not; average linkage doesn't. The released scripts take D's rows for
-    points. Neither tree has inversions, so merges above the threshold are what is left to merge.
+    points. Neither tree has inversions, so merges up to the threshold are those that come first.
     """
-    varies = ~np.isnan(np.diagonal(correlation))
-    distance = 1 - np.abs(correlation[np.ix_(varies, varies)])
-    condensed = pdist(distance) if definitions == "released" else distance[np.triu_indices(len(distance), 1)]
-    trees = {"clusters_ward": linkage(condensed, "ward")}
-    if definitions == "paper":
-        trees["clusters_average"] = linkage(condensed, "average")
-    return {name: 1 + int((tree[:, 2] > THRESHOLD[definitions]).sum()) for name, tree in trees.items()}
+    varies = ~np.isnan(np.diagonal(correlation, axis1=1, axis2=2))
+    distance = 1 - np.abs(correlation)
+    if definitions == "released":
+        between_rows = [squareform(pdist(D[np.ix_(some, some)])) for D, some in zip(distance, varies, strict=True)]
+        for D, some, found in zip(distance, varies, between_rows, strict=True):
+            D[np.ix_(some, some)] = found
+    linkages: tuple[Linkage, ...] = ("ward", "average") if definitions == "paper" else ("ward",)
+    return {f"clusters_{how}": n_clusters(distance, varies, how, THRESHOLD[definitions]) for how in linkages}
+
+
+def n_clusters(
+    distance: Float[np.ndarray, "draw size size"], varies: Bool[np.ndarray, "draw size"], how: Linkage, threshold: float
+) -> Int[np.ndarray, " draw"]:
+    """Count the clusters of each draw once its nearest two are merged again and again, up to the threshold.
+
+    Distances to a merged cluster follow from those to its parts (Lance and Williams).
+    """
+    n_draws, size = varies.shape
+    D = np.where(varies[:, :, None] & varies[:, None, :], distance, np.inf)
+    D[:, np.arange(size), np.arange(size)] = np.inf
+    n, left, draw = np.ones((n_draws, size)), varies.sum(1), np.arange(n_draws)
+    while len(draw):
+        first, second = np.divmod(D.reshape(len(D), -1).argmin(1), size)
+        row = np.arange(len(D))
+        near = D[row, first, second] <= threshold
+        if not near.all():
+            D, n, draw, first, second, row = D[near], n[near], draw[near], first[near], second[near], row[: near.sum()]
+        left[draw] -= 1
+        apart, of_first, of_second = D[row, first, second][:, None], n[row, first][:, None], n[row, second][:, None]
+        to_first, to_second = D[row, first], D[row, second]
+        if how == "ward":
+            squares = (n + of_first) * to_first**2 + (n + of_second) * to_second**2 - n * apart**2
+            merged = np.sqrt(squares / (n + of_first + of_second))
+        else:
+            merged = (of_first * to_first + of_second * to_second) / (of_first + of_second)
+        merged[row, first] = merged[row, second] = np.inf
+        D[row, first], D[row, :, first] = merged, merged
+        D[row, second] = D[row, :, second] = np.inf
+        n[row, first] += n[row, second]
+    return left
 
 
 def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Both groups with the random groups matched to them."""
+    """Return both groups, each with the random groups matched to it."""
     matched = groups.matched
     return {
         "boosting": (groups.boosting, matched.get("boosting")),
@@ -265,21 +300,21 @@ def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None
 def beside_nulls(
     measure: Measure, group: Int[np.ndarray, " size"], uniform: Statistics, matched: np.ndarray | None
 ) -> dict[str, Compared]:
-    """A measure of a group beside the same measure of uniform draws, and of these matched ones."""
+    """Return a measure of a group beside the same measure of uniform and of matched draws."""
     alike = None if matched is None else by_blocks(measure, matched)
     return {
-        name: compared(found[0], uniform[name], None if alike is None else alike[name])
+        name: beside_draws(found[0], uniform[name], None if alike is None else alike[name])
         for name, found in measure(group[None]).items()
     }
 
 
 def by_statistic(table: dict[str, dict[str, Compared]]) -> dict[str, dict[str, Compared]]:
-    """Group → statistic, turned over."""
+    """Turn a table by group and statistic into one by statistic and group."""
     return {name: {group: found[name] for group, found in table.items()} for name in next(iter(table.values()))}
 
 
-def compared(value: float, uniform: np.ndarray | None = None, matched: np.ndarray | None = None) -> Compared:
-    """A value beside its draws."""
+def beside_draws(value: float, uniform: np.ndarray | None = None, matched: np.ndarray | None = None) -> Compared:
+    """Return a value beside the nulls that its draws make."""
     return Compared(
         value=float(value),
         uniform=None if uniform is None else against_null(float(value), uniform),
@@ -288,7 +323,7 @@ def compared(value: float, uniform: np.ndarray | None = None, matched: np.ndarra
 
 
 def in_share(count: Compared, size: int) -> Compared:
-    """A count as a share of the group; effect size and p stay."""
+    """Return a count as a share of the group; effect size and p stay."""
 
     def scaled(null: AgainstNull | None) -> AgainstNull | None:
         names = ("value", "null_mean", "null_low", "null_high")
@@ -307,7 +342,7 @@ def by_blocks(measure: Measure, groups: Int[np.ndarray, "draw size"]) -> Statist
 def between(
     measures: dict[str, Similarity], groups: NeuronGroups, rng: np.random.Generator
 ) -> dict[str, dict[str, Compared]]:
-    """Means over pairs of neurons from two groups; the null of boosting-suppressing is pairs of disjoint groups."""
+    """Return means over pairs of neurons from two groups. Disjoint groups are the null of boosting-suppressing."""
     out = {}
     for role, (group, half) in roles(groups).items():
         measure = toward_random(measures, groups, group)
@@ -321,14 +356,15 @@ def between(
     pairs = groups.matched_pairs
     matched = None if pairs is None else by_blocks(lambda block: of_pairs(measures, block), pairs)
     out["boosting-suppressing"] = {
-        name: compared(found[name][0], uniform[name], None if matched is None else matched[name]) for name in measures
+        name: beside_draws(found[name][0], uniform[name], None if matched is None else matched[name])
+        for name in measures
     }
-    out["random-random"] = {name: compared(draws.mean()) for name, draws in uniform.items()}
+    out["random-random"] = {name: beside_draws(draws.mean()) for name, draws in uniform.items()}
     return out
 
 
 def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: Int[np.ndarray, " size"]) -> Measure:
-    """Of some neurons with all others that a random draw holds, each as often as it was drawn.
+    """Return the mean similarity of some neurons with all others in random draws, each as often as it was drawn.
 
     For `group` that is the mean over draws. A random group takes its place: its neurons leave what it is compared
     with, and those of `group` join it with the weight of an average neuron. Were either left out, groups of a small
@@ -357,18 +393,19 @@ def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: 
 
 
 def of_pairs(measures: dict[str, Similarity], pairs: Int[np.ndarray, "draw both"]) -> Statistics:
-    """Of two disjoint groups side by side."""
+    """Return the mean similarity between two disjoint groups that stand side by side."""
     first, second = np.split(pairs, 2, axis=1)
     all_pairs = np.ones((first.shape[1], second.shape[1]), dtype=bool)
     return {name: mean_over(similarity(first, second), all_pairs) for name, similarity in measures.items()}
 
 
 def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
-    """For every draw another random group of the neurons that were ever drawn, without a neuron of that draw."""
+    """Draw for every group another one, of neurons that were ever drawn, without a neuron of that group."""
     pool, size = np.unique(draws), draws.shape[1]
     if len(pool) < 2 * size:
         raise TooFewNeurons(
             f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
-            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}"
+            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}",
+            argument="size",
         )
     return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])

@@ -42,21 +42,22 @@ class NeuronGroups(Shown):
 
 
 def remedy(fit: int) -> str:
-    """What to do where only groups of `fit` neurons can be made."""
-    return f"Use --group-size {fit} or less." if fit >= 2 else "This layer is too small for groups."
+    """Return what to do where only groups of `fit` neurons can be made."""
+    return f"Use groups of {fit} neurons or fewer." if fit >= 2 else "This layer is too small for groups."
 
 
 def top_neurons(
     delta_loss: Float[np.ndarray, " neuron"], abs_delta_loss: Float[np.ndarray, " neuron"], size: int
 ) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
-    """The `size` boosting (mean Δ > 0) and suppressing (< 0) neurons with the largest mean |Δ|."""
+    """Return the `size` boosting (mean Δ > 0) and suppressing (< 0) neurons with the largest mean |Δ|."""
     order = np.argsort(-abs_delta_loss, kind="stable")
     boosting, suppressing = order[delta_loss[order] > 0], order[delta_loss[order] < 0]
     if min(len(boosting), len(suppressing)) < size:
         fit = min(len(boosting), len(suppressing))
         raise TooFewNeurons(
             f"There are {len(boosting)} boosting and {len(suppressing)} suppressing neurons, and groups of {size} were "
-            f"asked for: a smaller group would not be what its name says. {remedy(fit)}"
+            f"asked for: a smaller group would not be what its name says. {remedy(fit)}",
+            argument="size",
         )
     return boosting[:size], suppressing[:size]
 
@@ -64,11 +65,12 @@ def top_neurons(
 def random_groups(
     pool: Int[np.ndarray, " candidate"], size: int, n_draws: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "draw size"]:
-    """Seeded groups drawn from `pool`, without repeats within a group."""
+    """Draw groups from `pool`, without repeats within a group."""
     if len(pool) < size:
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a random group of {size}: there is "
-            f"nothing to compare with. {remedy(len(pool) // 2)}"
+            f"nothing to compare with. {remedy(len(pool) // 2)}",
+            argument="size",
         )
     return np.stack([rng.choice(pool, size, replace=False) for _ in range(n_draws)])
 
@@ -80,7 +82,7 @@ def matched_groups(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "draw size"]:
-    """Groups that look like `members` in `covariate`, drawn from them and `pool` together.
+    """Draw groups that look like `members` in `covariate`, from them and `pool` together.
 
     Neurons in order of the covariate form strata of about 20; each draw takes of every stratum as many as `members`
     has there. If membership says nothing beyond the stratum, members are one more such draw, and a p-value from the
@@ -90,7 +92,8 @@ def matched_groups(
     if len(pool) < len(members):
         raise TooFewNeurons(
             f"Outside the two groups the layer has {len(pool)} neurons, fewer than a matched group of {len(members)}. "
-            f"{remedy(len(pool) // 2)}"
+            f"{remedy(len(pool) // 2)}",
+            argument="size",
         )
     taken = [
         (stratum, n) for stratum in strata(members, pool, covariate) if (n := int(np.isin(stratum, members).sum()))
@@ -103,7 +106,7 @@ def matched_groups(
 def strata(
     members: Int[np.ndarray, " member"], pool: Int[np.ndarray, " candidate"], covariate: Float[np.ndarray, " neuron"]
 ) -> list[Int[np.ndarray, " stratum"]]:
-    """Members and pool in order of the covariate, about 20 at a time."""
+    """Return members and pool in order of the covariate, cut into strata of about 20."""
     candidates = np.concatenate([members, pool])
     in_order = candidates[np.argsort(covariate[candidates], kind="stable")]
     return np.array_split(in_order, max(1, len(in_order) // STRATUM))
@@ -117,7 +120,7 @@ def matched_pairs(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "draw both_sizes"]:
-    """Disjoint pairs of groups that look like `first` and `second`, drawn from both of them and `pool` together.
+    """Draw disjoint pairs of groups that look like `first` and `second`, from both of them and `pool` together.
 
     Of every stratum each draw takes as many as the two have there, and shares them out as they have them. Neurons may
     change sides: if membership and side say nothing beyond the covariate, the pair itself is one more such draw.
@@ -145,11 +148,41 @@ def neuron_groups(
     matched_on: str | None = None,
     rng: np.random.Generator,
 ) -> NeuronGroups:
-    """Boosting and suppressing groups by mean |Δ|, with `n_draws` uniform random groups.
+    """Choose the boosting and the suppressing group, and draw the random groups that they are compared with.
 
-    Given a `covariate`, also with `n_draws` groups matched to either. Matched ones may hold neurons of the group that
-    they look like, never of the other; matched pairs hold those of both. Of a wide layer, `most` neurons outside the
-    groups, chosen at random, are enough to draw from.
+    Boosting neurons have mean Δ > 0, suppressing ones < 0; of either sign those with the largest mean |Δ| are taken.
+    Random groups hold neurons of neither group. Matched ones look like a group in the covariate; they may hold neurons
+    of the group that they look like, never of the other. Matched pairs may hold those of both.
+
+    Args:
+        delta_loss: mean Δ of each neuron in nats per token, [neuron].
+        abs_delta_loss: mean |Δ| of each neuron in nats per token, [neuron].
+        size: neurons per group.
+        n_draws: random groups of each kind; a p-value needs 99 or more.
+        most: how many neurons outside the groups, chosen at random, random groups are drawn from; all where None.
+        covariate: what matched groups look alike in, [neuron], such as how far an ablation moves the residual stream;
+            without it there are none.
+        matched_on: name of the covariate, kept with the result.
+        rng: source of all random numbers.
+
+    Returns:
+        Neuron indices of both groups, largest mean |Δ| first, and of the random groups, [draw, size].
+
+    Raises:
+        TooFewNeurons: the layer has too few neurons of a sign, or outside the groups.
+        InvalidConfig: no draws were asked for, or the covariate is not finite.
+
+    Source:
+        Sec. 2 and App. 5.3.2 of “Emergent Specialization: Rare Token Neurons in Language Models”, which has one
+        random group; matched ones are this package's (docs/geometry.md).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> delta = np.array([0.3, -0.2, 0.1, -0.4, 0.02, 0.01, -0.03, 0.05])
+        >>> groups = rn.neuron_groups(delta, np.abs(delta), size=2, n_draws=200, rng=np.random.default_rng(0))
+        >>> groups.boosting, groups.suppressing, groups.random.shape
+        (array([0, 2]), array([3, 1]), (200, 2))
     """
     if n_draws < 1:
         raise InvalidConfig(f"n_draws = {n_draws} random groups are nothing to compare with. Draw 200 or more.")

@@ -13,16 +13,16 @@ from torch import Tensor
 def mean_shift(
     act: Float[Tensor, "token neuron"], mean_act: Float[Tensor, "*#token neuron"]
 ) -> Float[Tensor, "token neuron"]:
-    """Mean ablation: n̄ − n, n̄ being the mean over the reference set, one for all tokens or each token's own."""
+    """Return the shift of mean ablation, n̄ − n; n̄ is the mean over the reference set, for all tokens or for each."""
     return mean_act - act
 
 
 def zero_shift(act: Float[Tensor, "token neuron"]) -> Float[Tensor, "token neuron"]:
-    """Zero ablation: 0 − n."""
+    """Return the shift of zero ablation, 0 − n."""
     return -act
 
 
 def resample_shift(act: Float[Tensor, "token neuron"], rng: np.random.Generator) -> Float[Tensor, "token neuron"]:
-    """Resampling: each neuron takes its activation from another token, drawn by one permutation for all."""
+    """Return the shift of resampling: neurons take their activations from another token, by one permutation for all."""
     order = torch.from_numpy(rng.permutation(len(act))).to(act.device)
     return act[order] - act

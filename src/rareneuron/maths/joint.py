@@ -3,7 +3,8 @@ r"""The change in loss when a whole group of neurons is ablated at once, exactly
 The group moves the residual stream by $v = \sum_i c_i w_{out}^{(i)}$, one vector a token, so the clean distribution is
 computed once and each group costs one product with the unembedding, several groups at a time, since a few tokens alone
 would only wait for A to be read. With x̂ and x̂′ the normalised residual before and after, δ = A (x̂′ − x̂), a
-difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses.
+difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses. δ_target, one row of A,
+stays in float64.
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
 
@@ -17,9 +18,9 @@ ELEMENTS_AT_ONCE = 2**22  # group · token · vocab: 16 MB in float32
 
 
 class JointAblation:
-    """Some tokens as the clean model sees them; then Δ of any movement of their residual stream.
+    """Holds some tokens as the clean model sees them, and gives Δ for any movement of their residual stream.
 
-    Memory: A [vocab, d_model], three arrays [token, vocab] and three more of a few groups; time
+    Memory: A [vocab, d_model], two arrays [token, vocab] and one more of a few groups; time
     O(token · vocab · d_model) a group.
     """
 
@@ -40,7 +41,7 @@ class JointAblation:
         self.p = self.logp.exp()
 
     def delta_loss(self, move: Float[Tensor, "*group token d_model"]) -> Float[Tensor, "*group token"]:
-        """Δ in nats, when each token's residual stream is moved by `move`; positive: the loss rises.
+        """Return Δ in nats when each token's residual stream is moved by `move`; positive: the loss rises.
 
         Moves of several groups are taken a few at a time.
         """
@@ -54,10 +55,11 @@ class JointAblation:
     def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
         moved = self.centred + self.readout.centre(move.double())
         change = moved / self.readout.sigma(moved)[..., None] - self.direction
+        at_target = (change * self.A[self.target]).sum(-1)
         delta = change.to(self.dtype) @ self.A.T
-        delta -= delta.gather(-1, self.target[:, None].expand(len(move), -1, 1))
-        rise = torch.expm1(delta).mul_(self.p).sum(-1)
+        rise = delta.expm1_().mul_(self.p).sum(-1).double()  # in place: these arrays are the time and the memory
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp
         out, large = torch.log1p(rise), ~(rise.abs() < 0.5)
-        out[large] = (self.logp.expand_as(delta)[large] + delta[large]).logsumexp(-1)
-        return out
+        again = change[large].to(self.dtype) @ self.A.T
+        out[large] = (self.logp.expand_as(delta)[large] + again).logsumexp(-1).double()
+        return (out - at_target).to(self.dtype)

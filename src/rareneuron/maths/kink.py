@@ -18,8 +18,8 @@ from jaxtyping import Float
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.claims import Comparison, against_groups
 from rareneuron.maths.nulls import FAMILIES, uniform_order_statistics
-from rareneuron.maths.segments import FIRST_RANK, TINY
 from rareneuron.maths.significance import against_null
+from rareneuron.maths.spacings import FIRST_RANK, TINY, exponential_log_likelihood, normalised_spacings
 
 UPPER = 0.5  # share of the ranks that are looked at
 DEGREE = 3  # of log κ(u): level, steepening, two bends
@@ -40,7 +40,7 @@ class Design:
 
 @lru_cache(maxsize=4)
 def design(n: int) -> Design:
-    """For curves of n neurons; the first ranks are a handful of neurons, and left out."""
+    """Return the design for curves of n neurons; the first ranks, a handful of neurons, are left out."""
     u = np.log(np.arange(FIRST_RANK, int(n * UPPER)))
     if len(u) < 2 or np.ptp(u) < 4 * CLEAR:
         raise TooFewNeurons(f"A curve of {n} neurons is too short to tell a kink from noise. Rank a whole layer.")
@@ -52,31 +52,24 @@ def design(n: int) -> Design:
 
 
 def spacings(y: Float[np.ndarray, "curve rank"]) -> Float[np.ndarray, "curve spacing"]:
-    """D_r at the ranks of the design; ties have the least slope there is."""
-    n = int(y.shape[1] * UPPER)
-    return np.maximum(np.arange(FIRST_RANK, n) * -np.diff(y[:, FIRST_RANK - 1 : n]), TINY)
-
-
-def log_likelihood(D: Float[np.ndarray, "curve spacing"], eta: np.ndarray) -> Float[np.ndarray, " curve"]:
-    """Of exponential spacings whose means are exp(eta)."""
-    with np.errstate(over="ignore"):
-        return -(eta + D * np.exp(-eta)).sum(1)
+    """Return D_r at the ranks of the design; ties get the least slope there is."""
+    return np.maximum(normalised_spacings(y, FIRST_RANK, int(y.shape[1] * UPPER)), TINY)
 
 
 def smooth_fit(D: Float[np.ndarray, "curve spacing"], smooth: np.ndarray) -> Float[np.ndarray, "curve spacing"]:
-    """Log κ by maximum likelihood: scoring steps (their information is the identity), halved where they overshoot."""
+    """Fit log κ by maximum likelihood: scoring steps (the information is the identity), halved where they overshoot."""
     eta = np.log(D.mean(1, keepdims=True)) + np.zeros_like(D)
-    value = log_likelihood(D, eta)
+    value = exponential_log_likelihood(D, eta)
     for _ in range(ITERATIONS):
         step = ((D * np.exp(-eta) - 1) @ smooth) @ smooth.T
         size = np.ones(len(D))
         for _ in range(HALVINGS):
-            worse = ~(log_likelihood(D, eta + size[:, None] * step) >= value - ROUNDING * np.abs(value))
+            worse = ~(exponential_log_likelihood(D, eta + size[:, None] * step) >= value - ROUNDING * np.abs(value))
             if not worse.any():
                 break
             size[worse] /= 2
         eta = eta + np.where(worse, 0, size)[:, None] * step
-        before, value = value, log_likelihood(D, eta)
+        before, value = value, exponential_log_likelihood(D, eta)
         if (value - before <= CONVERGED * np.abs(value)).all():
             break
     return eta
@@ -85,7 +78,7 @@ def smooth_fit(D: Float[np.ndarray, "curve spacing"], smooth: np.ndarray) -> Flo
 def largest_scores(
     D: Float[np.ndarray, "curve spacing"], of: Design
 ) -> tuple[Float[np.ndarray, " curve"], Float[np.ndarray, "curve spacing"]]:
-    """The statistic of each curve, and the smooth curve fitted to it."""
+    """Return the statistic of each curve, and the smooth curve fitted to it."""
     eta = smooth_fit(D, of.smooth)
     return ((D * np.exp(-eta) - 1) @ of.kink).max(1), eta
 
@@ -93,7 +86,7 @@ def largest_scores(
 def slope_discontinuity(
     y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400
 ) -> list[Comparison]:
-    """The curve's largest kink against those of smooth curves of as many neurons."""
+    """Test the curve's largest kink against those of smooth curves of as many neurons."""
     of = design(len(y))
     value, eta = largest_scores(spacings(y[None]), of)
     samples = {"fitted smooth": np.exp(eta) * rng.standard_exponential((n_draws, eta.shape[1]))}

@@ -48,8 +48,8 @@ class SecondMoments:
         if not torch.isfinite(batch).all():
             raise RareNeuronError(
                 f"{int((~torch.isfinite(batch)).sum())} of {batch.numel()} activations are not finite numbers, so no "
-                "correlation of their neurons is defined. The usual cause is overflow in half precision: use "
-                "--dtype float32."
+                "correlation of their neurons is defined. The usual cause is overflow in half precision: use float32.",
+                argument="dtype",
             )
         if self.n_tokens == 0:
             self._origin = batch[0].clone()
@@ -63,29 +63,29 @@ class SecondMoments:
 
     @property
     def neurons(self) -> Int[np.ndarray, " kept"]:
-        """Those whose moments are kept, ascending."""
+        """The neurons whose moments are kept, ascending."""
         return np.arange(0) if self._kept is None else self._kept
 
     def covariance(
         self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
     ) -> Float[np.ndarray, "*draw row column"]:
-        """Of neurons `rows` with neurons `columns`, unbiased."""
+        """Return the unbiased covariance of neurons `rows` with neurons `columns`."""
         return (self._products_of(rows, columns, centred=True) / (self.n_tokens - 1)).cpu().numpy()
 
     def correlation(
         self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
     ) -> Float[np.ndarray, "*draw row column"]:
-        """Pearson's ρ; NaN where a neuron is constant."""
+        """Return Pearson's ρ; NaN where a neuron is constant."""
         return self._normalised(rows, columns, centred=True)
 
     def cosine(
         self, rows: Int[np.ndarray, "*draw row"], columns: Int[np.ndarray, "*draw column"]
     ) -> Float[np.ndarray, "*draw row column"]:
-        """Cosine of the angle between activation vectors as they are, uncentred; NaN where a neuron is always 0."""
+        """Return the cosine between uncentred activation vectors; NaN where a neuron is always 0."""
         return self._normalised(rows, columns, centred=False)
 
     def constant(self, neurons: Int[np.ndarray, "*draw size"]) -> Bool[np.ndarray, "*draw size"]:
-        """Whether a neuron has the same activation at every token."""
+        """Return whether each neuron has the same activation at every token."""
         return (self._squares(centred=True)[self._places(neurons)] == 0).cpu().numpy()
 
     def _places(self, neurons: Int[np.ndarray, "*draw size"]) -> Int[Tensor, "*draw size"]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from rareneuron.maths.segments import TINY, Line
+from rareneuron.maths.spacings import TINY, Line, normalised_spacings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,12 @@ class Family:
 
 
 def normal_density(z: np.ndarray) -> np.ndarray:
-    """Of the standard normal."""
+    """Return the density of the standard normal."""
     return np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
 
 
 def half_normal_slope(q: np.ndarray) -> np.ndarray:
-    """With z the half-normal's quantile and φ the normal density: q / (2 z φ(z))."""
+    """Return q / (2 z φ(z)), with z the half-normal's quantile and φ the normal density."""
     z = -special.ndtri(q / 2)
     return q / (2 * z * normal_density(z))
 
@@ -42,7 +42,7 @@ FAMILIES = {
 
 
 def uniform_order_statistics(n_draws: int, n: int, rng: np.random.Generator) -> Float[np.ndarray, "draw rank"]:
-    """Uniform numbers, smallest first in every draw."""
+    """Draw uniform numbers, smallest first in every draw."""
     sums = np.cumsum(rng.standard_exponential((n_draws, n + 1)), axis=1)
     return sums[:, :-1] / sums[:, -1:]
 
@@ -66,7 +66,7 @@ def fitted_samples(
 def lift_removed(
     y: Float[np.ndarray, " rank"], line: Line, n_draws: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "draw rank"]:
-    """Samples from the curve itself with the line continued to rank 1: what it would be without a plateau."""
+    """Draw samples of the curve with its line continued to rank 1: what it would be without a plateau."""
     n = len(y)
     rank = np.arange(1, n + 1)
     population = np.where(rank < line.first, line.at(rank), y)
@@ -76,9 +76,9 @@ def lift_removed(
 
 
 def log_likelihood_ratio(y: Float[np.ndarray, " rank"], line: Line, family: Family) -> float:
-    """Of a power law over the family for the spacings of the middle; both have one free factor."""
+    """Return the log likelihood of a power law less a family's, for the middle's spacings; both have a free factor."""
     rank = np.arange(line.first, line.last)
-    D = rank * -np.diff(y[line.first - 1 : line.last])
+    D = normalised_spacings(y, line.first, line.last)
     shape = family.slope(rank / len(y))
     means = np.maximum([D.mean(), (D / shape).mean()], TINY)
     return float(len(D) * (np.log(means[1]) - np.log(means[0])) + np.log(shape).sum())

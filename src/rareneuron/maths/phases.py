@@ -1,30 +1,20 @@
-r"""Plateau, power law and decay of a rank curve, with the right to say no (Sec. 3.1, App. 5.3.4; Eq. 1, 7, 8).
+r"""What is said of a rank curve: plateau, power law and decay, or which of them is missing (Sec. 3.1; Eq. 1, 7, 8).
 
-`segments` proposes a straight middle and what lies above it at the left and below it at the right. Whether that means
-anything is decided by nulls that pass through the very same search: half-normal, exponential and lognormal samples
-(is there a power law at all?), the curve with its lift taken off (is there a plateau?), a pure power law (is there a
-decay?). With sums per context δ must also leave its bootstrap band. docs/phases.md derives it and shows the power.
+`phase_fit` finds them and tests each against its null; docs/phases.md derives it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from rareneuron.errors import InvalidConfig, TooFewNeurons
-from rareneuron.maths.nulls import FAMILIES, Family, lift_removed, log_likelihood_ratio, uniform_order_statistics
-from rareneuron.maths.rank_curve import LocalSlope, RankCurve, local_slope
-from rareneuron.maths.segments import EDGE, STRAIGHT, TINY, Line, Segments, Spacings, segments
+from rareneuron.maths.rank_curve import LocalSlope
 from rareneuron.shown import Shown
 
 Outcome = Literal["three phases", "no plateau", "no decay", "no power law"]
 
 FEWEST_NEURONS = 128  # four segments of the least width, and what Eq. 7 looks ahead, fill a curve of 104 ranks
-LEVEL = 0.05  # of each null
-FEWEST_DRAWS = 19  # of it
-FITTING = 1e-3  # between a neuron's mean and that of its sums, which are kept in float32
 INTERVAL = (0.025, 0.975)
 
 
@@ -64,186 +54,19 @@ class Phases(Shown):
 
     @property
     def plateau_share(self) -> float | None:
-        """Neurons of the plateau, of all neurons."""
+        """Share of all neurons that are in the plateau."""
         return None if self.plateau_end is None else self.plateau_end / self.n_neurons
 
     @property
     def decay_share(self) -> float | None:
-        """Neurons of the decay, zeros included, of all neurons."""
+        """Share of all neurons that are in the decay, effects of 0 included."""
         return None if self.decay_start is None else 1 - (self.decay_start - 1) / self.n_neurons
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The outcome and the numbers behind it, each beside its interval; arrays are left out."""
+        """Return the outcome and the numbers behind it, each beside its interval; arrays are left out."""
         names = (
             *("outcome", "kappa", "beta", "r_squared", "fit_first", "fit_last", "plateau_end", "plateau_share"),
             *("decay_start", "decay_share", "breaks", "n_neurons", "n_zero"),
         )
         rows = [(name, getattr(self, name), self.intervals.get(name, "")) for name in names]
         return ["", "", "95 %"], [*rows, *((f"p against {name}", p, "") for name, p in self.null_p.items())]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bootstrap:
-    """Contexts resampled: lines and deviations per draw."""
-
-    lines: list[Line]
-    deviation: Float[np.ndarray, "draw rank"]  # neurons in the order of the full sample
-    resorted: list[Segments]
-
-
-def fit_phases(
-    curve: RankCurve,
-    context_sums: ContextSums | None = None,
-    rng: np.random.Generator | None = None,
-    *,
-    n_draws: int = 200,
-) -> Phases:
-    """Fit plateau, power law and decay, and test each against its null; `n_draws` samples per null and bootstrap.
-
-    Any positive values will do: signed rankings, common targets. Without `rng` the seed is 0.
-    """
-    rng = np.random.default_rng(0) if rng is None else rng
-    if n_draws < FEWEST_DRAWS:
-        raise InvalidConfig(
-            f"With n_draws = {n_draws} no p can reach {LEVEL:g}, so no phase could ever be found. Draw {FEWEST_DRAWS} "
-            "or more."
-        )
-    n = curve.n_positive
-    if n < FEWEST_NEURONS:
-        raise TooFewNeurons(
-            f"The curve has {n} neurons with an effect above 0 (of {len(curve.value)}); with fewer than "
-            f"{FEWEST_NEURONS} a plateau of a few per cent is a handful of outliers, and no power law can be told from "
-            "a bend. Rank a whole layer, or both signs together."
-        )
-    y = np.log(curve.value[:n].astype(np.float64))
-    slope = local_slope(y)
-    found = segments(y, slope)
-    deviation = y - found.line.at(np.arange(1, n + 1))
-    null_p = null_p_values(y, found, rng, n_draws)
-    bootstrap = None if context_sums is None else resample(curve, context_sums, found.line, rng, n_draws)
-    straight = found.line.kappa > TINY and found.bend < STRAIGHT
-    power_law = straight and max(null_p[name] for name in FAMILIES) <= LEVEL
-    plateau = power_law and null_p["no plateau"] <= LEVEL
-    decay = power_law and found.decay_start is not None and null_p["no decay"] <= LEVEL
-    if bootstrap is not None:
-        edge = bootstrap.deviation[:, int(found.plateau_end * EDGE) : found.plateau_end].mean(1)
-        plateau = plateau and bool(np.quantile(edge, INTERVAL[0]) > 0)
-        tail = bootstrap.deviation[:, (found.decay_start or n) - 1 :].mean(1)
-        decay = decay and bool(np.quantile(tail, INTERVAL[1]) < 0)
-    return Phases(
-        outcome=outcome(power_law, plateau, decay),
-        kappa=found.line.kappa,
-        beta=found.line.beta,
-        r_squared=found.line.r_squared,
-        fit_first=found.line.first,
-        fit_last=found.line.last,
-        plateau_end=found.plateau_end if plateau else None,
-        decay_start=found.decay_start if decay else None,
-        deviation=deviation,
-        band=None if bootstrap is None else np.quantile(bootstrap.deviation, INTERVAL, axis=0),
-        intervals={} if bootstrap is None else intervals(bootstrap, found, plateau=plateau, decay=decay),
-        null_p=null_p,
-        breaks=found.breaks,
-        slope=slope,
-        n_neurons=len(curve.value),
-        n_zero=len(curve.value) - n,
-        n_draws=n_draws,
-    )
-
-
-def outcome(power_law: bool, plateau: bool, decay: bool) -> Outcome:
-    """The first thing that is missing, the power law before what is measured against it."""
-    if not power_law:
-        return "no power law"
-    if not plateau:
-        return "no plateau"
-    return "three phases" if decay else "no decay"
-
-
-def null_p_values(
-    y: Float[np.ndarray, " rank"], found: Segments, rng: np.random.Generator, n_draws: int
-) -> dict[str, float]:
-    """The share of null samples, each searched as the curve was, whose statistic is at least the curve's."""
-
-    def p_value(samples: np.ndarray, statistic: Callable[[np.ndarray, Segments], float]) -> float:
-        slope = local_slope(samples)
-        drawn = [
-            statistic(sample, segments(sample, LocalSlope(log_rank=slope.log_rank, kappa=kappa)))
-            for sample, kappa in zip(samples, slope.kappa, strict=True)
-        ]
-        return (1 + int(np.sum(np.array(drawn) >= statistic(y, found)))) / (1 + n_draws)
-
-    def uniform() -> np.ndarray:
-        return uniform_order_statistics(n_draws, len(y), rng)
-
-    out = {}
-    for name, family in FAMILIES.items():
-
-        def evidence(sample: np.ndarray, s: Segments, family: Family = family) -> float:
-            return log_likelihood_ratio(sample, s.line, family) + s.lift**2 / 2
-
-        out[name] = p_value(family.log_quantile(uniform()), evidence)
-    out["no plateau"] = p_value(lift_removed(y, found.line, n_draws, rng), lambda _, s: s.lift)
-    out["no decay"] = p_value(-np.log(uniform()), lambda _, s: s.fall)
-    return out
-
-
-def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random.Generator, n_draws: int) -> Bootstrap:
-    """Resample contexts; never ranks.
-
-    A ranking of noisy means places its top too high, and sorting each draw again would add that bias once more. So
-    for δ every draw keeps the neurons' order of the full sample, and its band is that of these neurons. Where the
-    boundaries lie is a property of sorted curves: only for them are draws sorted again.
-    """
-    if contexts.sums.shape != (len(contexts.n_tokens), len(curve.value)):
-        raise InvalidConfig(
-            f"Sums per context of shape {contexts.sums.shape} don't belong to {len(contexts.n_tokens)} contexts and a "
-            f"curve of {len(curve.value)} neurons, so contexts can't be resampled. Pass the sums [context, neuron] "
-            "whose column order is that of the values given to rank_curve."
-        )
-    held = contexts.n_tokens > 0
-    contexts = ContextSums(sums=contexts.sums[held], n_tokens=contexts.n_tokens[held])
-    n, n_contexts = curve.n_positive, len(contexts.n_tokens)
-    means = contexts.sums.sum(0, dtype=np.float64)[curve.neuron] / max(1, int(contexts.n_tokens.sum()))
-    if not np.allclose(means, curve.value, rtol=FITTING, atol=FITTING * float(curve.value[n - 1])):
-        raise InvalidConfig(
-            "The sums per context don't add up to the curve's values: they are of other neurons, another order or "
-            "other tokens, and intervals from them would be wrong. Pass the sums whose columns are the array given to "
-            "rank_curve."
-        )
-    if n_contexts < 2:
-        raise InvalidConfig(
-            "One context can't be resampled: every draw would be the same and the band of no width. Analyse more "
-            "contexts, or leave out the sums: then the nulls alone decide."
-        )
-    weights = rng.multinomial(n_contexts, np.full(n_contexts, 1 / n_contexts), size=n_draws).astype(contexts.sums.dtype)
-    means = (weights @ contexts.sums)[:, curve.neuron[:n]] / (weights @ contexts.n_tokens)[:, None]
-    y = np.log(np.maximum(means, curve.value[n - 1]).astype(np.float64))  # a signed mean may cross 0 in a draw
-    rank = np.arange(1, n + 1)
-    lines = [Spacings(draw).line(line.first, line.last) for draw in y]
-    again = -np.sort(-y, axis=1)
-    slope = local_slope(again)
-    return Bootstrap(
-        lines=lines,
-        deviation=np.stack([draw - drawn.at(rank) for draw, drawn in zip(y, lines, strict=True)]),
-        resorted=[
-            segments(draw, LocalSlope(log_rank=slope.log_rank, kappa=kappa))
-            for draw, kappa in zip(again, slope.kappa, strict=True)
-        ],
-    )
-
-
-def intervals(bootstrap: Bootstrap, found: Segments, *, plateau: bool, decay: bool) -> dict[str, tuple[float, float]]:
-    """Percentile intervals over draws; a boundary's always holds the estimate."""
-    drawn = {name: [getattr(line, name) for line in bootstrap.lines] for name in ("kappa", "beta")}
-    if plateau:
-        drawn["plateau_end"] = [s.plateau_end for s in bootstrap.resorted]
-    if decay:
-        drawn["decay_start"] = [s.decay_start for s in bootstrap.resorted if s.decay_start is not None]
-    out = {}
-    for name, values in drawn.items():
-        low, high = np.quantile(values, INTERVAL)
-        if name in ("plateau_end", "decay_start"):
-            low, high = min(low, getattr(found, name)), max(high, getattr(found, name))
-        out[name] = (float(low), float(high))
-    return out

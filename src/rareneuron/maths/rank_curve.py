@@ -26,12 +26,12 @@ class RankCurve(Shown):
 
     @property
     def rank(self) -> Int[np.ndarray, " rank"]:
-        """1 … N."""
+        """Ranks 1 … N."""
         return np.arange(1, len(self.value) + 1)
 
     @property
     def n_positive(self) -> int:
-        """Ranks whose logarithm exists."""
+        """How many neurons have an effect above 0, whose logarithm exists."""
         return int((self.value > 0).sum())
 
 
@@ -44,7 +44,28 @@ class LocalSlope:
 
 
 def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
-    """Sort mean |Δ| from the largest; ties keep the neurons' order."""
+    r"""Sort the neurons' mean |Δ| from the largest: the rank curve, $y(u) = \log |\Delta|$ at u = log rank.
+
+    Args:
+        values: mean |Δ| of each neuron in nats per token, [neuron]; finite and not negative. Any other size of an
+            effect will do, too, such as |mean Δ| of the neurons of one sign.
+
+    Returns:
+        The values, largest first, beside the neurons that have them. Ties keep the neurons' order.
+
+    Raises:
+        InvalidConfig: the array has another shape, is empty, or holds a value that is negative or not finite.
+
+    Source:
+        Sec. 3.1, Eq. 1 and Fig. 1b of “Emergent Specialization: Rare Token Neurons in Language Models”.
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> curve = rn.rank_curve(np.array([0.1, 0.5, 0.0]))
+        >>> curve.value, curve.neuron, curve.n_positive
+        (array([0.5, 0.1, 0. ]), array([1, 0, 2]), 2)
+    """
     values = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else np.float64)
     if values.ndim != 1:
         raise InvalidConfig(f"A rank curve needs one mean |Δ| for each neuron; got an array of shape {values.shape}.")
@@ -58,7 +79,7 @@ def rank_curve(values: Float[np.ndarray, " neuron"]) -> RankCurve:
 
 
 def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
-    r"""$\kappa(u) = -[y(u + 1) - y(u)]$ (Eq. 7) of log effects sorted from the largest, one curve or many of a length.
+    r"""Return $\kappa(u) = -[y(u + 1) - y(u)]$ (Eq. 7) of log effects sorted from the largest, of one curve or many.
 
     y between two ranks is interpolated linearly in log rank.
     """
@@ -75,3 +96,12 @@ def local_slope(y: Float[np.ndarray, "*curves rank"]) -> LocalSlope:
     defined = max(0, raw.shape[-1] - width + 1)  # none in a curve too short for the window
     kappa[..., half : half + defined] = (sums[..., width:] - sums[..., :-width]) / width
     return LocalSlope(log_rank=grid, kappa=kappa)
+
+
+def participation_ratio(value: Float[np.ndarray, " neuron"]) -> float:
+    """Return (Σ|Δ|)²/Σ|Δ|²: over how many neurons the effect is spread, were it spread evenly.
+
+    It lies between 1 and N, and is NaN where no neuron has an effect.
+    """
+    squares = float((value**2).sum())
+    return float(value.sum()) ** 2 / squares if squares > 0 else np.nan

@@ -17,11 +17,31 @@ from rareneuron.shown import Shown
 
 @dataclass(frozen=True)
 class Readout(Shown):
-    r"""logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer`, x̂ = x/σ for `rms`.
+    r"""The end of a language model: final norm, then unembedding, as data.
 
-    σ² is the mean square of the centred (`layer`) or raw (`rms`) residual plus `eps`. `weight` is the gain that
-    really multiplies x̂ (Gemma stores gain − 1). Called on a residual [token, d_model] it returns logits
-    [token, vocab] in the dtype of its weights.
+    logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer` and x̂ = x/σ for `rms`; σ² is the
+    mean square of the centred (`layer`) or raw (`rms`) residual, plus `eps`. Called on a residual [token, d_model] it
+    returns logits [token, vocab] in the dtype of its weights.
+
+    Args:
+        norm: `layer` (LayerNorm) or `rms` (RMSNorm).
+        weight: gain γ that really multiplies x̂, [d_model]; Gemma stores γ − 1. None: no gain.
+        bias: β, [d_model]; None: no bias.
+        eps: what is added to the mean square.
+        W_U: unembedding, [vocab, d_model].
+        b_U: bias of the logits, [vocab]; None: no bias.
+        scale: what multiplies the logits before `b_U`, as in Cohere's models.
+
+    Source:
+        LM(x) of Eq. 4 in App. 5.3.1 of “Emergent Specialization: Rare Token Neurons in Language Models”: "LayerNorm and
+        decoding". At every load it is compared with the model's own logits.
+
+    Example:
+        >>> import torch
+        >>> import rareneuron as rn
+        >>> readout = rn.Readout(norm="rms", weight=None, bias=None, eps=0.0, W_U=torch.eye(2))
+        >>> readout(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.8485, 1.1314]])
     """
 
     norm: Literal["layer", "rms"]
@@ -33,7 +53,7 @@ class Readout(Shown):
     scale: float = 1.0
 
     def __call__(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
-        """Logits of every token."""
+        """Return the logits of every token."""
         centred = self.centre(resid)
         x = centred / self.sigma(centred)[:, None]
         if self.weight is not None:
@@ -44,28 +64,28 @@ class Readout(Shown):
         return logits if self.b_U is None else logits + self.b_U
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """What the norm subtracts before it scales: the mean over d_model, or nothing."""
+        """Subtract what the norm subtracts before it scales: the mean over d_model, or nothing."""
         return x - x.mean(-1, keepdim=True) if self.norm == "layer" else x
 
     def sigma(self, centred: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
-        """The norm's scale σ per token."""
+        """Return the norm's scale σ of each token."""
         return (centred.square().mean(-1) + self.eps).sqrt()
 
     def logits_per_direction(self, dtype: torch.dtype | None = None) -> Float[Tensor, "vocab d_model"]:
-        """A = scale · W_U diag(γ): the logits before the norm's bias are A x̂. One new array."""
+        """Return A = scale · W_U diag(γ), a new array: before the norm's bias the logits are A x̂."""
         A = self.W_U.to(dtype=dtype, copy=True)
         if self.weight is not None:
             A *= self.weight
         return A.mul_(self.scale)
 
     def logits_at_zero(self, dtype: torch.dtype | None = None) -> Float[Tensor, " vocab"]:
-        """The logits that x̂ = 0 would give: scale · W_U β + b_U."""
+        """Return the logits that x̂ = 0 would give: scale · W_U β + b_U."""
         W_U = self.W_U.to(dtype)
         zero = W_U.new_zeros(len(W_U)) if self.bias is None else self.scale * (W_U @ self.bias.to(W_U))
         return zero if self.b_U is None else zero + self.b_U
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Readout":
-        """The same readout in another dtype or on another device."""
+        """Return the same readout in another dtype or on another device."""
 
         def moved(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device=device, dtype=dtype)
@@ -80,5 +100,5 @@ class Readout(Shown):
 
 
 def token_loss(logits: Float[Tensor, "token vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """Cross-entropy of the target in nats, per token."""
+    """Return the cross-entropy of each token's target in nats."""
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")

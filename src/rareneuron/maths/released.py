@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rareneuron.errors import TooFewNeurons
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.maths.segments import Spacings
+from rareneuron.maths.spacings import Spacings
 from rareneuron.shown import Shown
 
 AHEAD = 6  # the slope at i looks to rank 6i
@@ -39,12 +39,37 @@ class ReleasedPhases(Shown):
 
 
 def released_phases(curve: RankCurve) -> ReleasedPhases:
-    """The released numbers of one sign's curve; time O(n²), 0.1 s at 4,096 neurons."""
+    r"""Compute the lines, slopes and boundaries of a rank curve as the authors' released scripts do.
+
+    Boundaries are constants, so every curve has all three phases; nothing is tested. `fit_phases` is what the paper
+    defines. Time O(n²), 0.1 s at 4,096 neurons.
+
+    Args:
+        curve: rank curve of the neurons of one sign by |mean Δ|, at least 245 of them.
+
+    Returns:
+        κ and β of two lines, the slope at each rank and the deviation δ(r) from the first line.
+
+    Raises:
+        TooFewNeurons: the curve ends before the rank at which the scripts' decay begins.
+
+    Source:
+        The scripts that the authors of “Emergent Specialization: Rare Token Neurons in Language Models” released
+        (docs/phases.md says how they differ from the text).
+
+    Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> found = rn.released_phases(rn.rank_curve(np.arange(1, 301) ** -0.5))
+        >>> round(found.kappa, 3), found.plateau_end, found.decay_start
+        (0.5, 33, 245)
+    """
     n = curve.n_positive
     if n < DECAY_START:
         raise TooFewNeurons(
             f"The curve has {n} neurons with an effect, and the released scripts' decay begins at rank {DECAY_START} "
-            "whatever the layer, so their phases don't exist here. Use `--definitions paper`, or a wider layer."
+            "whatever the layer, so their phases don't exist here. Use the paper's definitions, or a wider layer.",
+            argument="definitions",
         )
     spacings = Spacings(np.log(curve.value[:n].astype(np.float64)))
     line, late = (spacings.line(int(np.ceil(np.exp(first))), int(np.exp(last))) for first, last in (FIT, LATE_FIT))
@@ -58,6 +83,6 @@ def released_phases(curve: RankCurve) -> ReleasedPhases:
         decay_start=DECAY_START,
         truncated_from=n // AHEAD + 1,
         slope=np.array(slope),
-        deviation=spacings.y - line.at(np.arange(1, n + 1)),
+        deviation=spacings.y[0] - line.at(np.arange(1, n + 1)),
         n_neurons=n,
     )

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from rareneuron.errors import InvalidConfig
 
-FEWEST_DRAWS = 99
+LEVEL = 0.05  # at which a p-value speaks
+FEWEST_DRAWS = 99  # of a null
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +32,20 @@ class AgainstNull:
 
     @property
     def p(self) -> float:
-        """Two-sided."""
+        """Two-sided p-value."""
         return min(1.0, 2 * min(self.p_above, self.p_below))
 
 
 def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull:
-    """One-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws.
+    """Return one-sided p-values, (1 + draws at least as extreme) / (1 + draws): never 0, valid for any number of draws.
 
     What is not a number never speaks for anything: such a draw counts as extreme, and such a value has p = 1.
     """
     if len(draws) < FEWEST_DRAWS:
         raise InvalidConfig(
             f"{len(draws)} null draws were given, and a p-value from fewer than {FEWEST_DRAWS} cannot come near 5 %. "
-            "Draw more random groups (--n-random)."
+            "Draw more random groups.",
+            argument="n_draws",
         )
     known = draws[np.isfinite(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
@@ -69,7 +71,7 @@ def bootstrap_interval(
     level: float = 0.95,
     n_draws: int = 2000,
 ) -> Float[np.ndarray, "2 *statistic"]:
-    """Percentile interval when contexts are resampled: lower and upper end of the mean per token in each column.
+    """Return a percentile interval over resampled contexts: both ends of the mean per token in each column.
 
     Another `statistic` takes the totals [draw, column] and the tokens [draw] of the resampled contexts, such as
     `lambda totals, tokens: (totals[:, 0] - totals[:, 1]) / tokens` for a difference.
@@ -77,8 +79,9 @@ def bootstrap_interval(
     n = len(sums)
     if n < 2:
         raise InvalidConfig(
-            f"{n} contexts can't be resampled: every draw would be the same and the interval of no width. Analyse more "
-            "contexts (--n-tokens)."
+            f"{n} contexts can't be resampled: every draw would be the same and the interval of no width. Analyse "
+            "tokens of more contexts.",
+            argument="n_tokens",
         )
     weights = rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(np.float64)
     totals, tokens = weights @ sums, weights @ n_tokens
@@ -87,9 +90,14 @@ def bootstrap_interval(
 
 
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """p-values adjusted for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
+    """Adjust p-values for their number; rejecting those ≤ 5 % errs once or more in at most 5 % of tables."""
     order = np.argsort(p)
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1)
     return adjusted
+
+
+def finite(value: float) -> float | None:
+    """Return the value as a float, or None if it isn't finite: JSON has no word for that."""
+    return float(value) if np.isfinite(value) else None

@@ -16,7 +16,7 @@ from scipy.special import entr
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths import Definitions
-from rareneuron.maths.significance import AgainstNull
+from rareneuron.maths.significance import AgainstNull, finite
 from rareneuron.shown import Shown
 
 RULES = ("fix-finger", "fraction", "half")  # for k of Eq. 6
@@ -40,12 +40,12 @@ class Spectrum(Shown):
     edges: dict[tuple[str, str], float]  # where Marchenko–Pastur ends, for the group's mean row variance
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """`rows`, as they are."""
+        """Return `rows` as a table."""
         rows = self.rows()
         return list(rows[0]), [tuple(row.values()) for row in rows]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain record a comparison, ready for JSON: what isn't finite is None."""
+        """Return one plain record per comparison, ready for JSON: what isn't finite is None."""
         return [
             {
                 "matrix": matrix,
@@ -66,18 +66,31 @@ class Spectrum(Shown):
         ]
 
 
-def finite(number: float) -> float | None:
-    """The number, if it is one."""
-    return float(number) if np.isfinite(number) else None
-
-
 def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:
-    r"""$\alpha_{Hill} = [\frac{1}{k} \sum_{i \le k} \log(\lambda_i / \lambda_k)]^{-1}$, λ sorted descending (Eq. 6).
+    r"""Return Hill's estimate of how heavy the tail of a spectrum is.
 
-    k ≥ 2 is a number, `fraction` (10 %), `half`, or `fix-finger`: λ_k is the eigenvalue at which the density of log λ
-    peaks, smoothed by a Gaussian kernel of width 1.06 · IQR/1.349 · n^(−1/5). Eigenvalues that are 0 to rounding have
-    no logarithm; they are left out, and n counts the others. ∞ where λ_1 = λ_k: no tail at all. For a power law of
-    density λ^(−α), Eq. 6 estimates α − 1.
+    $\alpha_{Hill} = [\frac{1}{k} \sum_{i \le k} \log(\lambda_i / \lambda_k)]^{-1}$, λ the eigenvalues from the
+    largest. For a power law of density λ^(−α) it estimates α − 1; smaller is heavier.
+
+    Args:
+        eigenvalues: of a product W Wᵀ, in any order. Those that are 0 to rounding have no logarithm and are left out.
+        k: how many are the tail, 2 or more: a number, `fraction` (10 %), `half`, or `fix-finger`, where λ_k is the
+            eigenvalue at which the density of log λ peaks, smoothed by a Gaussian kernel of width
+            1.06 · IQR/1.349 · n^(−1/5).
+
+    Returns:
+        α_Hill; infinite where λ_1 = λ_k, which is no tail at all.
+
+    Raises:
+        InvalidConfig: a number is negative or not finite, fewer than two are above 0, or `k` is unknown.
+
+    Source:
+        App. 5.3.3, Eq. 6 of “Emergent Specialization: Rare Token Neurons in Language Models”.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> round(rn.alpha_hill([4.0, 2.0, 1.0, 0.5], k=2), 4)  # 2 / log 2
+        2.8854
     """
     given = np.sort(np.asarray(eigenvalues, dtype=np.float64).ravel())[::-1]
     rounding = len(given) * np.finfo(np.float64).eps * np.abs(given).max(initial=0)
@@ -91,13 +104,13 @@ def alpha_hill(eigenvalues: ArrayLike, k: str | int = "fix-finger") -> float:
 
 
 def without_rounding(spectra: Float[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
-    """What is 0 to rounding becomes 0."""
+    """Set eigenvalues that are 0 to rounding to 0."""
     n = spectra.shape[1]
     return np.where(spectra > n * np.finfo(np.float64).eps * spectra[:, :1], spectra, 0.0)
 
 
 def tail_sizes(spectra: Float[np.ndarray, "draw n"], k: str | int) -> Int[np.ndarray, " draw"]:
-    """For each spectrum, k of Eq. 6."""
+    """Return k of Eq. 6 for each spectrum."""
     present = (spectra > 0).sum(1)
     if present.min() < 2:
         raise InvalidConfig(
@@ -121,12 +134,12 @@ def tail_sizes(spectra: Float[np.ndarray, "draw n"], k: str | int) -> Int[np.nda
 
 
 def logs_of(spectra: Float[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
-    """Natural logarithms; of 0, a number that is never used."""
+    """Return natural logarithms, and for 0 a number that is never used."""
     return np.log(np.maximum(spectra, np.finfo(np.float64).tiny))
 
 
 def peaks(spectra: Float[np.ndarray, "draw n"]) -> Int[np.ndarray, " draw"]:
-    """For each spectrum, k such that λ_k is where the kernel density of log λ peaks; of several places, the lowest."""
+    """Return k such that λ_k is where the kernel density of log λ peaks; of several places, the lowest."""
     logs, there = logs_of(spectra), spectra > 0
     present = there.sum(1, keepdims=True)
     quartiles = np.take_along_axis(logs, np.hstack([present // 4, 3 * present // 4]), 1)
@@ -140,7 +153,7 @@ def peaks(spectra: Float[np.ndarray, "draw n"]) -> Int[np.ndarray, " draw"]:
 def hill(
     spectra: Float[np.ndarray, "draw n"], k: Int[np.ndarray, " draw"], *, beyond: int = 0
 ) -> Float[np.ndarray, " draw"]:
-    """Eq. 6 for each spectrum; with `beyond` = 1 the released scripts' form, which divides by λ_{k+1}."""
+    """Return Eq. 6 for each spectrum; with `beyond` = 1 the released scripts' form, which divides by λ_{k+1}."""
     logs = logs_of(spectra)
     excess = logs - np.take_along_axis(logs, (k - 1 + beyond)[:, None], 1)
     with np.errstate(divide="ignore"):
@@ -148,7 +161,7 @@ def hill(
 
 
 def density_exponents(spectra: Float[np.ndarray, "draw n"]) -> Float[np.ndarray, " draw"]:
-    """α of a density λ^(−α) above λ_m, with the m whose fit is nearest in Kolmogorov–Smirnov distance (Clauset).
+    """Return α of a density λ^(−α) above λ_m, with the m whose fit is nearest in Kolmogorov–Smirnov distance.
 
     α = 1 + Eq. 6 at k = m, as in WeightWatcher and powerlaw; with them, a tail of two is allowed.
     """
@@ -169,7 +182,7 @@ def density_exponents(spectra: Float[np.ndarray, "draw n"]) -> Float[np.ndarray,
 def statistics(
     spectra: Float[np.ndarray, "draw n"], d: int, k: str | int, definitions: Definitions
 ) -> dict[str, Float[np.ndarray, " draw"]]:
-    """What is said about each spectrum, largest eigenvalue first."""
+    """Return every statistic of each spectrum, whose largest eigenvalue comes first."""
     total, largest = spectra.sum(1), spectra[:, 0]
     share = spectra / total[:, None]
     n_tail, alphas = {}, {}
@@ -190,17 +203,17 @@ def statistics(
     }
 
 
-def measured(
+def statistics_by_blocks(
     spectra: Float[np.ndarray, "draw n"], d: int, k: str | int, definitions: Definitions
 ) -> dict[str, Float[np.ndarray, " draw"]]:
-    """`statistics` in blocks, since it compares all pairs of eigenvalues."""
+    """Return `statistics` block by block, since they compare all pairs of eigenvalues."""
     blocks = np.array_split(spectra, 1 + spectra.size * spectra.shape[1] // BLOCK)
     parts = [statistics(block, d, k, definitions) for block in blocks if len(block)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def random_directions(size: int, d: int, n_draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw size size"]:
-    """Products of `size` unit vectors in random directions of d dimensions."""
+    """Draw `size` unit vectors in random directions of d dimensions, and return their products."""
     out = np.empty((n_draws, size, size))
     for draw in out:
         rows = rng.standard_normal((size, d))
@@ -210,10 +223,10 @@ def random_directions(size: int, d: int, n_draws: int, rng: np.random.Generator)
 
 
 def spectra_of(matrices: Float[np.ndarray, "draw size size"]) -> Float[np.ndarray, "draw size"]:
-    """Eigenvalues, largest first."""
+    """Return the eigenvalues of each matrix, largest first."""
     return without_rounding(np.linalg.eigvalsh(matrices)[:, ::-1])
 
 
 def marchenko_pastur_edge(size: int, d: int, variance: float) -> float:
-    r"""The largest eigenvalue of Ξ for wide i.i.d. rows, $\sigma^2 (1 + \sqrt{n/d})^2$."""
+    r"""Return the largest eigenvalue of Ξ for wide i.i.d. rows, $\sigma^2 (1 + \sqrt{n/d})^2$."""
     return variance * (1 + (size / d) ** 0.5) ** 2

@@ -6,16 +6,16 @@ likely down as up. Oracles: tests/maths/test_trend.py, every order and every wal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import kendalltau
 
 from rareneuron.errors import InvalidConfig
+from rareneuron.maths.significance import LEVEL
 
 ROUNDED = 12  # decimals to which sums of steps are equal
 EXACT_STEPS = 33  # of a trend; above, the normal approximation, whose p is within 0.015
 
 
 def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
-    """Kendall's τ_b of values against their order, and its two-sided p; NaN where all are equal.
+    """Return Kendall's τ_b of values against their order, and its two-sided p; NaN where all are equal.
 
     Exact up to 33 values, with equal ones too: under the null every order of the values is as likely, and inversions
     of a multiset's orders are counted by its q-multinomial coefficient.
@@ -28,6 +28,8 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
     if n < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     if n > EXACT_STEPS:
+        from scipy.stats import kendalltau  # rarely needed, and a second to import
+
         found = kendalltau(np.arange(n), values)
         return float(found.statistic), float(found.pvalue)
     later = np.sign(values[None, :] - values[:, None])[np.triu_indices(n, 1)]
@@ -40,7 +42,7 @@ def trend(values: Float[np.ndarray, " step"]) -> tuple[float, float]:
 def drift(
     values: Float[np.ndarray, " step"], rng: np.random.Generator, *, n_draws: int = 4095
 ) -> tuple[float, float, float]:
-    """Kendall's τ_b against order, its p (one-sided, upwards), and the least p that these values can have.
+    """Return Kendall's τ_b against order, its p (one-sided, upwards), and the least p that these values can have.
 
     Under the null each step is as likely down as up, by as much: a random walk, since checkpoints follow from one
     another and wander without any cause. (Were they independent, p would be too large.) All signs of the steps that
@@ -64,14 +66,14 @@ def drift(
 
 
 def concordance(paths: Float[np.ndarray, "path step"]) -> Float[np.ndarray, " path"]:
-    """Pairs in order less pairs against it, over the root of the pairs that differ: τ_b but for a constant."""
+    """Return pairs in order less pairs against it, over the root of the pairs that differ: τ_b but for a constant."""
     first, second = np.triu_indices(paths.shape[1], 1)
     sign = np.sign(paths[:, second] - paths[:, first])
     return np.asarray(sign.sum(1) / np.sqrt(np.maximum(np.abs(sign).sum(1), 1)))
 
 
 def inversion_counts(ties: list[int], most: int) -> list[int]:
-    """Orders with 0 … `most` inversions, of values of which `ties` are equal: [n]! / Π [m]!, each [j] a 1 − q^j."""
+    """Count the orders with 0 … `most` inversions when `ties` are equal: [n]! / Π [m]!, [j] = 1 − q^j."""
     counts = [1] + [0] * most
     for j in range(1, sum(ties) + 1):
         for i in range(most, j - 1, -1):
@@ -80,3 +82,12 @@ def inversion_counts(ties: list[int], most: int) -> list[int]:
         for i in range(j, most + 1):
             counts[i] += counts[i - j]
     return counts
+
+
+def onset(p: Float[np.ndarray, " step"], level: float = LEVEL) -> int | None:
+    """Return the index of the first step from which on every p is at most `level`; None where the last one isn't.
+
+    Steps are not corrected for one another. A p that is NaN counts as above the level.
+    """
+    late = len(p) - int(np.cumprod((p <= level)[::-1]).sum())
+    return late if late < len(p) else None

@@ -17,16 +17,16 @@ from rareneuron.maths.spectrum import (
     FEWEST_GAUSSIAN,
     Spectrum,
     marchenko_pastur_edge,
-    measured,
     random_directions,
     spectra_of,
+    statistics_by_blocks,
 )
 
 
 def products(
     W: Float[Tensor, "neuron d"], members: Int[np.ndarray, "draw size"], definitions: Definitions
 ) -> Float[np.ndarray, "draw size size"]:
-    """Ξ of each group in float64; `released`: the Pearson matrix of its rows, in which a constant row is all 0."""
+    """Return Ξ of each group in float64; `released`: the Pearson matrix of its rows, where a constant row is all 0."""
     out = np.empty((*members.shape, members.shape[1]))
     for draw, group in enumerate(torch.from_numpy(members)):
         rows = W[group].double()
@@ -45,10 +45,40 @@ def spectrum(
     definitions: Definitions = "paper",
     rng: np.random.Generator | None = None,
 ) -> Spectrum:
-    """The statistics of every group in every matrix [neuron, d], beside random groups and random directions.
+    r"""Measure how heavy the tails of the groups' weight spectra are, beside random groups and random directions.
 
-    `released` (Pearson matrix of the rows, λ_{k+1}, k = ⌊n/10⌋) has one rule and ignores `k`. Without `rng` the seed is
-    0. Memory: a few numbers per draw and pair of members.
+    The spectrum of a group is that of $\Xi = W_G W_G^T / d$, the products of its rows in one matrix. α_Hill of 50
+    eigenvalues depends on d more than on the weights, so each value stands beside uniform and matched random groups and
+    beside rows of the same lengths in random directions (Marchenko–Pastur).
+
+    Args:
+        weights: matrices by name, each [neuron, d], row i of neuron i.
+        groups: which neurons, as `neuron_groups` returns them, with 99 random draws or more.
+        k: how many eigenvalues are the tail, for `alpha_hill`.
+        definitions: `paper`, or `released` (Pearson matrix of the rows, λ_{k+1}, k = ⌊n/10⌋), which ignores `k`.
+        rng: source of the random directions; without it the seed is 0.
+
+    Returns:
+        Every statistic of every group and matrix, with its nulls; `rows()` makes a table of it.
+
+    Raises:
+        InvalidConfig: `k` is unknown, a group has fewer than two eigenvalues above 0, or there are too few draws.
+
+    Source:
+        App. 5.2.2 and 5.3.3, Eq. 6 and Table 4 of “Emergent Specialization: Rare Token Neurons in Language Models”;
+        the nulls are this package's (docs/spectrum.md).
+
+    Example:
+        Gaussian weights have no heavier tail in one group than in another:
+
+        >>> import numpy as np
+        >>> import rareneuron as rn
+        >>> rng = np.random.default_rng(0)
+        >>> delta = np.where(np.arange(40) < 20, 1.0, -1.0) / np.arange(1, 41)
+        >>> groups = rn.neuron_groups(delta, np.abs(delta), size=5, n_draws=200, rng=rng)
+        >>> found = rn.spectrum({"W_out": rng.normal(size=(40, 64))}, groups)
+        >>> found.against["W_out", "alpha_hill", "boosting", "uniform"].p > 0.05
+        True
     """
     rng = np.random.default_rng(0) if rng is None else rng
     groups_of = {"boosting": groups.boosting[None], "suppressing": groups.suppressing[None], "random": groups.random}
@@ -66,7 +96,7 @@ def spectrum(
             directions[d] = random_directions(groups.size, dimensions, n_gaussian, rng)
         matrices = {name: products(W, members, definitions) for name, members in groups_of.items()}
         spectra = {name: spectra_of(of) for name, of in matrices.items()}
-        found = {name: measured(of, d, k, definitions) for name, of in spectra.items()}
+        found = {name: statistics_by_blocks(of, d, k, definitions) for name, of in spectra.items()}
         for group in ("boosting", "suppressing", "random"):
             eigenvalues[matrix, group] = spectra[group].mean(0)
             if group == "random":
@@ -76,7 +106,7 @@ def spectrum(
             lengths = np.resize(np.sqrt(np.diagonal(matrices[group], axis1=1, axis2=2)), (n_gaussian, groups.size))
             gaussian = spectra_of(directions[d] * lengths[:, :, None] * lengths[:, None, :])
             nulls = {} if group == "random" else {"uniform": found["random"], "matched": found.get(f"matched {group}")}
-            nulls["marchenko-pastur"] = measured(gaussian, d, k, definitions)
+            nulls["marchenko-pastur"] = statistics_by_blocks(gaussian, d, k, definitions)
             for statistic, value in found[group].items():
                 for null, drawn in nulls.items():
                     if drawn is not None:

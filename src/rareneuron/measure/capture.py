@@ -1,11 +1,11 @@
-"""From contexts to what the last layer's neurons need: residual stream, activations and target of each token.
+"""From contexts to what the neurons of a layer need: residual stream, activations and target of each token.
 
 The backbone runs without the unembedding; logits are formed later, at analysed tokens only. Contexts stream
 through, so memory is that of one batch whatever the corpus. Targets come from the `Selection`: the shift to the
 next token happened there, where a target's rarity decides which tokens are analysed, and never again.
 """
 
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 class TokenBatch:
     """Analysed tokens of a few whole contexts, in the order of the selection."""
 
-    resid: Float[Tensor, "token d_model"]  # last block's output, the input of the final norm
+    resid: Float[Tensor, "token d_model"]  # the block's output; of the last layer the input of the final norm
     act: Float[Tensor, "token neuron"]  # input of the MLP's output projection
     target: Int[Tensor, " token"]
     context: Int[np.ndarray, " token"]  # row of the selection's windows
@@ -37,9 +37,9 @@ class TokenBatch:
     n_positions: int
 
 
-def contexts_per_batch(adapter: Adapter, context_length: int) -> int:
+def contexts_per_batch(adapter: Adapter, context_length: int, layer: int) -> int:
     """As many contexts as keep a forward pass's activations below `BATCH_BYTES`."""
-    per_token = 4 * (2 * adapter.d_mlp + 8 * adapter.d_model)  # float32, one layer's worth lives at a time
+    per_token = 4 * (2 * adapter.n_neurons(layer) + 8 * adapter.d_model)  # float32, one layer's worth lives at a time
     return max(1, BATCH_BYTES // (per_token * context_length))
 
 
@@ -47,7 +47,7 @@ def capture(adapter: Adapter, selection: Selection, layer: int = -1) -> Iterator
     """Run the backbone over all contexts of the selection and keep what stands at analysed tokens."""
     order = np.argsort(selection.context, kind="stable")
     context = selection.context[order]
-    size = contexts_per_batch(adapter, selection.windows.shape[1])
+    size = contexts_per_batch(adapter, selection.windows.shape[1], layer)
     for start in range(0, len(selection.windows), size):
         windows = selection.windows[start : start + size]
         rows = order[np.searchsorted(context, start) : np.searchsorted(context, start + len(windows))]
@@ -93,26 +93,23 @@ def _join(batches: list[TokenBatch]) -> TokenBatch:
     )
 
 
-class TokenSource:
-    """The token batches of a checkpoint, again and again: held where they fit in memory, captured anew where not."""
+def rows_of(selection: Selection, contexts: range) -> Int[np.ndarray, " token"]:
+    """Return the rows of the token table that belong to some contexts."""
+    return np.flatnonzero((selection.context >= contexts.start) & (selection.context < contexts.stop))
 
-    def __init__(self, adapter: Adapter, selection: Selection, layer: int, memory: int) -> None:
-        self.adapter, self.selection, self.layer = adapter, selection, layer
-        self.fits = len(selection.context) * (adapter.d_mlp + adapter.d_model) * 4 <= memory
-        self._held: list[TokenBatch] = []
-        self.seconds = 0.0
 
+class TokenSource(ABC):
+    """The captured tokens of one layer of a checkpoint, which can be gone through again and again."""
+
+    adapter: Adapter
+    selection: Selection
+    layer: int
+    seconds: float  # that capture took
+
+    @abstractmethod
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
-        """Capture, timed."""
-        start = time.perf_counter()
-        for batch in capture(self.adapter, self.selection, self.layer):
-            self.seconds += time.perf_counter() - start
-            if self.fits:
-                self._held.append(batch)
-            yield batch
-            progress(batch.n_positions)
-            start = time.perf_counter()
+        """Capture all batches, timed."""
 
-    def again(self) -> Iterable[TokenBatch]:
-        """The same batches again."""
-        return self._held if self.fits else capture(self.adapter, self.selection, self.layer)
+    @abstractmethod
+    def again(self) -> Iterator[TokenBatch]:
+        """Return the same batches again."""

@@ -7,37 +7,42 @@ A lock on each keeps two processes from the same one. Oracle: tests/study/test_c
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from rareneuron.errors import NotMeasured, Unavailable
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.measure.capture import HELD
-from rareneuron.measure.effects import layer_effects
+from rareneuron.measure.effects import LayerEffects, layer_effects
+from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
-from rareneuron.measure.identity import refuse_removed, shard_identity, step_name
-from rareneuron.measure.neurons import Observer, explorer_stage
-from rareneuron.measure.pieces import ShardedSource, ShardStore, StepShards, cut_contexts
+from rareneuron.measure.identity import piece_identity, refuse_removed, step_name
+from rareneuron.measure.neurons import Observer, explore
+from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
-from rareneuron.runs.groups import write_groups
-from rareneuron.runs.layout import WEIGHTS
-from rareneuron.runs.rankings import fit_rankings, write_phases
+from rareneuron.runs.groups import ComparedGroups, write_groups
+from rareneuron.runs.layout import STEP_RECORD, WEIGHTS
+from rareneuron.runs.neurons import Explorer, write_explorer
+from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
+from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, load_tokens
 
 
-def compute_unit(
+def compute_checkpoint(
     store: RunStore,
     config: StudyConfig,
     checkpoint: Checkpoint,
@@ -55,7 +60,17 @@ def compute_unit(
         if store.step(name).is_dir() and damage(store.step(name)) is None:
             remove(store.units(name))
             return  # another process was here meanwhile
-        step_stage(store, config, checkpoint, adapter or load_checkpoint(config, checkpoint), tokens, progress, is_last)
+        measure_checkpoint(
+            Measurement(
+                store=store,
+                config=config,
+                checkpoint=checkpoint,
+                adapter=adapter or load_checkpoint(config, checkpoint),
+                tokens=tokens,
+                is_last=is_last,
+                progress=progress,
+            )
+        )
 
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
@@ -64,8 +79,7 @@ def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     stamps = weight_stamps(where)  # before loading: weights that change meanwhile then count as changed
     adapter = load_folder(where, dtype=config.dtype, device=config.device)
     adapter.provenance["weight_stamps"] = stamps
-    if config.engine == "closed-form":
-        adapter.readout(config.layer)  # refuses with the reason
+    engine_kind(config.engine).refuse_model(adapter, config.layer)
     return adapter
 
 
@@ -76,87 +90,182 @@ def bar(label: str, total: int, unit: str, show: bool) -> Iterator[Any]:
         yield t.update
 
 
-def step_stage(
-    store: RunStore,
-    config: StudyConfig,
-    checkpoint: Checkpoint,
-    adapter: Adapter,
-    tokens: TokenStage,
-    progress: bool,
-    is_last: bool,
-) -> None:
-    """Effects, groups and phases of one checkpoint, written as one folder that exists only when complete.
+class Measurement:
+    """One checkpoint at work: what is given, and what the stages have found so far."""
 
-    The last planned one also gets what the report's neuron explorer shows, and the experiments that claims rest on.
-    """
-    name = step_name(checkpoint)
-    selection = tokens.selection
-    with (
-        bar(f"step {name} capture", selection.windows.size, "tok", progress) as capture_progress,
-        bar(f"step {name} effects", len(selection.context), "tok", progress) as effects_progress,
-    ):
+    def __init__(
+        self,
+        *,
+        store: RunStore,
+        config: StudyConfig,
+        checkpoint: Checkpoint,
+        adapter: Adapter,
+        tokens: TokenStage,
+        is_last: bool,
+        progress: bool,
+    ) -> None:
+        self.store, self.config, self.checkpoint, self.adapter = store, config, checkpoint, adapter
+        self.tokens, self.is_last, self.progress = tokens, is_last, progress
+        self.name = step_name(checkpoint)
+        self.selection = tokens.selection
         memory = int(config.memory * 2**30)
-        held = int(HELD * memory)
-        seen = Observer(selection, adapter.d_mlp) if is_last else None
-        shards, are_kept = cut_contexts(adapter, selection, config.engine)
-        kept = ShardStore(
-            store.units(name), shard_identity(config, adapter, tokens), lambda: refuse_removed(store, config, tokens)
+        self.held_bytes = int(HELD * memory)  # of captured tokens
+        self.engine_bytes = memory - self.held_bytes
+        self.kind = engine_kind(config.engine)
+        self.layer = config.layer % adapter.n_layers
+        self.observer = Observer(self.selection, adapter.n_neurons(self.layer)) if is_last else None
+        pieces, are_kept = cut_contexts(adapter, self.selection, self.layer, self.kind)
+        self.kept = PieceStore(store.units(self.name), piece_identity(config, adapter, tokens), self.check)
+        self.source = CapturedPieces(
+            adapter,
+            self.selection,
+            self.layer,
+            memory=self.held_bytes,
+            pieces=pieces,
+            kept=self.kept if are_kept else None,
         )
-        source = ShardedSource(adapter, selection, config.layer, held, shards, kept if are_kept else None)
-        in_shards = StepShards(source, kept, seen)
-        effects = layer_effects(
-            source,
-            engine=config.engine,
-            reference=config.reference,
-            memory=memory - held,
-            seed=config.seed,
+        self.found: dict[str, Any] = {}  # by stage
+
+    def check(self) -> None:
+        """Refuse to go on where the run folder is no longer this study's."""
+        refuse_removed(self.store, self.config, self.tokens)
+
+    @property
+    def effects(self) -> LayerEffects:
+        """What the stage `effects` has found."""
+        return self.found["effects"]
+
+    @property
+    def groups(self) -> ComparedGroups:
+        """What the stage `groups` has found."""
+        return self.found["groups"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One part of a checkpoint's results, computed from what the stages above it have found."""
+
+    name: str  # of its seconds in step.json
+    compute: Callable[[Measurement], Any]
+    write: Callable[[Path, Measurement, Any], None]
+    at_last: bool = False  # of the last planned checkpoint only
+
+
+def measure_checkpoint(work: Measurement) -> None:
+    """Go through the stages, then put everything in place as one folder that exists only when complete."""
+    stages = [stage for stage in STAGES if work.is_last or not stage.at_last]
+    timings: dict[str, float] = {}
+    for stage in stages:
+        started = time.perf_counter()
+        work.found[stage.name] = stage.compute(work)
+        timings[stage.name] = time.perf_counter() - started
+    work.check()
+    with replacing(work.store.step(work.name)) as folder:
+        folder.mkdir()
+        for stage in stages:
+            stage.write(folder, work, work.found[stage.name])
+        record = step_record(work, timings | work.effects.timings, file_sums(folder))
+        write_json(folder / STEP_RECORD, as_json(record))
+    remove(work.store.units(work.name))
+
+
+def compute_effects(work: Measurement) -> LayerEffects:
+    """Compute every neuron's effect, with bars, piece by piece."""
+    pieces = StepPieces(work.source, work.kept, work.observer)
+    with (
+        bar(f"step {work.name} capture", work.selection.windows.size, "tok", work.progress) as capture_progress,
+        bar(f"step {work.name} effects", len(work.selection.context), "tok", work.progress) as effects_progress,
+    ):
+        return layer_effects(
+            work.source,
+            work.kind,
+            pieces,
+            reference=work.config.reference,
+            memory=work.engine_bytes,
+            seed=work.config.seed,
             capture_progress=capture_progress,
             effects_progress=effects_progress,
-            observe=in_shards.observe,
-            units=in_shards,
+            observe=pieces.observe,
         )
-    started = time.perf_counter()
-    compared = compare_groups(config, source, effects.table)
-    compared_at = time.perf_counter()
-    phases = fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions, is_last=is_last)
-    further = {"groups": compared_at - started, "phases": time.perf_counter() - compared_at}
-    tried = None
-    if is_last:
-        started = time.perf_counter()
-        tried = experiments(source, effects.table, compared.groups, config.engine, memory - held, config.seed)
-        further["experiments"] = time.perf_counter() - started
+
+
+def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> None:
+    """Write the table of effects with each neuron's role, the rank curve, sums per context and clean losses."""
     role = np.full(len(effects.table), "other", dtype=object)
-    for name_of_role, neurons in compared.role.items():
-        role[neurons] = name_of_role
-    rare = selection.rare
-    record = {
-        "step": checkpoint.step,
-        "model": adapter.provenance | ({"source": f"embedded series, step {name}"} if config.is_embedded_model else {}),
-        "closed_form": asdict(adapter.closed_form),
-        "engine": config.engine,
-        "loss_rare": float(effects.token_loss[rare].mean()),
-        "loss_common": float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
-        "audit": None if effects.audit is None else asdict(effects.audit),
-        "timings": effects.timings | further,
-        "rates": effects.rates,
-    }
-    refuse_removed(store, config, tokens)
-    with replacing(store.step(name)) as folder:
-        folder.mkdir()
-        write_table(folder / "effects.parquet", effects.table.assign(role=role))
-        curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
-        write_table(folder / "rank_curve.parquet", curve_table(curve, effects.table["neuron"].to_numpy()))
-        write_tensors(folder / "context_sums.safetensors", effects.context_sums)
-        write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
-        write_groups(folder, compared)
-        if seen is not None:
-            explorer_stage(folder, source, seen, effects.table, config.engine)
-        if tried is not None:
-            write_experiments(folder, tried)
-        write_phases(folder, phases, config.definitions)
-        write_json(folder / WEIGHTS, weights_record(adapter))
-        write_json(folder / "step.json", record | {"files": file_sums(folder)})
-    remove(store.units(name))
+    for name, neurons in work.groups.role.items():
+        role[neurons] = name
+    write_table(folder / "effects.parquet", effects.table.assign(role=role))
+    curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
+    write_table(folder / "rank_curve.parquet", curve_table(curve, effects.table["neuron"].to_numpy()))
+    write_tensors(folder / "context_sums.safetensors", effects.context_sums)
+    write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
+
+
+def compute_phases(work: Measurement) -> dict[Ranking, Found | NotMeasured]:
+    """Fit the phases of every ranking."""
+    effects, config = work.effects, work.config
+    return fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions, is_last=work.is_last)
+
+
+def compute_experiments(work: Measurement) -> dict[str, np.ndarray] | Unavailable:
+    """Ablate whole groups at once."""
+    return experiments(work.source, work.effects.table, work.groups.groups, work.engine_bytes, work.config.seed)
+
+
+def compute_neurons(work: Measurement) -> Explorer:
+    """Put together what the explorer of the report shows."""
+    assert work.observer is not None, "the last checkpoint is observed"
+    return explore(work.source, work.observer, work.effects.table)
+
+
+STAGES = (
+    Stage(name="effects", compute=compute_effects, write=write_effects),
+    Stage(
+        name="groups",
+        compute=lambda work: compare_groups(work.config, work.source, work.effects.table),
+        write=lambda folder, _, found: write_groups(folder, found),
+    ),
+    Stage(
+        name="phases",
+        compute=compute_phases,
+        write=lambda folder, work, found: write_phases(folder, found, work.config.definitions),
+    ),
+    Stage(
+        name="experiments",
+        compute=compute_experiments,
+        write=lambda folder, _, found: write_experiments(folder, found),
+        at_last=True,
+    ),
+    Stage(
+        name="neurons",
+        compute=compute_neurons,
+        write=lambda folder, _, found: write_explorer(folder, found),
+        at_last=True,
+    ),
+    Stage(
+        name="weights",
+        compute=lambda work: weights_record(work.adapter),
+        write=lambda folder, _, found: write_json(folder / WEIGHTS, found),
+    ),
+)
+
+
+def step_record(work: Measurement, timings: dict[str, float], files: dict[str, str]) -> StepRecord:
+    """Return what `step.json` says of a checkpoint: model, losses, audit, seconds."""
+    effects, rare, adapter = work.effects, work.selection.rare, work.adapter
+    embedded = {"source": f"embedded series, step {work.name}"} if work.config.is_embedded_model else {}
+    return StepRecord(
+        step=work.checkpoint.step,
+        model=ModelRecord(**adapter.provenance | embedded),
+        closed_form=ClosedFormRecord(**asdict(adapter.closed_form)),
+        engine=work.kind.name,
+        loss_rare=float(effects.token_loss[rare].mean()),
+        loss_common=float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
+        audit=effects.audit,
+        timings=timings,
+        rates=effects.rates,
+        files=files,
+    )
 
 
 def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:

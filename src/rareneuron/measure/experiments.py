@@ -15,17 +15,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import RareNeuronError
+from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.ablation import AblationEngine
-from rareneuron.maths.claims import weights_at_equal_loss
 from rareneuron.maths.clustered import sums_by_context
+from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
+from rareneuron.runs.options import with_option
+from rareneuron.runs.seeds import generator
 
 RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
 JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
+JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of its time on these
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are held
 RANDOM_GROUPS = 400  # of each kind
@@ -36,18 +39,16 @@ def experiments(
     source: TokenSource,
     effects: pd.DataFrame,
     groups: NeuronGroups | RareNeuronError,
-    engine: str,
     memory: int,
     seed: int,
-) -> dict[str, np.ndarray] | str:
-    """The arrays of docs/run-folder.md; or why there are none."""
+) -> dict[str, np.ndarray] | Unavailable:
+    """Return the arrays of docs/run-folder.md; or why there are none."""
     if isinstance(groups, RareNeuronError):
-        return str(groups)
-    if engine != "closed-form":
-        return "Ablating groups needs the readout of the last layer's closed form, and this study used patching."
-    rng = np.random.default_rng([seed, 6])
-    sample = Sample(source, rng)
-    readout, W_out = source.adapter.readout(source.layer), source.adapter.weights(source.layer).W_out
+        return Unavailable(with_option(groups))
+    readout, W_out = source.adapter.readout_behind(source.layer), source.adapter.weights(source.layer).W_out
+    if isinstance(readout, Unavailable):
+        return Unavailable(f"Groups are ablated at once by the readout behind their layer. {readout.why}")
+    sample = Sample(source, generator(seed, "experiments"))
     device = W_out.device
     act, resid, target, rare = sample.act, sample.resid, sample.target, sample.rare
     mean = torch.tensor(effects["mean_act"].to_numpy()).to(device)
@@ -103,11 +104,6 @@ def by_context(
     return {f"{kind}_{name}{suffix}": sums_by_context(x, rows, n_contexts).float() for name, x in sums.items()}
 
 
-def effective_number(weights: Float[np.ndarray, " token"]) -> float:
-    """(Σw)²/Σw²: how many equally weighted tokens say as much; none where none has any weight."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
-
-
 class Sample:
     """Whole contexts until there are enough rare tokens, in the selection's order."""
 
@@ -148,7 +144,8 @@ def joint_effects(
     drawn |= {f"matched_{role}": of[:RANDOM_GROUPS] for role, of in groups.matched.items()}
     vocab, d_model = readout.W_U.shape
     n_groups = 2 + sum(len(of) for of in drawn.values())
-    n = min(len(resid), int(np.clip(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), 16, JOINT_TOKENS)))
+    affordable = min(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), len(resid) / JOINT_SHARE)
+    n = min(len(resid), int(np.clip(affordable, 16, JOINT_TOKENS)))
     W = W_out.double()
 
     def moves(at: Tensor, of: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rareneuron.errors import RareNeuronError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
@@ -20,6 +20,7 @@ from rareneuron.maths.weights import spectrum
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES, ComparedGroups
+from rareneuron.runs.seeds import generator
 
 
 def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFrame) -> ComparedGroups:
@@ -31,7 +32,7 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
     for compute in (geometry_at, spectrum_at):
         try:
             found.append(compute(config, source, groups))
-        except TooFewNeurons as error:
+        except NotMeasured as error:
             found.append(error)
     balance = matching(groups, effects[MATCHED_ON].to_numpy())
     return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])
@@ -48,7 +49,7 @@ def chosen_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | 
             most=MOST_CANDIDATES,
             covariate=effects[MATCHED_ON].to_numpy(),
             matched_on=MATCHED_ON,
-            rng=np.random.default_rng([config.seed, 2]),
+            rng=generator(config.seed, "groups"),
         )
     except TooFewNeurons as error:
         return error
@@ -60,7 +61,7 @@ def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     for batch in source.again():
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
-    rng = np.random.default_rng([config.seed, 4])
+    rng = generator(config.seed, "geometry")
     return geometry_of(moments, groups, rng, definitions=whose(config))
 
 
@@ -73,7 +74,7 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     """Of every matrix that the layer's MLP has."""
     weights = source.adapter.weights(source.layer)
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
-    rng = np.random.default_rng([config.seed, 5])
+    rng = generator(config.seed, "spectrum")
     return spectrum({name: W for name, W in given.items() if W is not None}, groups, definitions=whose(config), rng=rng)
 
 

@@ -10,12 +10,17 @@ from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import split_revision
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import file_sum, read_json
+from rareneuron.runs.files import file_sum
 from rareneuron.runs.layout import UNKNOWN_STEP_NAME
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, selection_digest
 
-EARLIER = {"definitions": "paper"}  # what runs of before there was a choice did
+# Settings that the pieces of a checkpoint needn't be named by: digests of tokens and weights say more, or they matter
+# to later stages alone.
+SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity", "percentile", "words", "n_tokens"}
+SEEN_IN_TOKENS |= {"context_length"}
+SEEN_IN_WEIGHTS = {"model", "revision"}
+DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -41,7 +46,7 @@ def absolute(path: str) -> str:
 def check_same_settings(store: RunStore, config: StudyConfig) -> None:
     """A run folder made with other settings is refused: its finished checkpoints would not be comparable."""
     manifest = store.read_manifest()
-    before, now = EARLIER | manifest["config"] | manifest["resolved"], config.identity() | resolved(config)
+    before, now = manifest.config.identity() | manifest.resolved, config.identity() | resolved(config)
     differing = [
         f"{k}: {before.get(k)!r} there, {v!r} now"
         for k, v in now.items()
@@ -55,7 +60,7 @@ def check_same_settings(store: RunStore, config: StudyConfig) -> None:
         )
     counts = config.counts
     if counts is not None and Path(counts).is_file():
-        then, content = manifest["data"]["counts"]["sha256"], file_sum(Path(counts))
+        then, content = manifest.data.counts.sha256, file_sum(Path(counts))
         if then != content:
             raise RunFolderError(
                 f"{counts} has changed since {store.root} was begun (SHA-256 {then} then, {content} now), and what is "
@@ -67,7 +72,7 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
     """Finished steps of other weights are refused: what is computed now would be followed from another model's."""
     for checkpoint in finished:
         name = step_name(checkpoint)
-        how = changed_weights(checkpoint, read_json(store.step(name) / "step.json")["model"])
+        how = changed_weights(checkpoint, store.read_step(name).model)
         if how is not None:
             raise RunFolderError(
                 f"Step {name} of {store.root} was computed from other weights: {how}, and results of both would be "
@@ -76,10 +81,14 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
             )
 
 
-def shard_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
-    """What the shards of a checkpoint are computed from, but for their contexts."""
-    settings = config.identity()
-    return {name: settings[name] for name in ("engine", "reference", "dtype", "seed")} | {
+def piece_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
+    """Return what the pieces of a checkpoint are computed from, but for their contexts.
+
+    Every setting that decides results belongs to it, unless it is known otherwise to make no difference here.
+    """
+    known = SEEN_IN_TOKENS | SEEN_IN_WEIGHTS | DECIDE_LATER_STAGES
+    settings = {name: value for name, value in config.identity().items() if name not in known}
+    return settings | {
         "layer": config.layer % adapter.n_layers,
         "weights": adapter.provenance["weights_sha256"],
         "tokens": selection_digest(tokens.selection),
@@ -94,7 +103,7 @@ def refuse_removed(store: RunStore, config: StudyConfig, tokens: TokenStage) -> 
             "the checkpoint at hand. Run the same command again: what is still there is kept."
         )
     check_same_settings(store, config)
-    if store.read_manifest()["data"]["sha256"] != selection_digest(tokens.selection):
+    if store.read_manifest().data.sha256 != selection_digest(tokens.selection):
         raise RunFolderError(
             f"{store.root} has other tokens now than when this study began: another one has taken its place. Run the "
             "same command again, or choose another folder with --out."

@@ -10,7 +10,6 @@ test_explorer.py, loops over tokens and neurons.
 
 from collections.abc import Mapping
 from copy import copy
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.data.spelling import texts_of
-from rareneuron.errors import RareNeuronError
+from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 from rareneuron.measure.effects import EffectBlock
@@ -37,7 +36,6 @@ from rareneuron.runs.neurons import (
     NONE,
     Explorer,
     text_span,
-    write_explorer,
 )
 
 NEURONS_AT_ONCE = 64  # whose logits over the vocabulary, or correlations with the layer, are held
@@ -160,14 +158,15 @@ def largest_of_contexts(
     return torch.stack([f.values for f in found]), rows
 
 
-def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: str) -> Explorer:
+def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explorer:
     """Put together what was seen and what the activations and weights say; the model must still be there."""
     seen.refuse_gaps()
     adapter, selection = source.adapter, source.selection
     shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
     weights = adapter.weights(source.layer)
     histogram, neighbour, correlation = activations(source, seen, shown)
-    written, logit, no_readout = writes(adapter, source, weights, shown, engine)
+    listed = writes(adapter, source, weights, shown)
+    written, logit = (None, None) if isinstance(listed, Unavailable) else listed
     at = torch.from_numpy(shown).to(seen.token.device)
     token = seen.token[:, at].T.cpu().numpy()
     near = np.where(token[..., None] == NONE, NONE, seen.near[token])
@@ -185,7 +184,7 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: 
         W_gate_norm=None if weights.W_gate is None else norms(weights.W_gate),
         written=written,
         written_logit=logit,
-        no_readout=no_readout,
+        no_readout=listed.why if isinstance(listed, Unavailable) else None,
         texts=texts_of(adapter.tokenizer, adapter.vocab, shown_ids(selection, token, written)),
     )
 
@@ -238,22 +237,19 @@ def closest(
 
 
 def writes(
-    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"], engine: str
-) -> tuple[Int[np.ndarray, "shown written"] | None, Float[np.ndarray, "shown written"] | None, str | None]:
-    """The ids that each neuron promotes and demotes most, or why that can't be told."""
-    if engine != "closed-form":
-        return (
-            None,
-            None,
-            (
-                "What a neuron promotes is read off the final norm and the unembedding behind its layer. The patching "
-                "engine serves layers and models where other things stand between, so there is no such list."
-            ),
+    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"]
+) -> tuple[Int[np.ndarray, "shown written"], Float[np.ndarray, "shown written"]] | Unavailable:
+    """Return the ids that each neuron promotes and demotes most, or why that can't be told."""
+    readout = adapter.readout_behind(source.layer)
+    if isinstance(readout, Unavailable):
+        return Unavailable(
+            "What a neuron promotes is read off the final norm and the unembedding behind its layer, and here other "
+            f"things stand between. {readout.why}"
         )
     n_ids = min(adapter.vocab, len(adapter.tokenizer))
     W = weights.W_out[torch.from_numpy(shown).to(weights.W_out.device)]
-    ids, logits = promoted(adapter.readout(source.layer), W, n_ids)
-    return ids.cpu().numpy(), logits.cpu().numpy(), None
+    ids, logits = promoted(readout, W, n_ids)
+    return ids.cpu().numpy(), logits.cpu().numpy()
 
 
 def promoted(
@@ -281,8 +277,3 @@ def shown_ids(
         span = text_span(int(selection.position[i]), selection.windows.shape[1])
         found.append(selection.windows[selection.context[i], span.start : span.stop])
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-
-
-def explorer_stage(folder: Path, source: TokenSource, seen: Observer, effects: pd.DataFrame, engine: str) -> None:
-    """Compute and write the details of one checkpoint."""
-    write_explorer(folder, explore(source, seen, effects, engine))

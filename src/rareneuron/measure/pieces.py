@@ -1,11 +1,11 @@
-"""Work that survives: a checkpoint's contexts in shards, each kept until the checkpoint is finished.
+"""Work that survives: a checkpoint's contexts in pieces, each kept until the checkpoint is finished.
 
-A shard is a range of contexts worth about a minute of work, so small checkpoints have one, of which nothing is kept.
-Where there are more, a shard's sums of effects, and its captured tokens where forward passes are dear, lie in
-`RUN/units/<step>/<sha256>.safetensors`, named by everything that decides them: weights, tokens, layer, engine, shard. A
+A piece is a range of contexts worth about a minute of work, so small checkpoints have one, of which nothing is kept.
+Where there are more, a piece's sums of effects, and its captured tokens where forward passes are dear, lie in
+`RUN/units/<step>/<sha256>.safetensors`, named by everything that decides them: weights, tokens, settings, contexts. A
 killed study reads them back, and ends with the same bits; one that is damaged is said to be, and computed again.
 Sums are added in float64 in the order of contexts, whether they were just computed or read.
-Shards are cut by counting operations, never by measured time, which would cut them differently each time.
+Pieces are cut by counting operations, never by measured time, which would cut them differently each time.
 Domain: the same bits on CPU with the same number of threads. Oracle: tests/study/test_crash.py.
 """
 
@@ -27,49 +27,53 @@ from tqdm import tqdm
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import RunFolderError
-from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture
-from rareneuron.measure.effects import TOKENS_AT_ONCE, EffectBlock
+from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture, rows_of
+from rareneuron.measure.engines.base import EffectBlock, EngineKind, Workload
 from rareneuron.measure.neurons import Observer
 from rareneuron.measure.sums import as_array
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.files import read_tensors, remove, write_tensors
 
-FORMAT = 1  # of units; those of another are not found
-SHARD_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s
-CAPTURED_BYTES = 512 * 2**20  # of a shard whose captured tokens are kept
+FORMAT = 1  # of kept pieces; those of another are not found
+PIECE_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s
+CAPTURED_BYTES = 512 * 2**20  # of a piece whose captured tokens are kept
 BY_TOKEN = ("resid", "act", "target", "context", "rare", "index")
 SEEN = "explorer."
 
 
-def work(adapter: Adapter, selection: Selection, engine: str) -> tuple[float, float]:
-    """Operations of the forward pass over all positions, and of all effects: matrix products alone."""
-    n_tokens, d_model, d_mlp = len(selection.context), adapter.d_model, adapter.d_mlp
-    forward = 2.0 * adapter.n_backbone_params * selection.windows.size
-    if engine == "patching":
-        return forward, forward * d_mlp + 2.0 * n_tokens * d_mlp * adapter.vocab * d_model
-    return forward, 2.0 * n_tokens * adapter.vocab * (4 * d_model + d_mlp)
+def workload(adapter: Adapter, selection: Selection, layer: int) -> Workload:
+    """Return the numbers that decide what effects at these tokens cost."""
+    return Workload(
+        forward=2.0 * adapter.n_backbone_params * selection.windows.size,
+        n_contexts=len(selection.windows),
+        n_tokens=len(selection.context),
+        n_neurons=adapter.n_neurons(layer),
+        d_model=adapter.d_model,
+        vocab=adapter.vocab,
+    )
 
 
-def cut_contexts(adapter: Adapter, selection: Selection, engine: str) -> tuple[tuple[range, ...], bool]:
-    """The shards of a checkpoint, and whether their captured tokens are worth keeping."""
-    (forward, effects), minute = work(adapter, selection, engine), shard_work(adapter)
-    keep = forward >= minute
-    n_contexts, n_tokens = len(selection.windows), len(selection.context)
-    n = round((forward + effects) / minute)
+def cut_contexts(
+    adapter: Adapter, selection: Selection, layer: int, kind: EngineKind
+) -> tuple[tuple[range, ...], bool]:
+    """Return the pieces of a checkpoint, and whether their captured tokens are worth keeping."""
+    work, minute = workload(adapter, selection, layer), piece_work(adapter)
+    keep = work.forward >= minute
+    n_contexts = len(selection.windows)
+    n = round((work.forward + kind.operations(work)) / minute)
     if keep:
-        n = max(n, 2, -(-4 * n_tokens * (adapter.d_mlp + adapter.d_model) // CAPTURED_BYTES))
-    most = n_contexts if engine == "patching" else n_tokens // TOKENS_AT_ONCE  # the engine pays off on many tokens
-    cuts = np.unique(np.linspace(0, n_contexts, max(1, min(n, most, n_contexts)) + 1).astype(int))
+        n = max(n, 2, -(-4 * work.n_tokens * (work.n_neurons + work.d_model) // CAPTURED_BYTES))
+    cuts = np.unique(np.linspace(0, n_contexts, max(1, min(n, kind.most_pieces(work), n_contexts)) + 1).astype(int))
     return tuple(range(int(a), int(b)) for a, b in pairwise(cuts)), keep
 
 
-def shard_work(adapter: Adapter) -> float:
+def piece_work(adapter: Adapter) -> float:
     """Operations worth keeping the result of."""
-    return SHARD_WORK["cpu" if adapter.model.device.type == "cpu" else "gpu"]
+    return PIECE_WORK["cpu" if adapter.model.device.type == "cpu" else "gpu"]
 
 
 @dataclass
-class ShardStore:
+class PieceStore:
     """Arrays by what they are computed from. `identity` is what all of them share: weights, tokens, settings."""
 
     folder: Path
@@ -77,7 +81,7 @@ class ShardStore:
     check: Callable[[], None] = lambda: None  # raises where the run folder is no longer this study's
 
     def path(self, kind: str, contexts: range, given: str = "") -> Path:
-        """Where a unit lies; `given`: digest of what else it is computed from."""
+        """Return where a piece lies; `given`: digest of what else it is computed from."""
         what = {"format": FORMAT, "rareneuron": version("rareneuron"), "kind": kind, "given": given}
         what |= {"contexts": [contexts.start, contexts.stop], **self.identity}
         name = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -90,53 +94,57 @@ class ShardStore:
         try:
             found = read_tensors(path)
         except RunFolderError:
-            tqdm.write(f"{path} is damaged (its checksum doesn't fit): this shard is computed again.", file=sys.stderr)
+            tqdm.write(f"{path} is damaged (its checksum doesn't fit): this piece is computed again.", file=sys.stderr)
             remove(path)
             return None
         return found
 
     def write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a unit."""
+        """Keep a piece."""
         self.check()
         write_tensors(path, arrays)
 
 
-class ShardedSource(TokenSource):
-    """A checkpoint's tokens shard by shard: held where they fit, else read back where kept, else captured again."""
+class CapturedPieces(TokenSource):
+    """A checkpoint's tokens piece by piece: held where they fit, else read back where kept, else captured again."""
 
     def __init__(
         self,
         adapter: Adapter,
         selection: Selection,
         layer: int,
+        *,
         memory: int,
-        shards: Sequence[range],
-        kept: ShardStore | None,
+        pieces: Sequence[range] | None = None,
+        kept: PieceStore | None = None,
     ) -> None:
-        super().__init__(adapter, selection, layer, memory)
-        self.shards, self.kept = shards, kept
-        self._held_of: dict[range, list[TokenBatch]] = {}
+        self.adapter, self.selection, self.layer = adapter, selection, layer
+        self.pieces = (range(len(selection.windows)),) if pieces is None else tuple(pieces)
+        self.kept = kept
+        self.fits = len(selection.context) * (adapter.n_neurons(layer) + adapter.d_model) * 4 <= memory
+        self.seconds = 0.0
+        self._held: dict[range, list[TokenBatch]] = {}
 
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
         """Capture, or read what was captured before."""
-        for contexts in self.shards:
+        for contexts in self.pieces:
             for batch in (
                 self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept, is_first=True)
             ):
                 if self.fits:
-                    self._held_of.setdefault(contexts, []).append(batch)
+                    self._held.setdefault(contexts, []).append(batch)
                 yield batch
                 progress(batch.n_positions)
 
     def again(self) -> Iterator[TokenBatch]:
-        """All batches again."""
-        for contexts in self.shards:
+        """Return all batches again."""
+        for contexts in self.pieces:
             yield from self.of(contexts)
 
     def of(self, contexts: range) -> Iterable[TokenBatch]:
-        """Those of one shard again."""
+        """Return the batches of one piece again."""
         if self.fits:
-            return self._held_of[contexts]
+            return self._held[contexts]
         return self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept)
 
     def _capture(self, contexts: range) -> Iterator[TokenBatch]:
@@ -147,7 +155,7 @@ class ShardedSource(TokenSource):
             yield replace(batch, context=batch.context + contexts.start, index=rows[batch.index])
             start = time.perf_counter()
 
-    def _kept(self, contexts: range, kept: ShardStore, *, is_first: bool = False) -> list[TokenBatch]:
+    def _kept(self, contexts: range, kept: PieceStore, *, is_first: bool = False) -> list[TokenBatch]:
         path = kept.path("capture", contexts)
         found = kept.read(path)
         if found is None:
@@ -162,7 +170,7 @@ class ShardedSource(TokenSource):
 
 def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
     """Some contexts of a selection, and the rows of the token table that theirs were."""
-    rows = np.flatnonzero((selection.context >= contexts.start) & (selection.context < contexts.stop))
+    rows = rows_of(selection, contexts)
     chosen = slice(contexts.start, contexts.stop)
     part = replace(
         selection,
@@ -207,33 +215,37 @@ def batches_from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device) 
     ]
 
 
-class StepShards:
-    """The shards of one checkpoint for `layer_effects`, with what an observer sees of each."""
+class StepPieces:
+    """The pieces of one checkpoint for `layer_effects`, with what an observer sees of each."""
 
-    def __init__(self, source: ShardedSource, store: ShardStore, observer: Observer | None) -> None:
+    def __init__(self, source: CapturedPieces, store: PieceStore, observer: Observer | None) -> None:
         self.source, self.store, self.observer = source, store, observer
-        self.shards = source.shards
-        is_split = observer is not None and len(self.shards) > 1
-        self._part = observer.fresh() if observer is not None and is_split else observer
+        self.pieces = source.pieces
+        self.is_split = len(self.pieces) > 1  # of one piece nothing is kept
+        self._part = observer.fresh() if observer is not None and self.is_split else observer
 
     def observe(self, block: EffectBlock) -> None:
-        """Show the observer a block of the shard at hand."""
+        """Show the observer a block of the piece at hand."""
         if self._part is not None:
             self._part(block)
 
     def batches(self, contexts: range) -> Iterable[TokenBatch]:
-        """Captured tokens of a shard."""
+        """Return the captured tokens of a piece."""
         return self.source.of(contexts)
 
     def read(self, contexts: range, given: str) -> dict[str, np.ndarray] | None:
-        """What was kept of a shard; the observer sees it too."""
+        """Return what was kept of a piece; the observer sees it too."""
+        if not self.is_split:
+            return None
         found = self.store.read(self._path(contexts, given))
         if found is not None and self.observer is not None:
             self.observer.absorb({k.removeprefix(SEEN): v for k, v in found.items() if k.startswith(SEEN)})
         return found
 
     def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a shard."""
+        """Keep a piece, where there are several."""
+        if not self.is_split:
+            return
         seen: dict[str, np.ndarray] = {}
         if self._part is not None and self.observer is not None:
             seen = self._part.arrays()

@@ -85,6 +85,14 @@ class EffectSums:
         return out
 
 
+def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tensor) -> dict[str, Tensor]:
+    """The reported statistics of a block of tokens; without a closed form there is no direct effect."""
+    out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl, "abs_shift": shift.abs()}
+    if direct is not None:
+        out |= {"direct_delta_loss": direct, "direct_abs_delta_loss": direct.abs()}
+    return out
+
+
 def as_array(value: Tensor | np.ndarray | float | int) -> np.ndarray:
     """A tensor, an array, or a number as an array of one."""
     return value.cpu().numpy() if isinstance(value, Tensor) else np.atleast_1d(value)

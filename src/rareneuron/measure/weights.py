@@ -1,6 +1,5 @@
 """Facts about a checkpoint's weight files: stamps, what their tensors hold, and whether they have changed."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +8,7 @@ from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label
 from rareneuron.models.hub import ModelFolder, is_local
 from rareneuron.models.loading import sha256_of_weights, weight_files
 from rareneuron.models.suspicions import tensor_facts
+from rareneuron.runs.records import ModelRecord
 
 
 def weight_stamps(where: ModelFolder) -> dict[str, list[int]] | None:
@@ -22,15 +22,15 @@ def weight_stamps(where: ModelFolder) -> dict[str, list[int]] | None:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def changed_weights(checkpoint: Checkpoint, recorded: Mapping[str, Any]) -> str | None:
+def changed_weights(checkpoint: Checkpoint, recorded: ModelRecord) -> str | None:
     """How a checkpoint's weights differ from those that `step.json` records; None where they don't."""
     name, now = "commit", checkpoint.commit
     if is_local(checkpoint.source):
         where = checkpoint_folder(checkpoint)
-        if weight_stamps(where) == recorded.get("weight_stamps"):
+        if weight_stamps(where) == recorded.weight_stamps:
             return None
         name, now = "weights_sha256", sha256_of_weights(where.folder)
-    before = recorded[name]
+    before = getattr(recorded, name)
     return None if before == now else f"{label(checkpoint)} had the {name} {before} then, and has {now} now"
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import BrokenCheckpoint, InvalidConfig, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, InvalidConfig, Unavailable, UnfitTokenizer, UnsupportedModel
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
@@ -38,29 +38,29 @@ class Capture:
     act: Float[Tensor, "context position neuron"]  # the input of the MLP's output projection
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoReadout:
-    """The answer of `Adapter.readout_behind` where more than final norm and unembedding stands behind a layer."""
-
-    reason: str
-
-
 class Adapter:
     """A loaded model as an analysis sees it: weights, activations and readout of each layer.
 
     `load_model` makes one from files, `adapt` from a model in memory. Layers count from 0, negative ones from the end.
     `W_in`, `W_out`, `W_gate` and `d_mlp` are those of the last layer; `weights(layer)` and `n_neurons(layer)` are those
-    of any layer. Nothing is copied: weights are the model's own.
+    of any layer. Weights are the model's own, not copies. `closed_form` has what the probes found when the adapter was
+    made: whether Eq. 3-4 holds in closed form behind the last layer.
 
-    Attributes:
-        model: The transformers model, in evaluation mode.
-        closed_form: What the probes at loading found: whether Eq. 3-4 holds in closed form behind the last layer.
-        provenance: Source, revision, commit and SHA-256 of the weights, number of parameters, dtype.
+    Args:
+        model: A decoder-only `transformers` model in evaluation mode.
+        tokenizer: Its tokenizer, or None.
+        provenance: Where the weights come from: source, revision, commit, SHA-256. Architecture, number of parameters
+            and dtype are added.
         folder: Where the model's files are; None for a model in memory.
 
+    Source:
+        Eq. 3-4 need the residual stream, activations, W_out and the rest of the network; nothing else is used.
+
     Example:
+        >>> import numpy as np
+        >>> import rareneuron as rn
         >>> from rareneuron.embedded import SERIES
-        >>> adapter = load_model(SERIES / "step4096", device="cpu")
+        >>> adapter = rn.load_model(SERIES / "step4096", device="cpu")
         >>> adapter.n_layers, adapter.d_model, adapter.d_mlp, adapter.vocab
         (3, 128, 1024, 16384)
         >>> captured = adapter.capture(np.array([[5, 6, 7, 8]]), layer=1)  # one context of four tokens
@@ -151,7 +151,7 @@ class Adapter:
         """Number of neurons of a layer."""
         return len(self.weights(layer).W_out)
 
-    def readout_behind(self, layer: int = -1) -> Readout | NoReadout:
+    def readout_behind(self, layer: int = -1) -> Readout | Unavailable:
         """The rest of the network behind a layer as data, or the reason why it can't be had.
 
         Behind the last layer there is a readout where the probes at loading confirmed it, whatever engine computes the
@@ -159,19 +159,19 @@ class Adapter:
         """
         index = self.anatomy.layer_index(layer)
         if index != self.n_layers - 1:
-            return NoReadout(
-                reason=f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't "
+            return Unavailable(
+                f"After layer {index} come {self.n_layers - 1 - index} more blocks, so the closed form doesn't "
                 f"hold there; it does for the last layer, {self.n_layers - 1}."
             )
         if not self.closed_form.ok:
-            return NoReadout(reason=f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold.")
+            return Unavailable(f"{self.closed_form.reason}, so the closed form of Eq. 3-4 doesn't hold.")
         return self.anatomy.readout()
 
     def readout(self, layer: int = -1) -> Readout:
-        """The readout behind a layer; raises `UnsupportedModel` with the reason where there is none."""
+        """The rest of the network behind a layer; raises where that is more than final norm and unembedding."""
         found = self.readout_behind(layer)
-        if isinstance(found, NoReadout):
-            raise UnsupportedModel(f"{found.reason} {PATCHING}")
+        if isinstance(found, Unavailable):
+            raise UnsupportedModel(f"{found.why} {PATCHING}")
         return found
 
     def capture(
@@ -237,16 +237,21 @@ def load_model(
         BrokenCheckpoint: Files are missing or damaged, contradict each other, or hold NaN or infinity.
         UnsupportedModel: The architecture isn't listed (`rareneuron families`), or weights are quantised.
         UnfitTokenizer: The tokenizer can't be read, or has ids that the model has no row for.
-        InvalidConfig, OutOfRange: There is no such device, or no such dtype.
+        InvalidConfig: There is no such device on this machine.
+        OutOfRange: There is no such dtype.
+
+    Source:
+        Eq. 3-4. What an architecture needs for it is one record in `models/families.py`; `models/probes.py` tests it.
 
     Example:
+        >>> import rareneuron as rn
         >>> from rareneuron.embedded import SERIES
-        >>> adapter = load_model(SERIES / "step4096", device="cpu")
+        >>> adapter = rn.load_model(SERIES / "step4096", device="cpu")
         >>> adapter.provenance["model_type"], adapter.n_layers, adapter.d_mlp
         ('gpt_neox', 3, 1024)
         >>> adapter.readout().W_U.shape  # [vocab, d_model]
         torch.Size([16384, 128])
-        >>> adapter.readout_behind(layer=0).reason
+        >>> adapter.readout_behind(layer=0).why
         "After layer 0 come 2 more blocks, so the closed form doesn't hold there; it does for the last layer, 2."
     """
     place = device_named(device)
@@ -307,12 +312,16 @@ def adapt(model: Any, tokenizer: Any = None) -> Adapter:
         BrokenCheckpoint: A weight is NaN or infinite.
         UnfitTokenizer: The tokenizer has ids that the model has no row for.
 
+    Source:
+        Eq. 3-4, as for `load_model`.
+
     Example:
+        >>> import rareneuron as rn
         >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
         >>> config = GPTNeoXConfig(
         ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
         ... )
-        >>> adapter = adapt(GPTNeoXForCausalLM(config))
+        >>> adapter = rn.adapt(GPTNeoXForCausalLM(config))
         >>> adapter.closed_form.ok, adapter.W_out.shape  # a row for each neuron of the last layer
         (True, torch.Size([32, 16]))
     """

@@ -60,7 +60,7 @@ class Anatomy:
         return part(self.blocks[self.layer_index(layer)], self.family.mlp_out, self.family)
 
     def weights(self, layer: int) -> LayerWeights:
-        """The matrices of a layer's MLP."""
+        """The matrices of a layer's MLP, neuron axis first."""
         block, family = self.blocks[self.layer_index(layer)], self.family
         gate = None if family.mlp_gate is None else part(block, family.mlp_gate, family)
         return LayerWeights(

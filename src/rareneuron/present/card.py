@@ -34,7 +34,7 @@ def card(run: Run) -> str:
         "",
         text(f"{measurement(found)} {signs(found)}"),
         "",
-        *(text(warning) + "\n" for warning in found.manifest.get("warnings", [])),
+        *(text(warning) + "\n" for warning in found.manifest.warnings),
         "### Findings",
         "",
         *verdict_rows(run),
@@ -54,14 +54,14 @@ def card(run: Run) -> str:
         *facts(found),
         "",
         "```sh",
-        without_hidden(command(found.config, found.manifest.get("planned", []))),
+        without_hidden(command(found.config, found.manifest.planned)),
         "```",
         "",
         "### Cite",
         "",
         "```bibtex",
         PAPER,
-        tool_entry(found.manifest["environment"]["rareneuron"]),
+        tool_entry(found.manifest.environment["rareneuron"]),
         "```",
         "",
     ]
@@ -121,8 +121,8 @@ def counts_note(found: Findings) -> str:
     """Say over what rarity was counted, unless it was the training set."""
     return (
         ""
-        if found.data["counts"]["of"] == "training set"
-        else (f"Rarity was counted over {found.data['counts']['of']}, not over what the model was trained on.")
+        if found.data.counts.of == "training set"
+        else (f"Rarity was counted over {found.data.counts.of}, not over what the model was trained on.")
     )
 
 
@@ -130,12 +130,12 @@ def facts(found: Findings) -> list[str]:
     """Return what identifies model, text and code."""
     record = found.records[-1]
     told = [
-        ("model", f"{found.subject.model}, {found.subject.layer_name}, {record['model']['n_params']:,} parameters"),
-        ("weights", f"SHA-256 {record['model']['weights_sha256']}"),
-        ("text", f"{found.data['corpus']}, fingerprint {found.data['fingerprint']}"),
+        ("model", f"{found.subject.model}, {found.subject.layer_name}, {record.model.n_params:,} parameters"),
+        ("weights", f"SHA-256 {record.model.weights_sha256}"),
+        ("text", f"{found.data.corpus}, fingerprint {found.data.fingerprint}"),
         ("definitions", found.run.definitions),
-        ("seed", str(found.config["seed"])),
-        ("effects", audit_line(record["audit"]).removeprefix("audit: ")),
-        ("environment", environment_text(found.manifest["environment"])),
+        ("seed", str(found.config.seed)),
+        ("effects", audit_line(record.audit).removeprefix("audit: ")),
+        ("environment", environment_text(found.manifest.environment)),
     ]
     return [f"- **{name}**: {text(value)}" for name, value in told]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
-from rareneuron.conclude.trajectory import overlap, participation_ratio
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.phases import Phases
+from rareneuron.maths.rank_curve import participation_ratio
+from rareneuron.maths.reliability import overlap, rank_correlation
 from rareneuron.present.blocks import Block, Column, Illustration, Paragraph, Section, Table
 from rareneuron.present.figure import Figure, ready_sheet
 from rareneuron.present.figures import FIGURES, rank_curves
@@ -26,6 +26,7 @@ from rareneuron.present.sections.curve import on_page
 from rareneuron.present.subject import Subject, subjects_with_labels
 from rareneuron.present.wording import NOTHING, significant, without_hidden
 from rareneuron.runs.files import replacing
+from rareneuron.runs.records import Manifest
 from rareneuron.runs.run import Run
 from rareneuron.shown import Shown, html_table
 
@@ -81,14 +82,14 @@ def numbers(label: str, of: Subject) -> dict[str, Any]:
     table, facts = of.run.effects(of.step), of.facts
     found = phases_or_reason(of.run, of.step)
     sizes = table["abs_delta_loss"]
-    audit = of.record["audit"]
+    audit = of.record.audit
     return {
         "run": label,
         **{name: facts[name] for name in ("model", "n_params", "step", "layer", "definitions")},
         "n_neurons": len(table),
         "n_rare": facts["n_tokens"],
-        "loss_rare": of.record["loss_rare"],
-        "loss_common": of.record["loss_common"],
+        "loss_rare": of.record.loss_rare,
+        "loss_common": of.record.loss_common,
         "top_neuron": table["neuron"].iloc[int(sizes.argmax())],
         "abs_delta_loss_max": float(sizes.max()),
         "abs_delta_loss_median": float(sizes.median()),
@@ -100,7 +101,7 @@ def numbers(label: str, of: Subject) -> dict[str, Any]:
         "outcome": found.outcome if isinstance(found, Phases) else "unavailable",
         "n_boosting": int((table["delta_loss"] > 0).sum()),
         "n_suppressing": int((table["delta_loss"] < 0).sum()),
-        "audit_rms_error": None if audit is None else audit["rms_error"],
+        "audit_rms_error": None if audit is None else audit.rms_error,
         "reason": found if isinstance(found, str) else "",
     }
 
@@ -116,11 +117,11 @@ def differing_settings(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
     )
 
 
-def settings_of(manifest: dict[str, Any]) -> dict[str, Any]:
+def settings_of(manifest: Manifest) -> dict[str, Any]:
     """Return a study's settings, its text and the version that made it."""
-    config = {name: value for name, value in manifest["config"].items() if name not in IDENTITY}
-    data = {name: manifest["data"].get(name) for name in TEXT_FACTS}
-    return config | data | {"rareneuron": manifest["environment"]["rareneuron"]}
+    config = {name: value for name, value in manifest.config.identity().items() if name not in IDENTITY}
+    data = {name: getattr(manifest.data, name) for name in TEXT_FACTS}
+    return config | data | {"rareneuron": manifest.environment["rareneuron"]}
 
 
 def verdict_grid(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
@@ -142,11 +143,11 @@ def same_neurons(first: Subject, second: Subject) -> bool:
     """Return whether index i means the same neuron in both: same layer of the same series, or of the same weights."""
 
     def series(of: Subject) -> tuple[Any, ...]:
-        return of.run.manifest["config"]["model"], of.record["model"]["model_type"], of.record["model"]["n_params"]
+        return of.run.manifest.config.model, of.record.model.model_type, of.record.model.n_params
 
     same_layer = first.facts["layer"] == second.facts["layer"]
     same_width = len(first.run.effects(first.step)) == len(second.run.effects(second.step))
-    weights = [of.record["model"]["weights_sha256"] for of in (first, second)]
+    weights = [of.record.model.weights_sha256 for of in (first, second)]
     return same_layer and same_width and (series(first) == series(second) or weights[0] == weights[1])
 
 
@@ -154,7 +155,7 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
     """Return Spearman's correlation of mean |Δ| over neurons, and the Jaccard overlap of the groups."""
     first, second = (subject.run.effects(subject.step).sort_values("index") for subject in (of, other))
     sizes, others = first["abs_delta_loss"].to_numpy(), second["abs_delta_loss"].to_numpy()
-    constant = np.ptp(sizes) == 0 or np.ptp(others) == 0
+    rho = rank_correlation(sizes, others)
     overlaps = {
         f"{role}_overlap": overlap(*(np.flatnonzero(table["role"] == role) for table in (first, second)))
         if all((table["role"] == role).any() for table in (first, second))
@@ -165,7 +166,7 @@ def agreement(label: str, of: Subject, other_label: str, other: Subject) -> dict
         "run": label,
         "other": other_label,
         "n_neurons": len(first),
-        "spearman": None if constant else float(spearmanr(sizes, others).statistic),
+        "spearman": None if np.isnan(rho) else rho,
     } | overlaps
 
 
@@ -298,7 +299,7 @@ def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None, f
         .get_template("compare.html.j2")
         .render(
             title=" · ".join(found.runs["run"]),
-            version=runs[0].manifest["environment"]["rareneuron"],
+            version=runs[0].manifest.environment["rareneuron"],
             sections=sections,
             style=asset("report.css"),
             dark_rules=rules_of(sections),

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rareneuron.present.figure import Sheets
 from rareneuron.present.subject import Subject
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.records import DataRecord, Manifest, StepRecord
 from rareneuron.runs.run import Run
 
 
@@ -17,21 +18,21 @@ class Findings:
     """A run with all its checkpoints in step order; the last is the one most sections speak of."""
 
     run: Run
-    manifest: dict[str, Any]
+    manifest: Manifest
     steps: tuple[int | None, ...]
-    records: tuple[dict[str, Any], ...]
+    records: tuple[StepRecord, ...]
     effects: tuple[pd.DataFrame, ...]
     tokens: pd.DataFrame  # with the clean loss at the last checkpoint
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> DataRecord:
         """The corpus and the filter, as recorded."""
-        return self.manifest["data"]
+        return self.manifest.data
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> StudyConfig:
         """The study's settings."""
-        return self.manifest["config"]
+        return self.manifest.config
 
     @property
     def last(self) -> pd.DataFrame:
@@ -56,7 +57,7 @@ class Findings:
     @property
     def is_finished(self) -> bool:
         """Whether the study came to its end, where it gathers all checkpoints in `run.json`."""
-        return len(self.manifest["checkpoints"]) == len(self.steps)
+        return len(self.manifest.checkpoints) == len(self.steps)
 
 
 def findings(run: Run) -> Findings:

@@ -11,7 +11,8 @@ from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.claims import Claim
 from rareneuron.maths.nulls import FAMILIES
-from rareneuron.maths.phases import LEVEL, Phases
+from rareneuron.maths.phases import Phases
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.wording import significant
 from rareneuron.runs.groups import available
 from rareneuron.runs.rankings import Found, Ranking

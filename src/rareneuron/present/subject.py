@@ -10,6 +10,7 @@ from typing import Any
 
 from rareneuron.present.published import paper_name
 from rareneuron.present.wording import step_name, visible, without_hidden
+from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
 
 
@@ -19,7 +20,7 @@ class Subject:
 
     run: Run
     step: int | None
-    record: dict[str, Any]  # of the checkpoint
+    record: StepRecord
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -27,26 +28,26 @@ class Subject:
         manifest = self.run.manifest
         return {
             "model": self.model,
-            "n_params": self.record["model"]["n_params"],
+            "n_params": self.record.model.n_params,
             "step": self.step,
             "layer": self.layer,
             "definitions": self.run.definitions,
-            "group_size": manifest["config"]["group_size"],
-            "n_tokens": manifest["data"]["n_rare"],
+            "group_size": manifest.config.group_size,
+            "n_tokens": manifest.data.n_rare,
         }
 
     @property
     def model(self) -> str:
         """The model's name: its whole id on the Hub, or the name of its folder."""
-        config = self.run.manifest["config"]
-        name = config["model"] or "embedded series"
+        config = self.run.manifest.config
+        name = config.model or "embedded series"
         name = name if self.hub_id else Path(name).name
-        return without_hidden(f"{name}@{config['revision']}" if config["revision"] else name)
+        return without_hidden(f"{name}@{config.revision}" if config.revision else name)
 
     @property
     def hub_id(self) -> str | None:
         """The id on the Hub that the weights came from; None for a local folder, whatever its name."""
-        return self.record["model"]["source"] if self.record["model"]["commit"] else None
+        return self.record.model.source if self.record.model.commit else None
 
     @property
     def label(self) -> str:
@@ -56,7 +57,7 @@ class Subject:
     @property
     def layer(self) -> int:
         """The analysed layer, counted from 0."""
-        return int(self.run.manifest["layer"])
+        return self.run.manifest.layer
 
     @property
     def layer_name(self) -> str:
@@ -70,7 +71,7 @@ class Subject:
         Runs made before the number of layers was recorded say so only if they were asked for layer -1.
         """
         manifest = self.run.manifest
-        return manifest["config"]["layer"] == -1 or manifest.get("n_layers") == self.layer + 1
+        return manifest.config.layer == -1 or manifest.n_layers == self.layer + 1
 
     @property
     def in_paper(self) -> str | None:

@@ -1,6 +1,7 @@
 """What a run found, in five lines and in single sentences, as the command line, the report and the card say it."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
 from rareneuron.present.readable import claims_or_reason, found_or_reason, verdict
 from rareneuron.runs.rankings import SIGNS, Ranking
+from rareneuron.runs.records import Audit
 from rareneuron.runs.run import Run
 
 MOST_NAMED = 3  # claims of a verdict, in a line
@@ -17,15 +19,15 @@ MOST_NAMED = 3  # claims of a verdict, in a line
 
 def study_summary(run: Run) -> dict[str, Any]:
     """Return the last checkpoint's headline numbers, and the same as lines to print."""
-    table, record, data = run.effects().sort_values("rank"), run.step_record(), run.manifest["data"]
-    top, audit = table.iloc[0], record["audit"]
+    table, record, data = run.effects().sort_values("rank"), run.step_record(), run.manifest.data
+    top, audit = table.iloc[0], record.audit
     median = table["abs_delta_loss"].median()
     steps = ["final" if step is None else str(step) for step in run.steps]
-    common = "" if record["loss_common"] is None else f", {record['loss_common']:.3f} on common ones"
+    common = "" if record.loss_common is None else f", {record.loss_common:.3f} on common ones"
     lines = [
         (
-            f"{data['n_rare']:,} rare and {data['n_common']:,} common tokens from {data['n_contexts']:,} contexts of "
-            f"{data['corpus']}; checkpoints {', '.join(steps)}; at the last {record['loss_rare']:.3f} nats on rare "
+            f"{data.n_rare:,} rare and {data.n_common:,} common tokens from {data.n_contexts:,} contexts of "
+            f"{data.corpus}; checkpoints {', '.join(steps)}; at the last {record.loss_rare:.3f} nats on rare "
             f"targets{common}"
         ),
         largest_effect(top, median),
@@ -39,26 +41,26 @@ def study_summary(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "steps": run.steps,
-        "n_rare": data["n_rare"],
-        "n_common": data["n_common"],
-        "loss_rare": record["loss_rare"],
-        "loss_common": record["loss_common"],
+        "n_rare": data.n_rare,
+        "n_common": data.n_common,
+        "loss_rare": record.loss_rare,
+        "loss_common": record.loss_common,
         "top_neuron": top["neuron"],
         "top_abs_delta_loss": float(top["abs_delta_loss"]),
         "median_abs_delta_loss": float(median),
         "definitions": run.definitions,
-        "audit": audit,
+        "audit": None if audit is None else asdict(audit),
         "lines": lines,
     }
 
 
-def audit_line(audit: dict[str, Any] | None) -> str:
+def audit_line(audit: Audit | None) -> str:
     """Say how exact the effects are."""
     if audit is None:
         return "audit: none, the patching engine is itself the standard"
     return (
-        f"audit: {audit['n_pairs']:,} pairs recomputed in float64, rms error {audit['rms_error']:.1e} nats, largest "
-        f"{audit['max_error']:.1e}"
+        f"audit: {audit.n_pairs:,} pairs recomputed in float64, rms error {audit.rms_error:.1e} nats, largest "
+        f"{audit.max_error:.1e}"
     )
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from rareneuron.maths.claims import Claims, as_record
+from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
+from rareneuron.runs.claims import as_record
 from rareneuron.runs.run import Run
 
 GROUP_COLUMNS = ["role", "neuron", "rank", "delta_loss", "delta_loss_se", "abs_delta_loss", "common_delta_loss"]

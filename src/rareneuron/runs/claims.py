@@ -1,20 +1,43 @@
 """The verdicts of a run as `claims.json` keeps them; `conclude` writes them."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from rareneuron.maths.claims import Check, Claims, from_record
+import numpy as np
+
+from rareneuron.maths.claims import Check, Claim, Claims, Comparison
+from rareneuron.maths.significance import finite
 from rareneuron.runs.files import read_json
 
 FILE = "claims.json"
 
 
 def read_claims(root: Path) -> Claims:
-    """The verdicts of a run."""
+    """Return the verdicts of a run."""
     record: Any = read_json(root / FILE)
     return Claims(
         claims=tuple(from_record(claim) for claim in record["claims"]),
         checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
         step=record["step"],
     )
+
+
+def as_record(claim: Claim) -> dict[str, Any]:
+    """Return a claim as plain JSON, in which numbers that aren't finite are None."""
+    tests = [
+        {name: finite(value) if isinstance(value, float) else value for name, value in asdict(test).items()}
+        for test in claim.tests
+    ]
+    return asdict(claim) | {"tests": tests}
+
+
+def from_record(record: dict[str, Any]) -> Claim:
+    """Return the claim of a record; those of older versions, which kept no tests, give a claim without any."""
+    numbers = {f.name for f in fields(Comparison) if f.type is float}
+    tests = []
+    for test in record.get("tests", ()):
+        values: dict[str, Any] = {n: np.nan if v is None and n in numbers else v for n, v in test.items()}
+        tests.append(Comparison(**values))
+    known = {f.name: record[f.name] for f in fields(Claim) if f.name != "tests"}
+    return Claim(**known, tests=tuple(tests))

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,10 +15,11 @@ from rareneuron.maths import Definitions
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
 
-CHOICES = {
+ENGINE_NAMES = ["closed-form", "patching"]  # of `measure.engines`, which adds those that are registered
+CHOICES: dict[str, Sequence[str]] = {
     "rarity": get_args(Rule),
     "reference": ("analysed", "all"),
-    "engine": ("closed-form", "patching"),
+    "engine": ENGINE_NAMES,
     "dtype": ("float32", "float64"),
     "definitions": get_args(Definitions),
     "executor": ("local", "ray"),

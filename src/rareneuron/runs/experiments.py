@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RunFolderError, Unavailable
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
 
 RECORD, ARRAYS = "experiments.json", "experiments.safetensors"
 
 
-def write_experiments(folder: Path, found: dict[str, np.ndarray] | str) -> None:
-    """Arrays, and a record that says whether there are any."""
-    arrays = {} if isinstance(found, str) else found
+def write_experiments(folder: Path, found: dict[str, np.ndarray] | Unavailable) -> None:
+    """Write the arrays, and a record that says why there are none where that is so."""
+    arrays = {} if isinstance(found, Unavailable) else found
     write_tensors(folder / ARRAYS, arrays)
-    write_json(folder / RECORD, {"unavailable": found if isinstance(found, str) else None})
+    write_json(folder / RECORD, {"unavailable": found.why if isinstance(found, Unavailable) else None})
 
 
 def read_experiments(folder: Path) -> dict[str, np.ndarray]:
@@ -26,7 +26,7 @@ def read_experiments(folder: Path) -> dict[str, np.ndarray]:
         )
     reason = read_json(folder / RECORD)["unavailable"]
     if reason is not None:
-        raise TooFewNeurons(reason)
+        raise NotMeasured(reason)
     arrays = read_tensors(folder / ARRAYS)
     if "joint_at" not in arrays:
         raise RunFolderError(

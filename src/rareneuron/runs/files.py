@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
-from rareneuron.runs.kinds import wrong_kind
-from rareneuron.runs.layout import CHECKSUM, FORMAT, MANIFEST, PARTIAL, REFITTED, STEPS, UNITS
+from rareneuron.runs.layout import CHECKSUM, MANIFEST, PARTIAL, REFITTED, STEP_RECORD, STEPS, UNITS
+from rareneuron.runs.records import Misfit, Missing, from_json
 from rareneuron.runs.untrusted import refuse_link, too_large, unpacks_too_large
+
+R = TypeVar("R")
 
 
 @contextmanager
@@ -152,10 +154,14 @@ class Record(dict[str, Any]):
         self.path = path
 
     def __missing__(self, name: str) -> NoReturn:
-        raise RunFolderError(
-            f"{self.path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. "
-            f"{remedy(self.path)}"
-        )
+        raise lacking(self.path, name)
+
+
+def lacking(path: Path, name: str) -> RunFolderError:
+    """Return the error for a name that a file lacks."""
+    return RunFolderError(
+        f"{path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. {remedy(path)}"
+    )
 
 
 def remedy(path: Path) -> str:
@@ -202,9 +208,22 @@ def read_json(path: Path) -> Record:
         raise damaged(path, error) from error
     if changed:
         raise damaged(path, CHANGED)
-    if (why := wrong_kind(path.name, content, FORMAT)) is not None:
-        raise damaged(path, why)
     return content
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Return what a JSON file holds as a record, or an error that names the file."""
+    return as_record(read_json(path), path, kind)
+
+
+def as_record(content: Mapping[str, Any], path: Path, kind: type[R]) -> R:
+    """Return the content of a file as a record; a value of another kind is damage."""
+    try:
+        return from_json(kind, content)
+    except Missing as error:
+        raise lacking(path, str(error)) from error
+    except Misfit as error:
+        raise damaged(path, error) from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -246,7 +265,7 @@ def file_sum(path: Path) -> str:
 def damage(folder: Path) -> RunFolderError | None:
     """What is wrong with a finished step, every byte of it read; None where it is whole."""
     try:
-        for name, recorded in read_json(folder / "step.json")["files"].items():
+        for name, recorded in read_json(folder / STEP_RECORD)["files"].items():
             path = folder / Path(name).name
             refuse_missing(path)
             if file_sum(path) != recorded:

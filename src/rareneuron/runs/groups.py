@@ -15,6 +15,7 @@ from rareneuron.maths.geometry import Geometry
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.options import with_option
 
 # How far ablation moves the residual stream, E|n̄ − n| · ‖w_out‖. Mean |Δ| follows that in any model, a random one too
 # (Spearman 0.96), so groups differ from neurons in general by it alone.
@@ -44,7 +45,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
     """Four files: what is short and read by people as JSON, the draws as tensors."""
     groups = compared.groups
     if isinstance(groups, RareNeuronError):
-        record: dict[str, Any] = {UNAVAILABLE: str(groups)}
+        record: dict[str, Any] = {UNAVAILABLE: with_option(groups)}
     else:
         draws = {
             "random": groups.random,
@@ -67,7 +68,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
 def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
     """Its rows, and what they rest on."""
     if isinstance(geometry, RareNeuronError):
-        return {UNAVAILABLE: str(geometry)}
+        return {UNAVAILABLE: with_option(geometry)}
     record = asdict(geometry)
     return {k: v for k, v in record.items() if k not in ("within", "between")} | {"rows": geometry.rows()}
 
@@ -75,7 +76,7 @@ def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
 def spectrum_record(spectrum: Spectrum | RareNeuronError) -> dict[str, Any]:
     """Its rows, and the eigenvalues of each group: of `random` the mean over draws, rank by rank."""
     if isinstance(spectrum, RareNeuronError):
-        return {UNAVAILABLE: str(spectrum)}
+        return {UNAVAILABLE: with_option(spectrum)}
     eigenvalues: dict[str, dict[str, list[float]]] = {}
     for (matrix, group), values in spectrum.eigenvalues.items():
         eigenvalues.setdefault(matrix, {})[group] = values.tolist()

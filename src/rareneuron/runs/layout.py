@@ -12,7 +12,7 @@ from jaxtyping import Int
 FORMAT = 1  # of the run folder
 PARTIAL = ".partial"  # ends the name of what is still being written
 MANIFEST, STEPS, UNITS, TRAJECTORY = "run.json", "steps", "units", "trajectory.parquet"
-WEIGHTS = "weights.json"  # in a step's folder
+STEP_RECORD, WEIGHTS = "step.json", "weights.json"  # in a step's folder
 REFITTED = ("phases.json", "phases.safetensors")  # of a step: fitted again by themselves, so not in its list of files
 CHECKSUM = "sha256"  # of a JSON file's other content, its last entry
 UNKNOWN_STEP_NAME = "final"  # the folder of a checkpoint whose optimiser step is unknown

@@ -16,10 +16,13 @@ import pandas as pd
 from jaxtyping import Shaped
 
 from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
-from rareneuron.maths.phases import ContextSums, Phases, fit_phases
+from rareneuron.maths.phase_fit import fit_phases
+from rareneuron.maths.phases import ContextSums, Phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.options import with_option
+from rareneuron.runs.seeds import generator
 
 Ranking = Literal["all", "boosting", "suppressing", "common"]
 Found = Phases | ReleasedPhases
@@ -96,7 +99,7 @@ def fit_ranking(
     curve = layer_curve(effects, ranking)
     by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
     sums = ranked_sums(curve, context_sums, ranking)
-    return fit_phases(by_rank, sums, np.random.default_rng([seed, 3, RANKINGS.index(ranking)]), n_draws=n_draws)
+    return fit_phases(by_rank, sums, generator(seed, "phases", RANKINGS.index(ranking)), n_draws=n_draws)
 
 
 def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:
@@ -128,7 +131,7 @@ def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], rankin
 def as_record(phases: Found | TooFewNeurons) -> dict[str, Any]:
     """All of it but the arrays, for JSON."""
     if isinstance(phases, TooFewNeurons):
-        return {"unavailable": str(phases)}
+        return {"unavailable": with_option(phases)}
     return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
 
 

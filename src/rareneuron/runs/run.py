@@ -12,9 +12,10 @@ from rareneuron.errors import RunFolderError
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
-from rareneuron.runs.files import read_json, read_table, read_tensors
-from rareneuron.runs.layout import MANIFEST, TRAJECTORY, UNKNOWN_STEP_NAME
+from rareneuron.runs.files import read_record, read_table, read_tensors
+from rareneuron.runs.layout import MANIFEST, STEP_RECORD, TRAJECTORY, UNKNOWN_STEP_NAME
 from rareneuron.runs.rankings import Found, Ranking, fit_ranking, layer_curve, read_phases, released_ranking
+from rareneuron.runs.records import Manifest, StepRecord
 from rareneuron.runs.store import RunStore
 from rareneuron.shown import Shown
 
@@ -33,7 +34,7 @@ class Run(Shown):
         return RunStore(self.path)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """`run.json`: settings, provenance, data, checkpoints with timings and audit."""
         return self._store.read_manifest()
 
@@ -82,7 +83,7 @@ class Run(Shown):
     @property
     def definitions(self) -> Definitions:
         """Whose definitions of phases the study was asked for; runs of before there was a choice have the paper's."""
-        return self.manifest["config"].get("definitions", "paper")
+        return self.manifest.config.definitions
 
     def phases(
         self, step: int | None = None, ranking: Ranking | None = None, definitions: Definitions | None = None
@@ -97,7 +98,7 @@ class Run(Shown):
         if definitions == "released":
             return released_ranking(effects, ranking or "boosting")
         if self.definitions == "released":
-            return fit_ranking(effects, self.context_sums(step), ranking or "all", self.manifest["config"]["seed"])
+            return fit_ranking(effects, self.context_sums(step), ranking or "all", self.manifest.config.seed)
         return read_phases(self.folder(step), ranking or "all", effects)
 
     def trajectory(self) -> pd.DataFrame:
@@ -130,23 +131,23 @@ class Run(Shown):
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """What was studied, by what, and where it lies."""
-        config, data = self.manifest["config"], self.manifest.get("data", {})
+        config, data = self.manifest.config, self.manifest.data
         steps = ", ".join("final" if step is None else f"{step:,}" for step in self.steps)
         return ["", ""], [
             ("folder", self.path),
-            ("model", config["model"] or "embedded series"),
-            ("layer", self.manifest.get("layer")),
+            ("model", config.model or "embedded series"),
+            ("layer", self.manifest.layer),
             ("checkpoints", steps or "none finished yet"),
-            ("rare tokens", data.get("n_rare")),
-            ("common tokens", data.get("n_common")),
-            ("corpus", data.get("corpus")),
+            ("rare tokens", data.n_rare),
+            ("common tokens", data.n_common),
+            ("corpus", data.corpus),
             ("definitions", self.definitions),
-            ("seed", config["seed"]),
+            ("seed", config.seed),
         ]
 
-    def step_record(self, step: int | None = None) -> dict[str, Any]:
+    def step_record(self, step: int | None = None) -> StepRecord:
         """Model, weights, timings and audit of one checkpoint."""
-        return read_json(self.folder(step) / "step.json")
+        return read_record(self.folder(step) / STEP_RECORD, StepRecord)
 
 
 def open_run(path: str | Path) -> Run:

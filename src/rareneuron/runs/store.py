@@ -15,8 +15,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rareneuron.errors import RunFolderError
-from rareneuron.runs.files import Record, explained, read_json, remove
-from rareneuron.runs.layout import FORMAT, MANIFEST, PARTIAL, STEPS, UNITS, UNKNOWN_STEP_NAME, is_step
+from rareneuron.runs.files import as_record, explained, read_json, read_record, remove, write_json
+from rareneuron.runs.layout import FORMAT, MANIFEST, PARTIAL, STEP_RECORD, STEPS, UNITS, UNKNOWN_STEP_NAME, is_step
+from rareneuron.runs.records import Manifest, StepRecord, as_json
 from rareneuron.runs.untrusted import INNER_FOLDERS, refuse_link
 
 PATIENCE = 20.0  # seconds for a process that was just killed to be gone, on this machine or another
@@ -41,16 +42,24 @@ class RunStore:
         """Where shards of a checkpoint are kept until it is finished."""
         return self.root / UNITS / name
 
-    def read_manifest(self) -> Record:
-        """`run.json`, of the format that this version knows."""
-        manifest = read_json(self.manifest)
-        if manifest["format"] != FORMAT:
+    def read_manifest(self) -> Manifest:
+        """Return `run.json`, of the format that this version knows."""
+        found = read_json(self.manifest)
+        if found["format"] != FORMAT:
             raise RunFolderError(
-                f"{self.manifest} is of format {manifest['format']!r}, and this version of rareneuron knows format "
+                f"{self.manifest} is of format {found['format']!r}, and this version of rareneuron knows format "
                 f"{FORMAT}, so it would misread the run. Open it with the version that made it, or run the study "
                 "again in another folder with --out."
             )
-        return manifest
+        return as_record(found, self.manifest, Manifest)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write `run.json`."""
+        write_json(self.manifest, as_json(manifest))
+
+    def read_step(self, name: str) -> StepRecord:
+        """Return what `step.json` says of a finished checkpoint."""
+        return read_record(self.step(name) / STEP_RECORD, StepRecord)
 
     def finished_steps(self) -> list[str]:
         """Names of finished checkpoints, by step; whatever else lies in the folder is none of ours."""

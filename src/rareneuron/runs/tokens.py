@@ -4,13 +4,13 @@ A study continues from these without its corpus, and a digest says whether two r
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rareneuron.data.selection import Selection, Stage
-from rareneuron.runs.files import digest, read_json, read_table, read_tensors, write_table, write_tensors
+from rareneuron.runs.files import digest, read_table, read_tensors, write_table, write_tensors
+from rareneuron.runs.records import DataRecord
 from rareneuron.runs.store import RunStore
 
 
@@ -20,7 +20,7 @@ class TokenStage:
 
     selection: Selection
     table: pd.DataFrame
-    record: dict[str, Any]
+    record: DataRecord
 
 
 def save_tokens(store: RunStore, tokens: TokenStage) -> None:
@@ -30,13 +30,13 @@ def save_tokens(store: RunStore, tokens: TokenStage) -> None:
     write_tensors(
         store.root / "contexts.safetensors",
         {"windows": selection.windows, "context_index": selection.context_index},
-        {"fingerprint": tokens.record["fingerprint"]},
+        {"fingerprint": tokens.record.fingerprint},
     )
 
 
 def load_tokens(store: RunStore) -> TokenStage:
     """The tokens of a study that was begun before."""
-    record = read_json(store.manifest)["data"]
+    record = store.read_manifest().data
     table = read_table(store.root / "tokens.parquet")
     contexts = read_tensors(store.root / "contexts.safetensors")
     selection = Selection(
@@ -47,12 +47,11 @@ def load_tokens(store: RunStore) -> TokenStage:
         target=table["target"].to_numpy(np.int64, copy=True),
         rare=table["rare"].to_numpy(bool, copy=True),
         stages=tuple(
-            Stage(name=stage["name"], types=stage["types"], occurrences=stage["occurrences"])
-            for stage in record["stages"]
+            Stage(name=stage.name, types=stage.types, occurrences=stage.occurrences) for stage in record.stages
         ),
-        n_requested=record["n_requested"],
-        n_available=record["n_available"],
-        n_contexts_read=record["n_contexts_read"],
+        n_requested=record.n_requested,
+        n_available=record.n_available,
+        n_contexts_read=record.n_contexts_read,
     )
     return TokenStage(selection=selection, table=table, record=record)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from rareneuron.maths.ablation import engine_memory
 from rareneuron.measure.capture import HELD
+from rareneuron.measure.engines import engine_kind
+from rareneuron.measure.engines.base import Workload
 from rareneuron.measure.identity import step_name
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
@@ -51,13 +52,19 @@ def estimate(plan: Plan) -> Estimate:
     n_contexts = n_rare * 256 / (RARE_PER_CONTEXT * plan.config.context_length)
     n_tokens = 2 * n_rare  # as many common ones
     forward = 2 * shape.n_backbone_params * n_contexts * plan.config.context_length
-    if plan.config.engine == "patching":
-        effects = forward * shape.d_mlp + 2 * n_tokens * shape.d_mlp * shape.vocab * shape.d_model
-    else:
-        effects = 2 * n_tokens * shape.vocab * (4 * shape.d_model + shape.d_mlp)
+    kind = engine_kind(plan.config.engine)
+    effects = kind.operations(
+        Workload(
+            forward=forward,
+            n_contexts=n_contexts,
+            n_tokens=n_tokens,
+            n_neurons=shape.d_mlp,
+            d_model=shape.d_model,
+            vocab=shape.vocab,
+        )
+    )
     memory = plan.config.memory * 2**30
-    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
-    tables = min(fixed + shape.d_mlp * per_neuron, (1 - HELD) * memory)
+    tables = min(kind.table_bytes(shape), (1 - HELD) * memory)
     captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
     n_open = len(plan.open)
     return Estimate(

@@ -6,13 +6,14 @@ whose settings and tokens must be the same. Oracle: tests/study/test_workers.py,
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 from rareneuron.errors import RunFolderError
-from rareneuron.runs.config import FREE, StudyConfig
-from rareneuron.runs.files import damage, damaged, flush, read_json, refuse_missing, replacing, write_json
-from rareneuron.runs.layout import REFITTED
+from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.files import damage, damaged, flush, read_record, refuse_missing, replacing
+from rareneuron.runs.layout import REFITTED, STEP_RECORD
+from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import load_tokens, selection_digest
@@ -51,7 +52,7 @@ def merge_runs(path: Path, others: Sequence[Path] = ()) -> Run:
 def missing_steps(run: Run) -> list[str]:
     """Checkpoints that were asked for and aren't there."""
     there = RunStore(run.path).finished_steps()
-    return [name for name in run.manifest["planned"] if name not in there]
+    return [name for name in run.manifest.planned if name not in there]
 
 
 def take(store: RunStore, source: RunStore) -> None:
@@ -59,10 +60,11 @@ def take(store: RunStore, source: RunStore) -> None:
     theirs = source.read_manifest()
     if not store.manifest.is_file():
         take_tokens(store, source)
-        write_json(store.manifest, {**theirs, "checkpoints": {}, "planned": []})
+        store.write_manifest(replace(theirs, checkpoints={}, planned=()))
     ours = store.read_manifest()
-    differing = [k for part in ("config", "resolved") for k, v in ours[part].items() if theirs[part].get(k) != v]
-    differing += ["tokens"] if ours["data"]["sha256"] != theirs["data"]["sha256"] else []
+    settings = ((ours.config.identity(), theirs.config.identity()), (ours.resolved, theirs.resolved))
+    differing = [name for one, other in settings for name, value in one.items() if other.get(name) != value]
+    differing += ["tokens"] if ours.data.sha256 != theirs.data.sha256 else []
     if differing:
         raise RunFolderError(
             f"{source.root} and {store.root} are not of one study: they differ in {', '.join(differing)}, and results "
@@ -83,13 +85,13 @@ def take(store: RunStore, source: RunStore) -> None:
             folder.mkdir()
             for file in step_files(source.step(name)):
                 copied(file, folder / file.name)
-    further = [name for name in theirs["planned"] if name not in ours["planned"]]
-    write_json(store.manifest, {**ours, "planned": ours["planned"] + further})
+    further = tuple(name for name in theirs.planned if name not in ours.planned)
+    store.write_manifest(replace(ours, planned=ours.planned + further))
 
 
 def take_tokens(store: RunStore, source: RunStore) -> None:
     """Copy the tokens of another run folder, once they have been read and are those that its study chose."""
-    if selection_digest(load_tokens(source).selection) != source.read_manifest()["data"]["sha256"]:
+    if selection_digest(load_tokens(source).selection) != source.read_manifest().data.sha256:
         raise damaged(source.root / SHARED[0], "its tokens are not those that the study chose")
     for name in SHARED:
         with replacing(store.root / name) as temporary:
@@ -99,8 +101,8 @@ def take_tokens(store: RunStore, source: RunStore) -> None:
 def step_files(folder: Path) -> list[Path]:
     """The files that make up a checkpoint, none of them a link; whatever else lies there is none of ours."""
     refitted = [name for name in REFITTED if (folder / name).exists()]
-    listed = [Path(name).name for name in read_json(folder / "step.json")["files"]]
-    files = [folder / name for name in (*listed, *refitted, "step.json")]
+    listed = [Path(name).name for name in read_record(folder / STEP_RECORD, StepRecord).files]
+    files = [folder / name for name in (*listed, *refitted, STEP_RECORD)]
     for file in files:
         refuse_missing(file)
     return files
@@ -114,7 +116,7 @@ def copied(path: Path, place: Path) -> None:
 
 def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:
     """The same step of two folders must be that of one model."""
-    weights = [read_json(s.step(name) / "step.json")["model"]["weights_sha256"] for s in (store, source)]
+    weights = [s.read_step(name).model.weights_sha256 for s in (store, source)]
     if weights[0] != weights[1]:
         raise RunFolderError(
             f"Step {name} of {source.root} was computed from other weights than that of {store.root}, so they are not "
@@ -123,7 +125,5 @@ def refuse_other_weights(store: RunStore, source: RunStore, name: str) -> None:
 
 
 def settings_of(store: RunStore) -> StudyConfig:
-    """The settings that a run was made with, but for those that decide no result."""
-    known = {f.name for f in fields(StudyConfig)} - FREE  # one from elsewhere may hold more
-    recorded = store.read_manifest()["config"]
-    return StudyConfig(out=str(store.root), **{name: value for name, value in recorded.items() if name in known})
+    """Return the settings that a run was made with, but for those that decide no result."""
+    return replace(store.read_manifest().config, out=str(store.root))

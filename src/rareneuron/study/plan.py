@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rareneuron.data.rarity import load_counts
 from rareneuron.embedded import SERIES
-from rareneuron.errors import RunFolderError, TooFewNeurons, UnsupportedModel
-from rareneuron.maths.ablation import neurons_that_fit
+from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import remedy
 from rareneuron.measure.capture import HELD
+from rareneuron.measure.engines import engine_kind
+from rareneuron.measure.engines.base import Asked
 from rareneuron.measure.identity import check_same_settings, check_same_weights, step_name
-from rareneuron.models.adapter import PATCHING, device_named
+from rareneuron.models.adapter import device_named
 from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
 from rareneuron.models.hub import ModelFolder
@@ -112,29 +113,17 @@ def check_model(plan: Plan) -> None:
     if 3 * config.group_size > shape.d_mlp:
         raise TooFewNeurons(
             f"Three groups of {config.group_size} (boosting, suppressing, random) need {3 * config.group_size} "
-            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)}"
+            f"neurons, and the layer has {shape.d_mlp}. {remedy(shape.d_mlp // 3)} "
+            "The option is --group-size."
         )
-    if config.engine == "closed-form":
-        check_closed_form(plan)
-
-
-def check_closed_form(plan: Plan) -> None:
-    """What rules the closed form out before weights are loaded; loading puts it to the test."""
-    after = plan.shape.n_layers - 1 - layer_index(plan.config.layer, plan.shape.n_layers)
-    if after:
-        raise UnsupportedModel(
-            f"After layer {plan.config.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
-            f"for the last layer. {PATCHING}"
-        )
-    family = family_of(read_config(plan.last.folder))
-    if family.patching_only is not None:
-        raise UnsupportedModel(
-            f"{family.model_type}: {family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
-        )
-    shape = plan.shape
-    sharing = plan.n_workers if plan.config.executor == "local" else 1
-    memory = int((1 - HELD) * plan.config.memory / sharing * 2**30)
-    neurons_that_fit(memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
+    sharing = plan.n_workers if config.executor == "local" else 1
+    asked = Asked(
+        shape=shape,
+        family=family_of(read_config(plan.last.folder)),
+        layer=layer_index(config.layer, shape.n_layers),
+        memory=int((1 - HELD) * config.memory / sharing * 2**30),
+    )
+    engine_kind(config.engine).refuse(asked)
 
 
 def check_data(plan: Plan) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from rareneuron.measure.checkpoint import load_checkpoint
 from rareneuron.measure.identity import resolved, step_name
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import explained, file_sum, read_json, write_json, write_table
+from rareneuron.runs.files import explained, write_table
 from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNITS
 from rareneuron.runs.rankings import fit_rankings, phases_are_whole, write_phases
+from rareneuron.runs.records import Manifest, StudyTiming
 from rareneuron.runs.run import Run
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, load_tokens, save_tokens, selection_digest
@@ -32,7 +34,7 @@ from rareneuron.study.environment import environment
 from rareneuron.study.plan import Plan, is_begun, plan_study
 from rareneuron.study.suspicions import study_warnings
 from rareneuron.study.tokens import choose_tokens, study_corpus
-from rareneuron.study.workers.dispatch import compute_units
+from rareneuron.study.workers.dispatch import compute_open
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
@@ -55,10 +57,10 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             tokens, first = tokens_stage(store, config, plan)
             record_plan(store, plan)
             if is_whole:
-                compute_units(store, config, plan, tokens, first, progress)
+                compute_open(store, config, plan, tokens, first, progress)
                 finish(store, plan.config, len(plan.open), time.perf_counter() - started)
         if not is_whole:  # the other shards need the lock to begin
-            compute_units(store, config, plan, tokens, first, progress)
+            compute_open(store, config, plan, tokens, first, progress)
     except BaseException:
         if missing and is_whole:
             remove_unfinished(store, missing)
@@ -89,21 +91,16 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
     adapter = load_checkpoint(config, plan.checkpoints[-1])
     tokens = choose_tokens(config, study_corpus(config), adapter)
     save_tokens(store, tokens)
-    counts = {"sha256": None if config.counts is None else file_sum(Path(config.counts))}
-    write_json(
-        store.manifest,
-        {
-            "format": FORMAT,
-            "config": config.identity(),
-            "resolved": resolved(config),
-            "environment": environment(),
-            "data": tokens.record
-            | {"counts": tokens.record["counts"] | counts, "sha256": selection_digest(tokens.selection)},
-            "layer": config.layer % adapter.n_layers,
-            "n_layers": adapter.n_layers,
-            "planned": [],
-            "checkpoints": {},
-        },
+    store.write_manifest(
+        Manifest(
+            format=FORMAT,
+            config=config,
+            resolved=resolved(config),
+            environment=environment(),
+            data=tokens.record,
+            layer=config.layer % adapter.n_layers,
+            n_layers=adapter.n_layers,
+        )
     )
     return tokens, adapter
 
@@ -113,21 +110,20 @@ def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[
 
     Text, filter and seed decide them, so every checkpoint still sees the same tokens; others are refused.
     """
-    recorded = store.read_manifest()["data"]
+    recorded = store.read_manifest().data
     try:
         tokens = load_tokens(store)
-        if selection_digest(tokens.selection) == recorded["sha256"]:
+        if selection_digest(tokens.selection) == recorded.sha256:
             return tokens, None
     except RunFolderError:
         pass  # missing or damaged: chosen again below
     corpus = study_corpus(config)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
     tokens = choose_tokens(config, corpus, adapter)
-    if selection_digest(tokens.selection) != recorded["sha256"]:
+    if selection_digest(tokens.selection) != recorded.sha256:
         cause = (
-            f"the text has changed since (fingerprint {recorded['fingerprint']} then, {tokens.record['fingerprint']} "
-            "now)"
-            if tokens.record["fingerprint"] != recorded["fingerprint"]
+            f"the text has changed since (fingerprint {recorded.fingerprint} then, {tokens.record.fingerprint} now)"
+            if tokens.record.fingerprint != recorded.fingerprint
             else "the same text gives others now, as it may with other counts or versions of the libraries"
         )
         raise RunFolderError(
@@ -143,9 +139,9 @@ def record_plan(store: RunStore, plan: Plan) -> None:
     """The checkpoints that this and earlier commands asked for, so that a reader sees what is still to come."""
     manifest = store.read_manifest()
     asked = [step_name(checkpoint) for checkpoint in plan.checkpoints]
-    further = [name for name in asked if name not in manifest["planned"]]
+    further = tuple(name for name in asked if name not in manifest.planned)
     if further:
-        write_json(store.manifest, manifest | {"planned": manifest["planned"] + further})
+        store.write_manifest(replace(manifest, planned=manifest.planned + further))
 
 
 def add_missing_phases(store: RunStore, config: StudyConfig) -> None:
@@ -166,15 +162,16 @@ def finish(store: RunStore, config: StudyConfig, n_computed: int = 0, seconds: f
     """
     add_missing_phases(store, config)
     manifest, run = store.read_manifest(), Run(store.root)
-    records = {name: read_json(store.step(name) / "step.json") for name in store.finished_steps()}
-    gathered = manifest | {"checkpoints": records, "warnings": study_warnings(store)}
+    records = {name: store.read_step(name) for name in store.finished_steps()}
+    timings = manifest.timings
     if n_computed:
-        gathered["timings"] = [*manifest.get("timings", []), {"seconds": seconds, "checkpoints": len(records)}]
+        timings = (*timings, StudyTiming(seconds=seconds, checkpoints=len(records)))
+    gathered = replace(manifest, checkpoints=records, warnings=tuple(study_warnings(store)), timings=timings)
     tokens, loss = run.tokens(), run.token_loss()
     if "loss" not in tokens or not np.array_equal(tokens["loss"], loss):
         write_table(store.root / "tokens.parquet", tokens.assign(loss=loss))
     if gathered != manifest:
-        write_json(store.manifest, gathered)
+        store.write_manifest(gathered)
     over_steps = trajectory(run)
     try:
         known = over_steps.equals(run.trajectory())

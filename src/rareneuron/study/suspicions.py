@@ -110,15 +110,15 @@ def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "contex
 def study_warnings(store: RunStore) -> list[str]:
     """What the report should say of the checkpoints that a study used.
 
-    Losses are those of the analysed common targets. Steps of before there were facts about tensors are compared by
-    their weights' hash alone.
+    Losses are those of the analysed common targets. Steps written by older versions, which stored no tensor facts,
+    are compared by their weights' hash alone.
     """
     found = []
     for name in store.finished_steps():
-        record, file = read_json(store.step(name) / "step.json"), store.step(name) / WEIGHTS
-        whole = {"sha256": record["model"].get("weights_sha256") or name, "shape": (), "norm": None, "n_bad": 0}
+        record, file = store.read_step(name), store.step(name) / WEIGHTS
+        whole = {"sha256": record.model.weights_sha256 or name, "shape": (), "norm": None, "n_bad": 0}
         tensors = read_json(file)["tensors"] if file.is_file() else {"weights": whole | {"constant": False}}
-        loss = record["loss_rare"] if record["loss_common"] is None else record["loss_common"]
+        loss = record.loss_rare if record.loss_common is None else record.loss_common
         step = None if name == UNKNOWN_STEP_NAME else int(name)
         found.append(facts_from_record(step, name, tensors, loss))
     # A study may leave steps out on purpose.

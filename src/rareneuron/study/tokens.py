@@ -17,7 +17,10 @@ from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.tokens import TokenStage
+from rareneuron.runs.files import file_sum
+from rareneuron.runs.records import CountsRecord, DataRecord, RarityRecord, StageRecord
+from rareneuron.runs.seeds import generator
+from rareneuron.runs.tokens import TokenStage, selection_digest
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
@@ -49,33 +52,37 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         token_filter = TokenFilter(
             rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
         )
-        rng = np.random.default_rng([config.seed, 0])
+        rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)
-    record = {
-        "corpus": corpus.name,
-        "description": corpus.description,
-        "fingerprint": stream.fingerprint,
-        "n_texts": stream.n_texts,
-        "n_text_tokens": stream.n_text_tokens,
-        "n_contexts_read": selection.n_contexts_read,
-        "n_contexts": len(selection.windows),
-        "n_requested": selection.n_requested,
-        "n_available": selection.n_available,
-        "n_rare": selection.n_rare,
-        "n_common": selection.n_common,
-        "stages": [asdict(stage) for stage in selection.stages],
-        "counts": {"source": config.counts or (str(COUNTS.name) if counted == "training set" else None), "of": counted},
-        "rarity": {
-            "rule": rare.over,
-            "percentile": rare.percentile,
-            "threshold": rare.threshold,
-            "count_at_threshold": rare.count_at_threshold,
-            "count_total": rare.count_total,
-            "n_types": rare.n_types,
-            "mass": rare.mass,
-        },
-    }
+    source = config.counts or (str(COUNTS.name) if counted == "training set" else None)
+    record = DataRecord(
+        corpus=corpus.name,
+        description=corpus.description,
+        fingerprint=stream.fingerprint,
+        sha256=selection_digest(selection),
+        n_texts=stream.n_texts,
+        n_text_tokens=stream.n_text_tokens,
+        n_contexts_read=selection.n_contexts_read,
+        n_contexts=len(selection.windows),
+        n_requested=selection.n_requested,
+        n_available=selection.n_available,
+        n_rare=selection.n_rare,
+        n_common=selection.n_common,
+        stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
+        counts=CountsRecord(
+            source=source, of=counted, sha256=None if config.counts is None else file_sum(Path(config.counts))
+        ),
+        rarity=RarityRecord(
+            rule=rare.over,
+            percentile=rare.percentile,
+            threshold=rare.threshold,
+            count_at_threshold=rare.count_at_threshold,
+            count_total=rare.count_total,
+            n_types=rare.n_types,
+            mass=rare.mass,
+        ),
+    )
     return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import RunFolderError
-from rareneuron.maths.claims import Hypothesis, against_groups, judged
+from rareneuron.maths.claims import Hypothesis, against_groups, judge
 from rareneuron.maths.significance import against_null
 from rareneuron.present.blocks import Notice
 from rareneuron.present.figures import FIGURES, figure
@@ -41,7 +41,7 @@ def test_what_is_claimed_lies_to_the_right_where_less_is_claimed_too(claimed: Ca
         against_groups(against_null(value, draws), "x", "boosting", "matched", above=above)
         for value, above in ((1.0, False), (3.0, True))
     )
-    frame = FIGURES["claims"].frame(claimed(judged([(hypothesis, [less]), (other, [more])]))).set_index("name")
+    frame = FIGURES["claims"].frame(claimed(judge([(hypothesis, [less]), (other, [more])]))).set_index("name")
     for name in ("lower", "higher"):
         low, size, high = frame.loc[name, ["low", "effect_size", "high"]]
         assert 0 < low < size < high

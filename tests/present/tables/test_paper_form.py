@@ -22,7 +22,8 @@ def of_hub(run: Run, source: str, **changes: Any) -> Run:
         record = read_json(path)
         record["model"] |= {"source": source, "commit": "c" * 40}
         write_json(path, record)
-    manifest = run.manifest | {"config": run.manifest["config"] | {"model": source} | changes.pop("config", {})}
+    manifest = read_json(run.path / "run.json")
+    manifest["config"] |= {"model": source} | changes.pop("config", {})
     write_json(run.path / "run.json", manifest | changes)
     return Run(run.path)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.conclude.trajectory import LEVEL, onsets
+from rareneuron.conclude.trajectory import onsets
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import SMALL, note
 from rareneuron.present.readable import rows_or_reason

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
-from rareneuron.maths.segments import Spacings
+from rareneuron.maths.spacings import Spacings
 from rareneuron.present.figure import Figure
 from rareneuron.present.ink import (
     SMALL,

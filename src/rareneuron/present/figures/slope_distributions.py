@@ -28,7 +28,7 @@ LEGEND = 0.9  # inches beside the panels
 def frame(*runs: Run) -> pd.DataFrame:
     """Return the local slopes of every run, with its place, model and number of neurons; a run may have none."""
     parts = []
-    models = [visible(Path(run.manifest["config"]["model"] or "embedded series").name) for run in runs]
+    models = [visible(Path(run.manifest.config.model or "embedded series").name) for run in runs]
     if len(set(models)) < len(models):  # the same model with other settings
         models = [f"{model} ({visible(run.path.name)})" for model, run in zip(models, runs, strict=True)]
     for place, (name, run) in enumerate(zip(models, runs, strict=True)):

@@ -1,12 +1,11 @@
 """One row a checkpoint: losses, sizes of effects, errors of the audit, time."""
 
-from typing import Any
-
 import pandas as pd
 
 from rareneuron.present.blocks import Column, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import NOTHING, scale_of, seconds, significant, step_name, unit_of
+from rareneuron.runs.records import StepRecord
 
 
 def checkpoints_section(found: Findings) -> Section:
@@ -40,20 +39,20 @@ def checkpoints_section(found: Findings) -> Section:
     )
 
 
-def checkpoint_row(step: int | None, record: dict[str, Any], table: pd.DataFrame, scale: float) -> tuple[str, ...]:
+def checkpoint_row(step: int | None, record: StepRecord, table: pd.DataFrame, scale: float) -> tuple[str, ...]:
     """Return the cells of one checkpoint."""
     top = table.sort_values("rank").iloc[0]
-    audit = record["audit"]
+    audit = record.audit
     return (
         step_name(step),
-        loss(record["loss_rare"]),
-        loss(record["loss_common"]),
+        loss(record.loss_rare),
+        loss(record.loss_common),
         significant(table["abs_delta_loss"].median() / scale),
         significant(top["abs_delta_loss"] / scale),
         top["neuron"],
-        NOTHING if audit is None else significant(audit["max_error"], 2),
-        NOTHING if audit is None else significant(audit["rms_error"], 2),
-        seconds(sum(record["timings"].values())),
+        NOTHING if audit is None else significant(audit.max_error, 2),
+        NOTHING if audit is None else significant(audit.rms_error, 2),
+        seconds(sum(record.timings.values())),
     )
 
 
@@ -62,18 +61,18 @@ def loss(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def audit_text(record: dict[str, Any]) -> str:
+def audit_text(record: StepRecord) -> str:
     """Say what the audit's columns mean for the engine that made the numbers."""
-    audit = record["audit"]
+    audit = record.audit
     if audit is None:
         return (
             "Audit: none. The patching engine runs the model itself again for every neuron; there is no shortcut "
             "whose error could be measured, and its results are what the closed form is checked against."
         )
     return (
-        f"Audit: a seeded sample of (token, neuron) pairs ({audit['n_pairs']:,} at the last checkpoint) was computed "
+        f"Audit: a seeded sample of (token, neuron) pairs ({audit.n_pairs:,} at the last checkpoint) was computed "
         "again in float64 by the direct formula. The columns give the largest and the root-mean-square difference in "
-        f"Δ per pair; Δ itself has a root mean square of {significant(audit['rms_delta_loss'], 2)} nats over the pairs "
+        f"Δ per pair; Δ itself has a root mean square of {significant(audit.rms_delta_loss, 2)} nats over the pairs "
         "of the last checkpoint. The audit speaks of arithmetic alone: the sampling error of a mean is its standard "
         "error."
     )

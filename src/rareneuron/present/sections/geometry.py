@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rareneuron.conclude.trajectory import LEVEL
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Definitions, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.published import Number

@@ -31,7 +31,7 @@ COMMON_REFERENCES = {
 
 def method_section(found: Findings) -> Section:
     """Return the definitions that this run used."""
-    reference = found.config["reference"]
+    reference = found.config.reference
     items = [
         (
             "neuron l.i",
@@ -94,7 +94,7 @@ def method_section(found: Findings) -> Section:
         title="Method and definitions",
         blocks=(
             Definitions(items=tuple(items)),
-            Paragraph(text=ENGINES[found.config["engine"]]),
+            Paragraph(text=ENGINES[found.config.engine]),
             Paragraph(text=DEFINITIONS[found.run.definitions]),
         ),
     )

@@ -1,8 +1,9 @@
 """Plateau, power law and decay at the last checkpoint: what was found, how sure it is, and what it means."""
 
 from rareneuron.maths.nulls import FAMILIES
-from rareneuron.maths.phases import LEVEL, Phases
+from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
+from rareneuron.maths.significance import LEVEL
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings

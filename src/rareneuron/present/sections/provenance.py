@@ -18,14 +18,14 @@ def provenance_section(found: Findings) -> Section:
             ),
             Settings(
                 caption="Software and machine",
-                items=tuple((name, value_text(value)) for name, value in found.manifest["environment"].items()),
+                items=tuple((name, value_text(value)) for name, value in found.manifest.environment.items()),
             ),
             Settings(
                 caption="Data",
                 items=(
-                    ("fingerprint", found.data["fingerprint"]),
-                    ("counts", value_text(found.data["counts"]["source"])),
-                    ("counts of", found.data["counts"]["of"]),
+                    ("fingerprint", found.data.fingerprint),
+                    ("counts", value_text(found.data.counts.source)),
+                    ("counts of", found.data.counts.of),
                 ),
             ),
             weights_table(found),
@@ -48,18 +48,18 @@ def weights_table(found: Findings) -> Table:
     """Return a table of each checkpoint's weights, and of the two probes that its adapter passed or failed."""
     rows = []
     for step, record in zip(found.steps, found.records, strict=True):
-        model, probes = record["model"], record["closed_form"]
+        model, probes = record.model, record.closed_form
         rows.append(
             (
                 step_name(step),
-                value_text(model.get("model_type")),
-                value_text(model.get("dtype")),
-                "holds" if probes["ok"] else probes["reason"],
-                significant(probes["readout_gap"], 2),
-                significant(probes["ablation_gap"], 2),
-                value_text(model.get("source")),
-                value_text(model.get("commit") or model.get("revision")),
-                value_text(model.get("weights_sha256")),
+                value_text(model.model_type),
+                value_text(model.dtype),
+                "holds" if probes.ok else probes.reason,
+                significant(probes.readout_gap, 2),
+                significant(probes.ablation_gap, 2),
+                value_text(model.source),
+                value_text(model.commit or model.revision),
+                value_text(model.weights_sha256),
             )
         )
     return Table(
@@ -86,7 +86,7 @@ def times_table(found: Findings) -> Table:
     """Return a table of where the time went."""
     rows = []
     for step, record in zip(found.steps, found.records, strict=True):
-        timings, rates = record["timings"], record["rates"]
+        timings, rates = record.timings, record.rates
         rows.append(
             (
                 step_name(step),
@@ -111,8 +111,8 @@ def times_table(found: Findings) -> Table:
 
 def elapsed(found: Findings) -> str:
     """Say how long the study took, and in how many parts."""
-    parts = found.manifest.get("timings", [])
+    parts = found.manifest.timings
     if not parts:
         return "The study has no total time yet: it has not come to its end."
-    total = seconds(sum(part["seconds"] for part in parts))
+    total = seconds(sum(part.seconds for part in parts))
     return f"Total: {total}, in one go." if len(parts) == 1 else f"Total: {total}, in {len(parts)} parts."

@@ -28,10 +28,10 @@ TOOL_AUTHORS = "The rareneuron developers"
 def reproduce_section(found: Findings) -> Section:
     """Return command, environment and citations."""
     manifest = found.manifest
-    version = manifest["environment"]["rareneuron"]
+    version = manifest.environment["rareneuron"]
     items = [
-        ("command", command(found.config, manifest.get("planned", []))),
-        ("environment", environment_text(manifest["environment"])),
+        ("command", command(found.config, manifest.planned)),
+        ("environment", environment_text(manifest.environment)),
         ("cite the paper", PAPER),
         ("cite the tool", tool_entry(version)),
     ]
@@ -50,15 +50,15 @@ def reproduce_section(found: Findings) -> Section:
     )
 
 
-def command(config: dict[str, Any], planned: Sequence[str]) -> str:
+def command(config: StudyConfig, planned: Sequence[str]) -> str:
     """Return the command line that asks for this study; `--out` is left to the reader."""
-    words = ["rareneuron", "study"]
-    if config["model"] is not None:
-        words.append(config["model"])
+    words, settings = ["rareneuron", "study"], config.identity()
+    if config.model is not None:
+        words.append(config.model)
     if asks_for_steps(config, planned):
         words += ["--steps", ",".join(planned)]
     for field in fields(StudyConfig):
-        value = config.get(field.name, field.default)
+        value = settings.get(field.name, field.default)
         if field.name == "model" or value == field.default:
             continue
         if isinstance(value, bool):
@@ -67,11 +67,11 @@ def command(config: dict[str, Any], planned: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def asks_for_steps(config: dict[str, Any], planned: Sequence[str]) -> bool:
+def asks_for_steps(config: StudyConfig, planned: Sequence[str]) -> bool:
     """Return whether the command has to name checkpoints; a revision is a single one already."""
     if not planned or UNKNOWN_STEP_NAME in planned:
         return False
-    return config["revision"] is None and "@" not in (config["model"] or "")
+    return config.revision is None and "@" not in (config.model or "")
 
 
 def environment_text(environment: dict[str, Any]) -> str:

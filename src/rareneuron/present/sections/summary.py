@@ -22,11 +22,11 @@ def summary_section(found: Findings) -> Section:
                 )
             )
         )
-    if data["n_rare"] < data["n_requested"]:
+    if data.n_rare < data.n_requested:
         blocks.append(
             Notice(
                 text=(
-                    f"{data['n_requested']:,} rare tokens were asked for and the corpus holds {data['n_available']:,}: "
+                    f"{data.n_requested:,} rare tokens were asked for and the corpus holds {data.n_available:,}: "
                     "all of them are used."
                 )
             )
@@ -34,8 +34,8 @@ def summary_section(found: Findings) -> Section:
     blocks += [
         Tiles(
             items=(
-                (f"{data['n_rare']:,}", "rare tokens"),
-                (f"{data['n_contexts']:,}", "contexts"),
+                (f"{data.n_rare:,}", "rare tokens"),
+                (f"{data.n_contexts:,}", "contexts"),
                 (f"{len(found.steps):,}", "checkpoint" if len(found.steps) == 1 else "checkpoints"),
                 (f"{len(last):,}", f"neurons of layer {found.subject.layer}"),
             )
@@ -59,8 +59,8 @@ def measurement(found: Findings) -> str:
     )
     return (
         f"Each of the {len(found.last):,} neurons of layer {found.subject.layer} was replaced by its mean activation, "
-        f"one at a time, and the change in loss, Δ, measured at {data['n_rare']:,} rare tokens ({words:,} different "
-        f"targets, {data['n_contexts']:,} contexts), {series}. A positive Δ means that the loss rises without the "
+        f"one at a time, and the change in loss, Δ, measured at {data.n_rare:,} rare tokens ({words:,} different "
+        f"targets, {data.n_contexts:,} contexts), {series}. A positive Δ means that the loss rises without the "
         "neuron: it boosts these tokens. A negative Δ: it suppresses them."
     )
 

@@ -1,12 +1,11 @@
 """Which tokens were analysed: the corpus, what the filter keeps at each stage, the easiest and hardest targets."""
 
-from typing import Any
-
 import pandas as pd
 
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table, Words
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import at_step, significant, visible
+from rareneuron.runs.records import DataRecord
 
 SHOWN = 20
 STAGES = {
@@ -23,13 +22,13 @@ def targets_section(found: Findings) -> Section:
     blocks: list[Block] = [
         Paragraph(
             text=(
-                f"Corpus: {data['corpus']} ({data['description']}). {data['n_texts']:,} texts, "
-                f"{data['n_text_tokens']:,} tokens, cut into {data['n_contexts_read']:,} contexts; whole contexts were "
-                f"drawn by seed {found.config['seed']} until they held the rare tokens wanted. {data['n_common']:,} "
+                f"Corpus: {data.corpus} ({data.description}). {data.n_texts:,} texts, "
+                f"{data.n_text_tokens:,} tokens, cut into {data.n_contexts_read:,} contexts; whole contexts were "
+                f"drawn by seed {found.config.seed} until they held the rare tokens wanted. {data.n_common:,} "
                 "common targets from the same contexts, which pass the same word filter, are the comparison."
             )
         ),
-        stage_table(data, words=found.config["words"]),
+        stage_table(data, words=found.config.words),
         Paragraph(text=rule(data)),
         whose_counts(data),
         *coarse_threshold(data),
@@ -38,10 +37,10 @@ def targets_section(found: Findings) -> Section:
     return Section(name="targets", title="Rare targets", blocks=tuple(blocks))
 
 
-def stage_table(data: dict[str, Any], *, words: bool) -> Table:
+def stage_table(data: DataRecord, *, words: bool) -> Table:
     """Return a table of what each stage keeps; without the word filter, the second one keeps all."""
     names = STAGES if words else STAGES | {"rare words": "2. any text (no word filter)"}
-    everything = data["stages"][0]["occurrences"]
+    everything = data.stages[0]["occurrences"]
     return Table(
         caption="Targets that each stage of the filter keeps, in types (distinct tokens) and in occurrences",
         columns=(
@@ -52,61 +51,60 @@ def stage_table(data: dict[str, Any], *, words: bool) -> Table:
         ),
         rows=tuple(
             (
-                names.get(stage["name"], stage["name"]),
-                f"{stage['types']:,}",
-                f"{stage['occurrences']:,}",
-                f"{significant(100 * stage['occurrences'] / everything)} %",
+                names.get(stage.name, stage.name),
+                f"{stage.types:,}",
+                f"{stage.occurrences:,}",
+                f"{significant(100 * stage.occurrences / everything)} %",
             )
-            for stage in data["stages"]
+            for stage in data.stages
         ),
     )
 
 
-def rule(data: dict[str, Any]) -> str:
+def rule(data: DataRecord) -> str:
     """Say which types the rarity rule calls rare."""
-    rarity = data["rarity"]
-    match rarity["rule"]:
+    rarity = data.rarity
+    match rarity.rule:
         case "none":
             return "Rarity rule: none. Every type counts as rare, so nothing here is about rare tokens in particular."
         case "types":
-            where = f"that of the type below which {rarity['percentile']:g} % of the vocabulary lie"
+            where = f"that of the type below which {rarity.percentile:g} % of the vocabulary lie"
         case "occurrences":
-            where = f"that below which lie at most {rarity['percentile']:g} % of all occurrences"
+            where = f"that below which lie at most {rarity.percentile:g} % of all occurrences"
         case _:
             where = "that at the elbow of the rank-frequency curve"
     return (
-        f"Rarity rule “{rarity['rule']}”: a type is rare if its unigram probability is below "
-        f"{significant(rarity['threshold'])} ({where}). {rarity['n_types']:,} types are; together they make "
-        f"{significant(100 * rarity['mass'])} % of the counted tokens."
+        f"Rarity rule “{rarity.rule}”: a type is rare if its unigram probability is below "
+        f"{significant(rarity.threshold)} ({where}). {rarity.n_types:,} types are; together they make "
+        f"{significant(100 * rarity.mass)} % of the counted tokens."
     )
 
 
-def whose_counts(data: dict[str, Any]) -> Block:
+def whose_counts(data: DataRecord) -> Block:
     """Say whose counts decide what is rare: the model's training set's, or others."""
-    counts = data["counts"]
-    if counts["of"] == "training set":
+    counts = data.counts
+    if counts.of == "training set":
         return Paragraph(
             text=(
-                f"The unigram counts are the training set's ({counts['source']}): rare here means seldom seen in "
-                "training."
+                f"The unigram counts are the training set's ({counts.source}): rare here means seldom seen in training."
             )
         )
     return Notice(
         text=(
-            f"The unigram counts are those of {counts['of']}: “rare” means seldom in this corpus, which says little "
+            f"The unigram counts are those of {counts.of}: “rare” means seldom in this corpus, which says little "
             "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly tell "
             "them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) mend both."
         )
     )
 
 
-def coarse_threshold(data: dict[str, Any]) -> tuple[Notice, ...]:
+def coarse_threshold(data: DataRecord) -> tuple[Notice, ...]:
     """Warn of a threshold at a count of 0 or 1, which can't tell rare types from absent ones."""
-    rarity = data["rarity"]
-    count = rarity.get("count_at_threshold")  # runs made before it was recorded lack it
+    rarity = data.rarity
+    count = rarity.count_at_threshold
     if count is None or count > 1:
         return ()
-    types = f"{rarity['percentile']:g} % of the types" if rarity["rule"] == "types" else "the types below it"
+    types = f"{rarity.percentile:g} % of the types" if rarity.rule == "types" else "the types below it"
     return (
         Notice(
             text=(

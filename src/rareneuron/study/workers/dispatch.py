@@ -4,7 +4,7 @@ from contextlib import closing
 
 from tqdm import tqdm
 
-from rareneuron.measure.checkpoint import compute_unit
+from rareneuron.measure.checkpoint import compute_checkpoint
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.store import RunStore
@@ -14,7 +14,7 @@ from rareneuron.study.workers.processes import by_processes
 from rareneuron.study.workers.tasks import refuse_failed, task_of
 
 
-def compute_units(
+def compute_open(
     store: RunStore, config: StudyConfig, plan: Plan, tokens: TokenStage, first: Adapter | None, progress: bool
 ) -> None:
     """Compute what is open. `first`: the last checkpoint, where it is loaded already."""
@@ -23,7 +23,9 @@ def compute_units(
         for checkpoint in plan.open:
             adapter, first = (first if checkpoint == last else None), None
             is_last = checkpoint == last
-            compute_unit(store, config, checkpoint, is_last=is_last, tokens=tokens, adapter=adapter, progress=progress)
+            compute_checkpoint(
+                store, config, checkpoint, is_last=is_last, tokens=tokens, adapter=adapter, progress=progress
+            )
             del adapter
         return
     del first  # workers load it themselves

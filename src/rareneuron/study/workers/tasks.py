@@ -5,11 +5,12 @@ from typing import Any
 
 from rareneuron import errors
 from rareneuron.errors import RareNeuronError
-from rareneuron.measure.checkpoint import compute_unit
+from rareneuron.measure.checkpoint import compute_checkpoint
 from rareneuron.measure.identity import step_name
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.loading import hide_progress_bars
 from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.options import with_option
 from rareneuron.runs.store import RunStore
 
 TRIES = 3  # for a checkpoint whose worker died: short of memory once, it may not be again
@@ -28,9 +29,9 @@ def do_task(task: dict[str, Any]) -> dict[str, Any]:
         settings = settings | {"steps": tuple(settings["steps"])}
     config = StudyConfig(**settings)
     try:
-        compute_unit(RunStore(config.run_folder), config, checkpoint, is_last=task["is_last"])
+        compute_checkpoint(RunStore(config.run_folder), config, checkpoint, is_last=task["is_last"])
     except RareNeuronError as error:
-        return {"step": step_name(checkpoint), "error": type(error).__name__, "message": str(error)}
+        return {"step": step_name(checkpoint), "error": type(error).__name__, "message": with_option(error)}
     return {"step": step_name(checkpoint)}
 
 

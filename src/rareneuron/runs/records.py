@@ -1,0 +1,285 @@
+"""What `run.json` and each `step.json` hold, as frozen records; reading refuses in words what is of another kind.
+
+A checksum says that a file is as it was written, not who wrote it: a run from elsewhere may hold anything. Every field
+is read by its annotation; a range among the annotations is what a whole number may lie in. A field with a default may
+be missing, as in runs of older versions, and names that no field has are left out. Oracle: tests/test_fuzz_readers.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rareneuron.data import Rule
+from rareneuron.errors import InvalidConfig
+from rareneuron.runs.config import FREE, StudyConfig, default_of
+
+LARGEST = 10**15  # beyond what is counted or measured here; Python prints and converts all below
+LONGEST_SHOWN = 60  # characters of a value that is refused
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+
+Count = Annotated[int, range(LARGEST)]
+AtLeastOne = Annotated[int, range(1, LARGEST)]
+Step = Count | None  # None: the optimiser step is unknown
+R = TypeVar("R")
+
+
+class Misfit(Exception):
+    """A value of a record that is not of its kind; says which and why."""
+
+
+class Missing(Misfit):
+    """A name that a record lacks; its text is the name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """The weights that a checkpoint was computed from."""
+
+    source: str
+    revision: str | None = None
+    commit: str | None = None
+    weights_sha256: str | None = None
+    model_type: str | None = None
+    n_params: Count | None = None
+    dtype: str | None = None
+    tied: bool | None = None
+    weight_stamps: dict[str, list[int]] | None = None  # size and time of last change of each file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormRecord:
+    """What the probes found when the model was loaded."""
+
+    ok: bool
+    readout_gap: float | None = None
+    ablation_gap: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """A seeded sample of (token, neuron) pairs, computed again in float64: total and direct Δ and KL."""
+
+    n_pairs: Count
+    max_error: float  # nats, over all three
+    rms_error: float  # nats, of the total Δ
+    rms_delta_loss: float  # of the same pairs, to see the error against
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One finished checkpoint: `step.json`."""
+
+    step: Step
+    model: ModelRecord
+    closed_form: ClosedFormRecord | None = None
+    engine: str
+    loss_rare: float  # nats
+    loss_common: float | None = None
+    audit: Audit | None = None  # None: the engine is itself the standard
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
+    rates: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """How many types and occurrences one stage of the token filter keeps."""
+
+    name: str
+    types: AtLeastOne
+    occurrences: AtLeastOne
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsRecord:
+    """Where unigram counts came from."""
+
+    source: str | None
+    of: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RarityRecord:
+    """The rule by which a type is rare, and what it came out as."""
+
+    rule: Rule
+    percentile: float | None
+    threshold: float
+    count_at_threshold: Count | None
+    count_total: Count
+    n_types: Count
+    mass: float
+
+    def __post_init__(self) -> None:
+        if self.percentile is None and self.rule in ("types", "occurrences"):
+            raise ValueError(f"the rule {self.rule!r} has no percentile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """Which text was read, and which of its tokens are analysed."""
+
+    corpus: str
+    description: str
+    fingerprint: str
+    n_texts: Count
+    n_text_tokens: Count
+    n_contexts_read: Count
+    n_contexts: AtLeastOne
+    n_requested: Count
+    n_available: Count
+    n_rare: Count
+    n_common: Count
+    stages: Annotated[tuple[StageRecord, ...], ...]
+    counts: CountsRecord
+    rarity: RarityRecord
+    sha256: str = ""  # of which tokens are analysed
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTiming:
+    """One command that worked on the run: how long it took, and how many checkpoints there were at its end."""
+
+    seconds: float
+    checkpoints: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A run as a whole: `run.json`."""
+
+    format: int
+    config: StudyConfig
+    resolved: dict[str, str | None]  # model, data and counts under one name each
+    environment: dict[str, str | int | None]
+    data: DataRecord
+    layer: Count
+    n_layers: AtLeastOne
+    planned: tuple[str, ...] = ()
+    checkpoints: dict[str, StepRecord] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    timings: tuple[StudyTiming, ...] = ()
+
+
+def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
+    """Return a record as plain values for JSON; of the settings those that decide results."""
+    out = asdict(record)
+    return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out
+
+
+def from_json(kind: type[R], content: Mapping[str, Any]) -> R:
+    """Return the record that a file holds; raises `Misfit` where a value is of another kind, and
+    `Missing` where there is none.
+    """
+    return read(kind, content, "")
+
+
+def read(kind: Any, value: Any, where: str) -> Any:
+    """Return a value as its annotation wants it; `where` is the way to it, for the words of a misfit."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is StudyConfig:
+        return read_settings(expect(dict, value, where))
+    if is_dataclass(kind):
+        return read_fields(kind, expect(dict, value, where), where)
+    if origin is Annotated:
+        return read_annotated(kind, value, where)
+    if origin in (Union, UnionType):
+        return read_one_of(arguments, value, where)
+    if origin is dict:
+        found = expect(dict, value, where)
+        return {name: read(arguments[1], one, f"{where}.{cut(name)}".lstrip(".")) for name, one in found.items()}
+    if origin in (list, tuple):
+        found = expect(list, value, where)
+        return origin(read(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(found))
+    if origin is not None:  # Literal
+        if value not in arguments:
+            raise Misfit(f"`{where}` should be one of {', '.join(arguments)} and is {shown(value)}")
+        return value
+    return expect(kind, value, where)
+
+
+def read_fields(kind: type, found: Mapping[str, Any], where: str) -> Any:
+    """Return a dataclass of what stands under its fields' names."""
+    values, hints = {}, hints_of(kind)
+    for f in fields(kind):
+        if f.name in found:
+            values[f.name] = read(hints[f.name], found[f.name], f"{where}.{f.name}".lstrip("."))
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise Missing(f"{where}.{f.name}".lstrip("."))
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise Misfit(f"`{where}`: {error}") from error
+
+
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Return a dataclass's annotations, ranges included."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def read_annotated(kind: Any, value: Any, where: str) -> Any:
+    """Return a whole number in its range, or a list that isn't empty."""
+    base, limit = get_args(kind)
+    if limit is ...:
+        if isinstance(value, list) and not value:
+            raise Misfit(f"`{where}` should be a list with something in it and is a list")
+        return read(base, value, where)
+    if type(value) is not int or value not in limit:
+        raise Misfit(f"`{where}` should be a whole number from {limit.start} on and is {shown(value)}")
+    return value
+
+
+def read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Return a value that is of one of several kinds; the misfit of the last but None speaks for all."""
+    misfit = Misfit("")
+    for kind in sorted(kinds, key=lambda kind: kind is not NoneType):
+        try:
+            return read(kind, value, where)
+        except Misfit as error:
+            misfit = error
+    raise misfit
+
+
+def read_settings(found: Mapping[str, Any]) -> StudyConfig:
+    """Return the settings of a study; those that this version doesn't know are left out, missing ones have defaults."""
+    known = {f.name: default_of(f) for f in fields(StudyConfig) if f.name not in FREE}
+    given = {name: found[name] for name in known if name in found}
+    try:
+        return StudyConfig.from_settings(
+            {name: value for name, value in given.items() if value is not None or known[name] is not None}, "`config`"
+        )
+    except InvalidConfig as error:
+        raise Misfit(cut(str(error).partition(". ")[0])) from error
+
+
+def expect(kind: Any, value: Any, where: str) -> Any:
+    """Return a value of a plain type; whole numbers pass for decimals, true and false for neither."""
+    if kind is float:
+        fits = type(value) in (int, float) and abs(value) < LARGEST
+    elif kind is int:
+        fits = type(value) is int and abs(value) < 10**19  # times in ns are the largest
+    else:
+        fits = isinstance(value, kind)
+    if not fits:
+        wanted = {dict: "an object", list: "a list"}.get(kind) or WORDS[kind]
+        raise Misfit(f"`{where}` should be {wanted} and is {shown(value)}")
+    return float(value) if kind is float else value
+
+
+def shown(value: Any) -> str:
+    """Return a short form of a value that is refused."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST:
+        return "a number of many digits"  # Python prints none of over 4,300 digits
+    return cut(repr(value)) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def cut(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

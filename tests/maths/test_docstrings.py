@@ -1,0 +1,63 @@
+"""Docstrings of the public functions in maths: every argument is described, and every example gives what it says."""
+
+import doctest
+import inspect
+
+import pytest
+
+import rareneuron as rn
+
+DOCUMENTED = [
+    *("Readout", "alpha_hill", "delta_loss", "effective_dimension", "fit_phases", "geometry", "neuron_groups"),
+    *("rank_curve", "released_phases", "spectrum"),
+]
+SECTIONS = {"Args", "Returns", "Raises", "Source", "Example"}
+
+
+def sections_of(text):
+    """The sections of a docstring: name → lines."""
+    out, name = {}, None
+    for line in inspect.cleandoc(text).splitlines():
+        if line and not line.startswith(" "):
+            name = line.removesuffix(":") if line.removesuffix(":") in SECTIONS else None
+        elif name is not None:
+            out.setdefault(name, []).append(line)
+    return out
+
+
+def undescribed(text, names):
+    """Arguments that have no line of their own."""
+    starts = [line.strip().partition(":")[0] for line in sections_of(text).get("Args", [])]
+    return [name for name in names if name not in starts]
+
+
+def failures_of(text, name="example"):
+    """What of a docstring's examples doesn't come out as it says; an error where there are none."""
+    test = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
+    assert test.examples, f"{name} has no example"
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+    return "".join(said)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_argument_is_described_and_examples_hold(name):
+    documented = getattr(rn, name)
+    needed = SECTIONS - ({"Returns", "Raises"} if inspect.isclass(documented) else set())
+    assert needed <= sections_of(documented.__doc__).keys()
+    assert not undescribed(documented.__doc__, inspect.signature(documented).parameters)
+    assert not failures_of(documented.__doc__, name)
+
+
+def test_the_check_sees_a_wrong_example_and_an_argument_that_is_left_out():
+    text = """Add two numbers.
+
+    Args:
+        a: the first.
+
+    Example:
+        >>> 1 + 1
+        3
+    """
+    assert undescribed(text, ["a", "b"]) == ["b"]
+    assert "Expected:\n    3\nGot:\n    2" in failures_of(text)

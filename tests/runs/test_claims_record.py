@@ -1,0 +1,22 @@
+"""Claims as JSON: what is written is read back as it was."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from rareneuron.maths.claims import judge
+from rareneuron.runs.claims import as_record, from_record
+from tests.maths.test_claims import CLAIMED, made
+
+
+def test_a_claim_is_the_same_after_json():
+    test = replace(made(), effect_low=np.nan, group=None)
+    for claim in judge([(CLAIMED, [test, made()]), (CLAIMED, "There is none.")]):
+        record = json.loads(json.dumps(as_record(claim), allow_nan=False))
+        again = from_record(record)
+        assert again == from_record(record)
+        np.testing.assert_equal(asdict(again), asdict(claim))
+    assert from_record({**record, "tests": []}).tests == ()
+    del record["tests"]
+    assert from_record(record).tests == ()

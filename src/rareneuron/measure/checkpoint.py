@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from rareneuron.errors import NotMeasured, Unavailable
+from rareneuron.errors import TooFewNeurons, Unavailable
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.effects import LayerEffects, layer_effects
@@ -201,7 +201,7 @@ def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> Non
     write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
 
 
-def compute_phases(work: Measurement) -> dict[Ranking, Found | NotMeasured]:
+def compute_phases(work: Measurement) -> dict[Ranking, Found | TooFewNeurons]:
     """Fit the phases of every ranking."""
     effects, config = work.effects, work.config
     return fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions, is_last=work.is_last)

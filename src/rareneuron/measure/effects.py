@@ -42,7 +42,10 @@ class LayerEffects:
 class Pieces(Protocol):
     """The pieces of a checkpoint's contexts, and where their sums are kept once known (`measure.pieces`)."""
 
-    pieces: Sequence[range]
+    @property
+    def pieces(self) -> Sequence[range]:
+        """The ranges of contexts, in order."""
+        ...
 
     def batches(self, contexts: range) -> Iterable[TokenBatch]:
         """Return the captured tokens of a piece."""

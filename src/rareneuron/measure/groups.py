@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 
 from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
-from rareneuron.maths import Definitions
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.moments import SecondMoments
@@ -62,12 +61,7 @@ def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
     rng = generator(config.seed, "geometry")
-    return geometry_of(moments, groups, rng, definitions=whose(config))
-
-
-def whose(config: StudyConfig) -> Definitions:
-    """The definitions asked for."""
-    return "released" if config.definitions == "released" else "paper"
+    return geometry_of(moments, groups, rng, definitions=config.definitions)
 
 
 def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
@@ -75,7 +69,9 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     weights = source.adapter.weights(source.layer)
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
     rng = generator(config.seed, "spectrum")
-    return spectrum({name: W for name, W in given.items() if W is not None}, groups, definitions=whose(config), rng=rng)
+    return spectrum(
+        {name: W for name, W in given.items() if W is not None}, groups, definitions=config.definitions, rng=rng
+    )
 
 
 def matching(groups: NeuronGroups, covariate: np.ndarray) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ from rareneuron.data.spelling import texts_of
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
-from rareneuron.measure.effects import EffectBlock
+from rareneuron.measure.engines.base import EffectBlock
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import LayerWeights
 from rareneuron.runs.neurons import (

@@ -61,7 +61,7 @@ def card(run: Run) -> str:
         "",
         "```bibtex",
         PAPER,
-        tool_entry(found.manifest.environment["rareneuron"]),
+        tool_entry(found.manifest.version),
         "```",
         "",
     ]

@@ -121,7 +121,7 @@ def settings_of(manifest: Manifest) -> dict[str, Any]:
     """Return a study's settings, its text and the version that made it."""
     config = {name: value for name, value in manifest.config.identity().items() if name not in IDENTITY}
     data = {name: getattr(manifest.data, name) for name in TEXT_FACTS}
-    return config | data | {"rareneuron": manifest.environment["rareneuron"]}
+    return config | data | {"rareneuron": manifest.version}
 
 
 def verdict_grid(named: Sequence[tuple[str, Subject]]) -> pd.DataFrame:
@@ -299,7 +299,7 @@ def write_comparison(runs: Sequence[Run], path: Path, step: int | None = None, f
         .get_template("compare.html.j2")
         .render(
             title=" · ".join(found.runs["run"]),
-            version=runs[0].manifest.environment["rareneuron"],
+            version=runs[0].manifest.version,
             sections=sections,
             style=asset("report.css"),
             dark_rules=rules_of(sections),

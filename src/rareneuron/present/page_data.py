@@ -77,8 +77,8 @@ def steps_data(found: Findings, chosen: list[int]) -> list[dict[str, Any]]:
             {
                 "name": step_name(step),
                 "step": step,
-                "loss_rare": short(record["loss_rare"]),
-                "loss_common": short(record["loss_common"]),
+                "loss_rare": short(record.loss_rare),
+                "loss_common": short(record.loss_common),
                 "median": short(float(np.median(value))),
                 "largest": short(float(value.max())),
                 "n_zero": len(value) - len(x),

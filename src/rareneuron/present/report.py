@@ -55,7 +55,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
             model=found.subject.model,
             layer=found.subject.layer_name,
             corpus=found.data.corpus,
-            version=found.manifest.environment["rareneuron"],
+            version=found.manifest.version,
             warnings=found.manifest.warnings,
             verdicts=verdicts,
             verdict_counts=verdict_counts(verdicts),
@@ -130,8 +130,8 @@ def verdict_counts(verdicts: list[dict[str, str]]) -> str:
 
 def details_note(data: dict[str, Any]) -> str:
     """Say which neurons have details, unless all do."""
-    details = data.details
-    if details is None or len(details["shown"]) == len(data.neurons.rank):
+    details = data["details"]
+    if details is None or len(details["shown"]) == len(data["neurons"]["rank"]):
         return ""
     return f" Contexts and tokens are kept for the {len(details['shown']):,} with the largest mean |Δ|."
 

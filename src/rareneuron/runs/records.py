@@ -164,6 +164,11 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     timings: tuple[StudyTiming, ...] = ()
 
+    @property
+    def version(self) -> str:
+        """The version of the package that began the run."""
+        return str(self.environment.get("rareneuron", "unknown"))
+
 
 def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
     """Return a record as plain values for JSON; of the settings those that decide results."""
@@ -183,7 +188,7 @@ def read(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is StudyConfig:
         return read_settings(expect(dict, value, where))
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return read_fields(kind, expect(dict, value, where), where)
     if origin is Annotated:
         return read_annotated(kind, value, where)

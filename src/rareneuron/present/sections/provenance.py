@@ -5,6 +5,7 @@ from typing import Any
 from rareneuron.present.blocks import Column, Paragraph, Section, Settings, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import NOTHING, seconds, significant, step_name
+from rareneuron.runs.records import ClosedFormRecord
 
 
 def provenance_section(found: Findings) -> Section:
@@ -14,7 +15,8 @@ def provenance_section(found: Findings) -> Section:
         title="Provenance",
         blocks=(
             Settings(
-                caption="Settings", items=tuple((name, value_text(value)) for name, value in found.config.items())
+                caption="Settings",
+                items=tuple((name, value_text(value)) for name, value in found.config.identity().items()),
             ),
             Settings(
                 caption="Software and machine",
@@ -48,7 +50,7 @@ def weights_table(found: Findings) -> Table:
     """Return a table of each checkpoint's weights, and of the two probes that its adapter passed or failed."""
     rows = []
     for step, record in zip(found.steps, found.records, strict=True):
-        model, probes = record.model, record.closed_form
+        model, probes = record.model, record.closed_form or ClosedFormRecord(ok=False, reason=NOTHING)
         rows.append(
             (
                 step_name(step),

@@ -28,7 +28,7 @@ TOOL_AUTHORS = "The rareneuron developers"
 def reproduce_section(found: Findings) -> Section:
     """Return command, environment and citations."""
     manifest = found.manifest
-    version = manifest.environment["rareneuron"]
+    version = manifest.version
     items = [
         ("command", command(found.config, manifest.planned)),
         ("environment", environment_text(manifest.environment)),

@@ -40,7 +40,7 @@ def targets_section(found: Findings) -> Section:
 def stage_table(data: DataRecord, *, words: bool) -> Table:
     """Return a table of what each stage keeps; without the word filter, the second one keeps all."""
     names = STAGES if words else STAGES | {"rare words": "2. any text (no word filter)"}
-    everything = data.stages[0]["occurrences"]
+    everything = data.stages[0].occurrences
     return Table(
         caption="Targets that each stage of the filter keeps, in types (distinct tokens) and in occurrences",
         columns=(

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.present.figure import inline_svg
+from rareneuron.present.figure import as_svg, inline_svg
 from rareneuron.present.figures import FIGURES, figure, save_figure
 from rareneuron.runs.run import Run
 
@@ -83,11 +84,12 @@ def test_a_figure_without_what_it_needs_says_why() -> None:
     assert made.reason(pd.DataFrame([{"eigenvalue": 1.0, "reason": ""}])) is None
 
 
-def test_a_pages_lines_are_kept_to_hundredths_of_a_point(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_pages_lines_are_kept_to_hundredths_of_a_point(make_run: MakeRun) -> None:
     drawn = figure(make_run(), "rank-curve")
-    text = save_figure(drawn, tmp_path / "f.svg").read_text(encoding="utf-8")
-    page = inline_svg(drawn, "f")
-    longest = [re.findall(r"M ([\d.]+) [\d.]+ \nL [^\"]{400,}", svg)[0] for svg in (text, page)]
-    assert len(longest[0].split(".")[1]) > 2
-    assert len(longest[1].split(".")[1]) <= 2
-    assert float(longest[0]) == pytest.approx(float(longest[1]), abs=0.01)
+    exact, page = (
+        re.findall(r"-?\d+(?:\.\d+)?", " ".join(re.findall(r' d="([^"]*)"', svg)))
+        for svg in (as_svg(drawn, "f", "none"), inline_svg(drawn, "f"))
+    )
+    assert max(len(number.partition(".")[2]) for number in exact) > 2
+    assert max(len(number.partition(".")[2]) for number in page) == 2
+    np.testing.assert_allclose([float(x) for x in page], [float(x) for x in exact], atol=0.01)

@@ -66,12 +66,8 @@ class Subject:
 
     @property
     def is_last_layer(self) -> bool:
-        """Whether the analysed layer is the model's last.
-
-        Runs made before the number of layers was recorded say so only if they were asked for layer -1.
-        """
-        manifest = self.run.manifest
-        return manifest.config.layer == -1 or manifest.n_layers == self.layer + 1
+        """Whether the analysed layer is the model's last, whichever way the study asked for it."""
+        return self.run.manifest.n_layers == self.layer + 1
 
     @property
     def in_paper(self) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rareneuron.conclude.evidence import claims_of
+from rareneuron.conclude.evidence.case import Case
 from rareneuron.conclude.hypotheses import HYPOTHESES
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.runs.experiments import ARRAYS
@@ -82,6 +83,6 @@ def test_rare_and_common_tokens_of_no_common_loss_are_not_compared(run, tmp_path
     copied = open_run(shutil.copytree(run.path, tmp_path / "run"))
     arrays = dict(read_tensors(copied.folder() / ARRAYS))
     write_tensors(copied.folder() / ARRAYS, arrays | {"common_n_eff": np.array([100.0, n_eff])})
-    of = {claim.name: claim for claim in claims_of(copied).claims}
+    of = {claim.name: claim for claim in claims_of(Case(copied)).claims}
     assert of["rare-specific-loss"].verdict == "inconclusive"
     assert "at equal loss as much as" in of["rare-specific-loss"].sentence

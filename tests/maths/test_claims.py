@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rareneuron.errors import InvalidConfig
+from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.claims import (
     FEWEST_CONTEXTS,
     Check,
@@ -67,7 +67,9 @@ def test_all_tests_of_a_claim_must_hold_and_the_weakest_speaks():
 
 
 def test_what_could_not_be_tested_is_inconclusive_and_leaves_the_family_as_it_is():
-    claims = judge([(CLAIMED, [made(p=0.02)]), (replace(CLAIMED, name="other"), "There is no such group.")])
+    claims = judge(
+        [(CLAIMED, [made(p=0.02)]), (replace(CLAIMED, name="other"), Unavailable("There is no such group."))]
+    )
     assert claims[1].verdict == "inconclusive"
     assert claims[1].sentence == "There is no such group."
     assert claims[1].p is None

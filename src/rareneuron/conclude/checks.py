@@ -15,6 +15,7 @@ from rareneuron.maths.significance import bootstrap_interval
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
+from rareneuron.runs.seeds import generator
 
 WHAT = {
     "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
@@ -24,18 +25,18 @@ WHAT = {
 }
 
 
-def checks(run: Run, rng: np.random.Generator) -> tuple[Check, ...]:
+def checks(run: Run) -> tuple[Check, ...]:
     """Properties of the measurement: would another text, another ablation, a frozen norm say the same?"""
-    wanted: list[tuple[str, str, float, Callable[[], Estimate]]] = [
-        ("split-half", "Another half of the text ranks the neurons alike", 0.8, lambda: split_half(run, rng)),
-        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, lambda: same_groups(run, rng)),
-        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, lambda: zero_agrees(run)),
-        ("direct", "The groups act directly, not through the final norm's scale", 0.5, lambda: direct_share(run, rng)),
+    wanted: list[tuple[str, str, float, Callable[[Run, np.random.Generator], Estimate]]] = [
+        ("split-half", "Another half of the text ranks the neurons alike", 0.8, split_half),
+        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, same_groups),
+        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, zero_agrees),
+        ("direct", "The groups act directly, not through the final norm's scale", 0.5, direct_share),
     ]
     out = []
     for name, title, least, compute in wanted:
         try:
-            found = compute()
+            found = compute(run, generator(run.manifest.config.seed, "checks", name))
         except RareNeuronError as error:
             why = with_option(error)
             out.append(Check(name=name, title=title, value=None, low=None, high=None, at_least=least, sentence=why))
@@ -65,7 +66,7 @@ def of_contexts_with_tokens(stored: dict[str, np.ndarray], name: str) -> np.ndar
     return stored[name][stored["n_tokens"] > 0].astype(np.float64)
 
 
-def zero_agrees(run: Run) -> Estimate:
+def zero_agrees(run: Run, rng: np.random.Generator) -> Estimate:
     """Return Spearman's ρ of zero- and mean-ablation at the same tokens."""
     found = read_experiments(run.folder())
     return reliability.rank_agreement(found["mean_ablation"], found["zero_ablation"])

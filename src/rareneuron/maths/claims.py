@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from rareneuron.errors import InvalidConfig
+from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.significance import LEVEL, AgainstNull, finite, holm
 from rareneuron.shown import Shown
 
@@ -115,16 +115,16 @@ def ends_of(low: float | None, high: float | None) -> tuple[float, float] | None
     return None if low is None or high is None else (low, high)
 
 
-def judge(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | str]]) -> tuple[Claim, ...]:
+def judge(evidence: Sequence[tuple[Hypothesis, Sequence[Comparison] | Unavailable]]) -> tuple[Claim, ...]:
     """Return the verdict on each hypothesis, given its tests, or the reason why there are none."""
-    weakest = [None if isinstance(tests, str) else weakest_of(tests) for _, tests in evidence]
+    weakest = [None if isinstance(tests, Unavailable) else weakest_of(tests) for _, tests in evidence]
     tested = [k for k, test in enumerate(weakest) if test is not None]
     adjusted = dict(zip(tested, holm(np.array([test.p for test in weakest if test is not None])), strict=True))
     out = []
     for k, (hypothesis, tests) in enumerate(evidence):
         test = weakest[k]
-        if test is None or isinstance(tests, str):
-            out.append(untested_claim(hypothesis, str(tests)))
+        if isinstance(tests, Unavailable) or test is None:
+            out.append(untested_claim(hypothesis, tests.why if isinstance(tests, Unavailable) else ""))
             continue
         least = max(other.least_p for other in tests)
         claim = verdict_of(

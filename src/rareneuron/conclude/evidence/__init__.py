@@ -1,0 +1,73 @@
+"""From a run's results to the verdicts of `maths.claims`, kept as `claims.json`.
+
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
+together, one function for each claim, seeded by the claim's name. What a run doesn't hold (groups, a common target,
+several checkpoints) makes a claim inconclusive and says so.
+Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
+"""
+
+from dataclasses import asdict
+
+from rareneuron.conclude.checks import checks
+from rareneuron.conclude.evidence.case import Case, Evidence, Maker
+from rareneuron.conclude.evidence.joint import JOINT
+from rareneuron.conclude.evidence.phases import PHASES
+from rareneuron.conclude.evidence.specificity import SPECIFICITY
+from rareneuron.conclude.evidence.tables import TABLES, has_gate
+from rareneuron.conclude.hypotheses import HYPOTHESES
+from rareneuron.conclude.trajectory import onsets
+from rareneuron.errors import RareNeuronError, Unavailable
+from rareneuron.maths.claims import Claims, judge
+from rareneuron.maths.significance import LEVEL
+from rareneuron.runs.claims import FILE, as_record, read_claims
+from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.options import with_option
+from rareneuron.runs.run import Run
+from rareneuron.runs.seeds import generator
+
+MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT  # by the name of the hypothesis
+
+
+def claims_of(case: Case) -> Claims:
+    """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
+    gated = has_gate(case)
+    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
+    evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
+    return Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+
+
+def evidence_for(case: Case, name: str) -> Evidence:
+    """Return the tests of a claim, or the reason why they can't be made."""
+    try:
+        return MAKERS[name](case, generator(case.run.manifest.config.seed, "claims", name))
+    except RareNeuronError as error:
+        return Unavailable(with_option(error))
+
+
+def write_claims(run: Run) -> Claims:
+    """Compute the claims and keep them, unless those kept are of the same checkpoints."""
+    path, steps = run.path / FILE, list(run.steps)
+    try:
+        if path.is_file() and read_json(path)["steps"] == steps:
+            return read_claims(run.path)
+    except RareNeuronError:  # damaged: made again
+        pass
+    case = Case(run)
+    claims = claims_of(case)
+    table = onsets(case.trajectory)
+    since = table["since"].astype(object).where(table["since"].notna(), None)
+    write_json(
+        path,
+        {
+            "step": claims.step,
+            "steps": steps,
+            "definitions": run.definitions,
+            "level": LEVEL,
+            "seed": run.manifest.config.seed,
+            "smallest_effects": {h.name: h.smallest for h in HYPOTHESES},
+            "differs_since": dict(zip(table["column"], since, strict=True)),
+            "claims": [as_record(claim) for claim in claims.claims],
+            "checks": [asdict(check) for check in claims.checks],
+        },
+    )
+    return claims

@@ -1,0 +1,62 @@
+"""What claims are judged by: one run, read once, and the way each claim's tests are made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.conclude.trajectory import trajectory
+from rareneuron.errors import RareNeuronError, Unavailable
+from rareneuron.maths.claims import Comparison
+from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.runs.experiments import read_experiments
+from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES
+from rareneuron.runs.layout import kept_rows
+from rareneuron.runs.run import Run
+from rareneuron.runs.seeds import generator
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run whose claims are judged. What several claims rest on is computed once."""
+
+    run: Run
+
+    @cached_property
+    def trajectory(self) -> pd.DataFrame:
+        """One row a checkpoint."""
+        return trajectory(self.run)
+
+    @cached_property
+    def experiments(self) -> dict[str, np.ndarray]:
+        """Experiments with whole groups at the last checkpoint; raises where there are none."""
+        return read_experiments(self.run.folder())
+
+    @cached_property
+    def groups_elsewhere(self) -> NeuronGroups:
+        """Groups by the effects in all contexts but those of the experiments, which judge them."""
+        sums, config = self.run.context_sums(), self.run.manifest.config
+        rows = kept_rows(np.unique(self.experiments["context"]), self.run.manifest.data.n_contexts)
+        others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
+        if not len(others):
+            raise RareNeuronError("All contexts are in the sample, and none is left to choose groups on.")
+        n_tokens = sums["n_tokens"][others].sum()
+        delta, absolute = (
+            sums[name][others].astype(np.float64).sum(0) / n_tokens for name in ("delta_loss", "abs_delta_loss")
+        )
+        return neuron_groups(
+            delta,
+            absolute,
+            size=config.group_size,
+            n_draws=config.n_random,
+            most=MOST_CANDIDATES,
+            covariate=self.run.effects()[MATCHED_ON].to_numpy(),
+            matched_on=MATCHED_ON,
+            rng=generator(config.seed, "claims", "groups elsewhere"),
+        )
+
+
+Evidence = Sequence[Comparison] | Unavailable
+Maker = Callable[[Case, np.random.Generator], Evidence]

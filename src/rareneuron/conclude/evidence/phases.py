@@ -1,0 +1,81 @@
+"""Three phases, a plateau that grows, a kink of the slope."""
+
+import numpy as np
+
+from rareneuron.conclude.evidence.case import Case, Evidence, Maker
+from rareneuron.errors import TooFewNeurons, Unavailable
+from rareneuron.maths.claims import Comparison
+from rareneuron.maths.kink import slope_discontinuity
+from rareneuron.maths.phases import FEWEST_NEURONS, Phases
+from rareneuron.maths.significance import LEVEL
+from rareneuron.maths.trend import drift
+from rareneuron.runs.rankings import LAST_DRAWS, fit_ranking
+
+FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
+
+
+def three_phases(case: Case, rng: np.random.Generator) -> Evidence:
+    """Return the test of the outcome "three phases" at the last checkpoint, against the null that it beats least."""
+    run = case.run
+    found = run.phases(ranking="all", definitions="paper")
+    assert isinstance(found, Phases)
+    if found.n_draws < LAST_DRAWS:  # of a run that had other steps then, or other definitions
+        found = fit_ranking(run.effects(), run.context_sums(), "all", run.manifest.config.seed, LAST_DRAWS)
+    name, p = max(found.null_p.items(), key=lambda item: item[1])
+    there = found.outcome == "three phases"
+    return [
+        Comparison(
+            statistic=f"κ of the middle (outcome: {found.outcome})",
+            group="all neurons",
+            value=found.kappa,
+            null=f"{name} samples",
+            null_mean=np.nan,
+            effect=float(there),
+            effect_low=np.nan,
+            effect_high=np.nan,
+            effect_size=np.nan,
+            p=p if there or p > LEVEL else 1.0,  # the bootstrap band has said no
+            least_p=1 / (1 + found.n_draws),
+        )
+    ]
+
+
+def plateau_growth(case: Case, rng: np.random.Generator) -> Evidence:
+    """Return the test that the plateau's share of the layer rises over the checkpoints."""
+    table = case.trajectory
+    if "plateau_share" not in table:
+        return Unavailable("The run has released definitions, which know no plateau that could grow.")
+    share = table.loc[table["outcome"] != "unavailable", "plateau_share"].fillna(0.0).to_numpy()
+    if len(share) < FEWEST_STEPS:
+        return Unavailable(f"There are {len(share)} checkpoints, and a trend needs {FEWEST_STEPS}.")
+    tau, p, least = drift(share, rng)
+    return [
+        Comparison(
+            statistic="Kendall's τ of the plateau's share of the layer over steps",
+            group=None,
+            value=0.0 if np.isnan(tau) else tau,
+            null="a walk without drift",
+            null_mean=0.0,
+            effect=0.0 if np.isnan(tau) else tau,
+            effect_low=np.nan,
+            effect_high=np.nan,
+            effect_size=np.nan,
+            p=p,
+            least_p=least,
+        )
+    ]
+
+
+def slope_kink(case: Case, rng: np.random.Generator) -> Evidence:
+    """Return the tests of the largest kink in the last rank curve's slope."""
+    curve = case.run.rank_curve()
+    if curve.n_positive < FEWEST_NEURONS:
+        raise TooFewNeurons(f"A curve of {curve.n_positive} neurons is too short to tell a kink from noise.")
+    return slope_discontinuity(np.log(curve.value[: curve.n_positive].astype(np.float64)), rng)
+
+
+PHASES: dict[str, Maker] = {
+    "three-phases": three_phases,
+    "plateau-grows": plateau_growth,
+    "slope-kink": slope_kink,
+}

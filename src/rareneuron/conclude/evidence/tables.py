@@ -1,0 +1,88 @@
+"""Each group's statistic against uniform and matched random groups, as the run's tables hold it (Tables 1-4)."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareneuron.conclude.evidence.case import Case, Evidence, Maker
+from rareneuron.errors import RareNeuronError, Unavailable
+from rareneuron.maths.claims import Comparison, against_groups
+from rareneuron.maths.significance import AgainstNull
+from rareneuron.maths.specificity import ROLES
+
+LABELS = {"d_eff_zscored": "effective dimension of z-scored activations", "alpha_hill": "α_Hill"}
+RELEASED = (
+    "The run computed this by the released scripts' definitions, and claims are judged by the paper's. Run the study "
+    "with --definitions paper in another folder."
+)
+WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
+
+
+def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
+    """Return the one comparison of a table that stands under these names."""
+    chosen = rows
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    if len(chosen) != 1:
+        raise RareNeuronError(f"The run holds {len(chosen)} comparisons of {', '.join(where.values())}, not one.")
+    found = chosen.iloc[0]
+    numbers: dict[str, Any] = {
+        f.name: np.nan if found[f.name] is None else float(found[f.name]) for f in fields(AgainstNull)
+    }
+    numbers["n_draws"] = int(found["n_draws"])
+    return AgainstNull(**numbers)
+
+
+def of_groups(
+    rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str
+) -> list[Comparison]:
+    """Return the tests of each group against uniform and matched random groups."""
+    nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
+    label = LABELS.get(statistic, statistic) + "".join(f" in {value}" for value in where.values())
+    return [
+        against_groups(
+            row_of(rows, statistic=statistic, group=group, null=null, **where), label, group, null, above=above
+        )
+        for group in groups
+        for null in nulls
+    ]
+
+
+def geometry(case: Case, rng: np.random.Generator, *, statistic: str, groups: Sequence[str], above: bool) -> Evidence:
+    """Return the tests of one statistic of Tables 1-3."""
+    if case.run.definitions == "released":
+        return Unavailable(RELEASED)
+    return of_groups(case.run.geometry(), statistic, groups, above=above)
+
+
+def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence:
+    """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json adds since when."""
+    if case.run.definitions == "released":
+        return Unavailable(RELEASED)
+    return of_groups(case.run.spectrum(), "alpha_hill", ROLES, above=False, matrix=matrix)
+
+
+def has_gate(case: Case) -> bool:
+    """Whether the run's spectra have those of a gate; where there are none, W_in and W_out stand for all."""
+    try:
+        return case.run.definitions == "paper" and bool((case.run.spectrum()["matrix"] == "W_gate").any())
+    except RareNeuronError:
+        return False
+
+
+# Dimensions are those of z-scored activations, which loud neurons don't decide.
+TABLES: dict[str, Maker] = {
+    "correlation-within": partial(geometry, statistic="correlation", groups=ROLES, above=True),
+    "correlation-random": partial(geometry, statistic="correlation", groups=WITH_RANDOM, above=False),
+    "dimension": partial(geometry, statistic="d_eff_zscored", groups=ROLES, above=False),
+    "cosine-within": partial(geometry, statistic="cosine", groups=ROLES, above=True),
+    "cosine-across": partial(geometry, statistic="cosine", groups=("boosting-suppressing",), above=True),
+    "cosine-random": partial(geometry, statistic="cosine", groups=WITH_RANDOM, above=False),
+    "heavy-tail-W_in": partial(heavy_tail, matrix="W_in"),
+    "heavy-tail-W_gate": partial(heavy_tail, matrix="W_gate"),
+    "heavy-tail-W_out": partial(heavy_tail, matrix="W_out"),
+}

@@ -230,7 +230,7 @@ def test_verdicts_stand_at_the_top_in_words(make_run: MakeRun, monkeypatch: pyte
 def test_the_command_asks_for_the_same_study(changes: dict[str, Any]) -> None:
     settings = StudyConfig(**changes)
     planned = ["0", "512"] if settings.revision is None and "@" not in (settings.model or "") else ["3"]
-    told = shlex.split(command(settings.identity(), planned))
+    told = shlex.split(command(settings, planned))
     assert told[:2] == ["rareneuron", "study"]
     given = study.make_context("study", told[2:]).params
     asked = {k: v for k, v in given.items() if v is not None and k not in ("config", "dry_run", "as_json")}
@@ -241,7 +241,7 @@ def test_the_command_asks_for_the_same_study(changes: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_of_unknown_step_is_not_asked_for_by_step() -> None:
-    settings = StudyConfig(model="folder").identity()
+    settings = StudyConfig(model="folder")
     assert command(settings, ["final"]) == "rareneuron study folder --n-tokens 25088"
 
 

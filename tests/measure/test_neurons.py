@@ -57,11 +57,11 @@ def explored(config, series, monkeypatch, tmp_path):
     monkeypatch.setattr(capture_module, "contexts_per_batch", lambda *_: 3)
     monkeypatch.setattr(closed_form_module, "TOKENS_AT_ONCE", 8)
 
-    def build(engine: str = "closed-form", held: int = 2**30):
+    def build(engine: str = "closed-form", held: int = 2**30, layer: int = -1):
         settings = config(engine=engine)
         adapter = load_model(series / "step10", dtype="float64")
         selection = choose_tokens(settings, study_corpus(settings), adapter).selection
-        source, seen = CapturedPieces(adapter, selection, -1, memory=held), Kept(selection, adapter.d_mlp)
+        source, seen = CapturedPieces(adapter, selection, layer, memory=held), Kept(selection, adapter.d_mlp)
         pieces = StepPieces(source, PieceStore(tmp_path, {}), None)
         effects = layer_effects(source, engine_kind(engine), pieces, observe=seen).table
         assert seen.n_blocks > 3
@@ -189,10 +189,11 @@ def test_promoted_tokens_are_those_whose_logits_move_most(explored) -> None:
 
 
 def test_patching_says_why_there_is_no_list(explored) -> None:
-    found, _, _, _, _ = explored("patching")
+    found, _, _, _, _ = explored("patching", layer=0)
     assert found.written is None
     assert found.written_logit is None
-    assert "no such list" in found.no_readout
+    assert "other things stand between. After layer 0 come 1 more blocks" in found.no_readout
+    assert explored("patching")[0].written is not None, "behind the last layer there is a readout, whatever the engine"
 
 
 def test_norms_and_texts(explored) -> None:

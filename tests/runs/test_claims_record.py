@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from rareneuron.errors import Unavailable
 from rareneuron.maths.claims import judge
 from rareneuron.runs.claims import as_record, from_record
 from tests.maths.test_claims import CLAIMED, made
@@ -12,7 +13,7 @@ from tests.maths.test_claims import CLAIMED, made
 
 def test_a_claim_is_the_same_after_json():
     test = replace(made(), effect_low=np.nan, group=None)
-    for claim in judge([(CLAIMED, [test, made()]), (CLAIMED, "There is none.")]):
+    for claim in judge([(CLAIMED, [test, made()]), (CLAIMED, Unavailable("There is none."))]):
         record = json.loads(json.dumps(as_record(claim), allow_nan=False))
         again = from_record(record)
         assert again == from_record(record)

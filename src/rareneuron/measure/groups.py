@@ -61,7 +61,7 @@ def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
     rng = generator(config.seed, "geometry")
-    return geometry_of(moments, groups, rng, definitions=config.definitions)
+    return geometry_of(moments, groups, rng, definitions=config.whose_definitions)
 
 
 def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
@@ -70,7 +70,7 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
     rng = generator(config.seed, "spectrum")
     return spectrum(
-        {name: W for name, W in given.items() if W is not None}, groups, definitions=config.definitions, rng=rng
+        {name: W for name, W in given.items() if W is not None}, groups, definitions=config.whose_definitions, rng=rng
     )
 
 

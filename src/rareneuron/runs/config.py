@@ -52,7 +52,7 @@ class StudyConfig:
     layer: int = -1
     reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
     engine: str = "closed-form"
-    definitions: Definitions = "paper"  # the paper's text, or what its authors' released scripts compute
+    definitions: str = "paper"  # the paper's text, or what its authors' released scripts compute
     group_size: int = 50
     n_random: int = 1000  # and as many matched to either group; p can't be below 2/(n_random + 1)
     seed: int = 0
@@ -107,6 +107,11 @@ class StudyConfig:
         if self.n_tokens is not None:
             return self.n_tokens
         return EMBEDDED_TOKENS if self.is_embedded_corpus else PAPER_TOKENS
+
+    @property
+    def whose_definitions(self) -> Definitions:
+        """`definitions`, as the type that is checked."""
+        return "released" if self.definitions == "released" else "paper"
 
     @property
     def is_embedded_model(self) -> bool:

@@ -83,7 +83,7 @@ class Run(Shown):
     @property
     def definitions(self) -> Definitions:
         """Whose definitions of phases the study was asked for; runs of before there was a choice have the paper's."""
-        return self.manifest.config.definitions
+        return self.manifest.config.whose_definitions
 
     def phases(
         self, step: int | None = None, ranking: Ranking | None = None, definitions: Definitions | None = None

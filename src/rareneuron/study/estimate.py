@@ -56,7 +56,7 @@ def estimate(plan: Plan) -> Estimate:
     effects = kind.operations(
         Workload(
             forward=forward,
-            n_contexts=n_contexts,
+            n_contexts=round(n_contexts),
             n_tokens=n_tokens,
             n_neurons=shape.d_mlp,
             d_model=shape.d_model,

@@ -81,7 +81,7 @@ class Workload:
     """The numbers that decide what an engine costs."""
 
     forward: float  # operations of the forward passes over all positions
-    n_contexts: float
+    n_contexts: int
     n_tokens: int  # analysed, rare and common
     n_neurons: int
     d_model: int

@@ -89,7 +89,7 @@ def operations(work: Workload) -> float:
 
 def most_pieces(work: Workload) -> int:
     """One piece for each context: every neuron takes a pass of its own there anyway."""
-    return int(work.n_contexts)
+    return work.n_contexts
 
 
 def table_bytes(shape: ModelShape) -> int:

@@ -1,6 +1,7 @@
 """Geometry of groups: the definitions against loops, the nulls against planted and absent structure."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rareneuron.errors import InvalidConfig, NotMeasured, OutOfRange, RareNeuron
 from rareneuron.maths import geometry as module
 from rareneuron.maths import moments
 from rareneuron.maths.activations import effective_dimension, geometry
-from rareneuron.maths.geometry import disjoint_partners, geometry_of, similarities
+from rareneuron.maths.geometry import Measures, disjoint_partners, geometry_of
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.maths.moments import SecondMoments
 from tests import geometry_oracle as oracle
@@ -58,10 +59,14 @@ def found(case):
     return geometry(*case, np.random.default_rng(1))
 
 
-SIMILARITIES = {"correlation": oracle.correlation, "cosine": oracle.cosine}
+SIMILARITIES = {
+    "correlation": oracle.correlation,
+    "cosine": oracle.cosine,
+    "abs_correlation": lambda a, b: abs(oracle.correlation(a, b)),
+    "abs_cosine": lambda a, b: abs(oracle.cosine(a, b)),
+}
 WITHIN = {
-    "correlation": lambda acts, group: oracle.mean_within(acts, group, oracle.correlation),
-    "cosine": lambda acts, group: oracle.mean_within(acts, group, oracle.cosine),
+    **{name: partial(oracle.mean_within, similarity=similarity) for name, similarity in SIMILARITIES.items()},
     "d_eff": lambda acts, group: oracle.effective_dimension(acts[:, group], 0.95),
     "d_eff_zscored": lambda acts, group: oracle.effective_dimension(acts[:, group], 0.95, zscore=True),
     "d_eff_share": lambda acts, group: oracle.effective_dimension(acts[:, group], 0.95) / 8,
@@ -100,7 +105,7 @@ def test_between_groups_agrees_with_loops(case, found, statistic):
         mean = np.mean([oracle.mean_between(acts, group, draw, similarity) for draw in groups.random])
         assert np.isclose(compared.value, mean, rtol=1e-10)
         # a few draws are enough: the rest is the same function
-        measure = module.toward_random(similarities(moments_of(acts), "paper"), groups, group)
+        measure = module.toward_random(Measures(moments_of(acts)), groups, group)
         some = np.concatenate([groups.random[:3], groups.matched_random[:3]])
         slow = [oracle.toward_random(acts, draw, groups.random, group, similarity) for draw in some]
         assert np.allclose(measure(some)[statistic], slow, rtol=1e-10)
@@ -131,7 +136,7 @@ def test_released_definitions_agree_with_a_short_version(case):
     )
     ours = geometry(acts, groups, definitions="released")
     assert ours.definitions == "released"
-    assert set(ours.within) == {"correlation", "cosine", "clusters_ward", "d_eff", "d_eff_share"}
+    assert set(ours.within) == {*SIMILARITIES, "clusters_ward", "d_eff", "d_eff_share"}
     uniform = [oracle.released(acts, group) for group in groups.random]
     paper = geometry(acts, groups)
     for statistic in ("correlation", "clusters_ward", "d_eff"):
@@ -280,7 +285,7 @@ def test_a_group_of_constant_neurons_is_refused(case, which):
 def test_rows_are_tidy_json(found):
     rows = found.rows()
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    assert len(rows) == 8 * 5 + 2 * 7
+    assert len(rows) == 10 * 5 + 4 * 7
     row = next(r for r in rows if (r["statistic"], r["group"], r["null"]) == ("d_eff", "boosting", "matched"))
     null = found.within["d_eff"]["boosting"].matched
     assert (row["value"], row["null_mean"], row["p"], row["n_draws"]) == (null.value, null.null_mean, null.p, N_DRAWS)
@@ -401,7 +406,7 @@ def test_absent_structure_is_not_found():
             hits[key] = hits.get(key, 0) + (np.array(p) <= 0.05)
     assert min(tried.values()) == 300
     rates = {key: 100 * hits[key] / n for key, n in tried.items()}
-    assert len(rates) == 6 * 2 + 2 * 2 * 2
+    assert len(rates) == 8 * 2 + 4 * 2 * 2
     for key, rate in rates.items():
         assert (rate[:2] <= 8.8).all(), (key, rate)
         assert (rate[2:] >= 1.2).all(), (key, rate)
@@ -409,3 +414,83 @@ def test_absent_structure_is_not_found():
     mean = np.mean(list(rates.values()), axis=0)
     assert (mean[2:] >= 3).all()
     assert (mean <= 7).all()
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=10, deadline=None)
+def test_what_a_gated_model_leaves_open_changes_nothing(seed):
+    """Activations times c, rows of W_out by 1/c: signs and scales of neurons that a gated MLP doesn't determine."""
+    rng = np.random.default_rng(seed)
+    acts, groups = layer(rng), drawn_groups(rng, n_draws=99)
+    length = rng.lognormal(size=120)
+    c = rng.choice([-1, 1], 120) * 2.0 ** rng.integers(-3, 4, 120)
+    first, second = (
+        geometry(acts * factor, groups, np.random.default_rng(1), signed=False, lengths=length / abs(factor))
+        for factor in (np.ones(120), c)
+    )
+    assert first.within.keys() == {*WITHIN} - {"correlation", "cosine"}
+    for one, other in zip(first.rows(), second.rows(), strict=True):
+        for column in ("value", "null_mean", "effect_size", "p", "p_above"):
+            assert one[column] is other[column] is None or np.isclose(one[column], other[column], rtol=1e-9), one
+    signed, flipped = (geometry(x, groups, np.random.default_rng(1)).within for x in (acts, acts * np.sign(c)))
+    for statistic in ("correlation", "cosine"):  # negative control: what is left out does change
+        ours, theirs = signed[statistic]["boosting"].value, flipped[statistic]["boosting"].value
+        assert not np.isclose(ours, theirs, atol=1e-4)
+    loud = geometry(acts * c, groups, np.random.default_rng(1)).within["d_eff"]["boosting"]
+    assert loud.uniform.null_mean != signed["d_eff"]["boosting"].uniform.null_mean  # and so does the scale
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=10, deadline=None)
+def test_neurons_may_change_places(seed):
+    """With draws that follow them; draws are by index, so another order of neurons has others of the same kind."""
+    rng = np.random.default_rng(seed)
+    acts, groups = layer(rng), drawn_groups(rng, n_draws=99)
+    order = rng.permutation(120)
+    place = np.argsort(order)
+    moved = NeuronGroups(
+        **{
+            name: place[getattr(groups, name)]
+            for name in ("boosting", "suppressing", "random", "matched_random", "matched_pairs")
+        },
+        matched_on=groups.matched_on,
+    )
+    first, second = (geometry(x, g, np.random.default_rng(1)) for x, g in ((acts, groups), (acts[:, order], moved)))
+    for one, other in zip(first.rows(), second.rows(), strict=True):
+        if one["group"] in ("boosting-suppressing", "random-random"):
+            assert np.isclose(one["value"], other["value"], atol=0.05)  # partners of draws are drawn by index
+        else:
+            assert np.isclose(one["value"], other["value"], rtol=1e-9)
+            assert one["p"] is other["p"] is None or np.isclose(one["p"], other["p"], atol=1e-12)
+
+
+def test_sizes_see_co_activation_of_mixed_signs():
+    """A factor that half of a group follows with the other sign leaves a mean ρ near 0, and a mean |ρ| that isn't."""
+    hits = {"correlation": 0, "abs_correlation": 0, "abs_cosine": 0}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        groups = drawn_groups(rng, n=300, size=10)
+        acts = rng.normal(size=(300, 300))
+        acts[:, groups.boosting] += 0.7 * rng.normal(size=(300, 1)) * np.where(np.arange(10) < 5, 1, -1)
+        found = geometry(acts, groups, rng).within
+        for statistic in hits:
+            compared = found[statistic]["boosting"]
+            hits[statistic] += max(compared.uniform.p_above, compared.matched.p_above) <= 0.05
+    assert hits["abs_correlation"] == hits["abs_cosine"] == 20
+    assert hits["correlation"] <= 5
+
+
+def test_a_comparison_without_a_null_leaves_the_others():
+    """172 neurons and groups of 50 leave 72 others: a random group, and no second one without a common neuron."""
+    rng = np.random.default_rng(0)
+    acts, groups = layer(rng, n=172), drawn_groups(rng, n=172, size=50, n_draws=99)
+    found = geometry(acts, groups, rng)
+    assert set(found.missing) == {"boosting-suppressing", "random-random"}
+    assert "72 neurons in all" in str(found.missing["random-random"])
+    pair = found.between["abs_correlation"]["boosting-suppressing"]
+    assert pair.uniform is None
+    assert pair.matched.n_draws == 99
+    assert set(found.between["cosine"]) == {"boosting-random", "suppressing-random", "boosting-suppressing"}
+    assert found.between["cosine"]["boosting-random"].uniform.n_draws == 99
+    whole = geometry(layer(rng), drawn_groups(rng, n_draws=99), rng)
+    assert not whole.missing

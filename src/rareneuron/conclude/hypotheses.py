@@ -4,6 +4,8 @@ Stated before any data; docs/claims.md gives the reasons. Effects are in the uni
 cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects.
 """
 
+from dataclasses import replace
+
 from rareneuron.maths.claims import Hypothesis
 
 HYPOTHESES = (
@@ -104,6 +106,25 @@ HYPOTHESES = (
         smallest=0.05,
     ),
 )
+
+
+OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and |correlation| and |cosine| are judged
+    "correlation-within": "Neurons of either group are correlated, with either sign, more than random ones",
+    "correlation-random": (
+        "Either group is correlated with random neurons, with either sign, less than these are with each other"
+    ),
+    "cosine-within": "Activations within either group lie along one line more than random ones",
+    "cosine-across": (
+        "Activations of the boosting and the suppressing group lie along one line more than random pairs'"
+    ),
+    "cosine-random": "Activations of either group lie along random neurons' lines less than these along each other's",
+}
+
+
+def hypotheses(*, gated: bool, signed: bool) -> list[Hypothesis]:
+    """Return those that are asked of a model with or without a gate, whose neurons have signs or leave them open."""
+    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
+    return asked if signed else [replace(h, title=OF_SIZES.get(h.name, h.title)) for h in asked]
 
 
 def hypothesis(name: str) -> Hypothesis:

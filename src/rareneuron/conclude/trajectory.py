@@ -23,8 +23,8 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "ma
 TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
 RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
 FEWEST_STEPS = 3  # of a trend: two steps always have one
-WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
-BETWEEN = ("correlation", "cosine")
+BETWEEN = ("correlation", "cosine", "abs_correlation", "abs_cosine")  # without signs where the model leaves them open
+WITHIN = (*BETWEEN, "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,13 +69,15 @@ def geometry(
     *,
     variance: float = 0.95,
     definitions: Definitions = "paper",
+    signed: bool = True,
+    lengths: Float[np.ndarray, " neuron"] | None = None,
 ) -> Geometry:
     """Measure how the neurons of each group act together, beside the same of random groups.
 
-    Within groups: mean correlation and cosine over pairs, clusters by 1 − |ρ|, effective dimensions. Between groups:
-    mean correlation and cosine. Each value stands beside its distribution over uniform and over matched random groups.
-    For activations that don't fit in memory, add them to `maths.moments.SecondMoments` and call
-    `maths.geometry.geometry_of`.
+    Within groups: mean correlation and cosine over pairs and the means of their sizes, clusters by 1 − |ρ|, effective
+    dimensions. Between groups: mean correlation and cosine and those of their sizes. Each value stands beside its
+    distribution over uniform and over matched random groups. For activations that don't fit in memory, add them to
+    `maths.moments.SecondMoments` and call `maths.geometry.geometry_of`.
 
     Args:
         acts: activations of the whole layer, [token, neuron], the same tokens for all groups.
@@ -83,6 +85,10 @@ def geometry(
         rng: source of the random pairs of groups; without it the seed is 0.
         variance: share τ of the effective dimensions.
         definitions: `paper`, or `released` for what its authors' scripts compute.
+        signed: False where the model leaves the signs of its activations open, as gated MLPs do; mean correlation and
+            mean cosine are not defined there, and only their sizes are measured.
+        lengths: length of each neuron's row of W_out, [neuron], where the model leaves the scale of its activations
+            open, as gated MLPs and ReLU do; covariances are then of activation times length.
 
     Returns:
         Every statistic of every group and pair, with its nulls; `rows()` makes a table of it.
@@ -113,4 +119,4 @@ def geometry(
     moments = SecondMoments(members(groups))
     moments.add(acts)
     rng = np.random.default_rng(0) if rng is None else rng
-    return geometry_of(moments, groups, rng, variance=variance, definitions=definitions)
+    return geometry_of(moments, groups, rng, variance=variance, definitions=definitions, signed=signed, lengths=lengths)

@@ -3,25 +3,26 @@ r"""How neurons of a group act together: correlation, clusters, dimension, cosin
 Every statistic is a function of second moments, which stream: no activation is kept, and all groups are measured on the
 same tokens, as effective dimensions of unequal samples cannot be compared. Each value stands beside the same value
 of many random groups. Domain: neurons that vary; constant ones are left out of correlations and clusters and counted.
+Where the model leaves signs of activations open (`maths.gauge`), mean ρ and mean cosine are not defined; their sizes,
+mean |ρ| and mean |cosine|, always are.
 Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.md says why the nulls are fair.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.distance import pdist, squareform
 
-from rareneuron.errors import InvalidConfig, NotMeasured, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups, remedy
 from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
-Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, columns → [draw, row, column]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
 Linkage = Literal["ward", "average"]
 
@@ -74,7 +75,7 @@ class Geometry(Shown):
 
     `within[statistic][group]` has groups boosting, suppressing and random; `between[statistic][pair]` the pairs
     boosting-random, suppressing-random, boosting-suppressing and random-random. Random values are means over all
-    draws, which are the null and have none.
+    draws, which are the null and have none. Where a layer has too few neurons for random pairs, `missing` says so.
     """
 
     within: dict[str, dict[str, Compared]]
@@ -84,6 +85,9 @@ class Geometry(Shown):
     variance: float  # τ of the effective dimension
     definitions: Definitions
     matched_on: str | None
+    signed: bool = True  # whether mean ρ and mean cosine are defined; their sizes are anyhow
+    as_written: bool = False  # whether covariances are of n · ‖w_out‖, since the model leaves the scale of n open
+    missing: dict[str, RareNeuronError] = field(default_factory=dict)  # pair of groups → why it has no random pairs
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Return `rows` as a table."""
@@ -119,10 +123,16 @@ def geometry_of(
     rng: np.random.Generator,
     variance: float = 0.95,
     definitions: Definitions = "paper",
+    *,
+    signed: bool = True,
+    lengths: Float[np.ndarray, " neuron"] | None = None,
 ) -> Geometry:
     """Measure every statistic of both groups, each against uniform and matched random groups.
 
-    `rng` draws the disjoint halves that random pairs need. Time is that of the eigenvalues: O(draw · size³).
+    `rng` draws the disjoint halves that random pairs need. Where the model leaves the signs of its activations open,
+    `signed` is False, and mean ρ and mean cosine are left out. Where it leaves their scales open, `lengths` has the
+    length of each neuron's row of W_out, and covariances are those of what it writes, n · ‖w_out‖ (docs/geometry.md).
+    Time is that of the eigenvalues: O(draw · size³).
     """
     refuse_unusable(moments, variance)
     if groups.size < FEWEST_NEURONS:
@@ -131,25 +141,29 @@ def geometry_of(
             f"Use groups of {FEWEST_NEURONS} neurons or more.",
             argument="size",
         )
-    measures = similarities(moments, definitions)
+    measures = Measures(moments, definitions, signed=signed, lengths=lengths)
     constant = {"boosting": groups.boosting, "suppressing": groups.suppressing, "random": groups.random}
 
     def inside(drawn: np.ndarray) -> Statistics:
-        return within(moments, measures, drawn, variance, definitions)
+        return within(measures, drawn, variance)
 
     uniform = by_blocks(inside, groups.random)
     table = {role: beside_nulls(inside, group, uniform, half) for role, (group, half) in roles(groups).items()}
     table["random"] = {name: beside_draws(draws.mean()) for name, draws in uniform.items()}
     for found in table.values():
         found |= {f"{name}_share": in_share(d, groups.size) for name, d in found.items() if name.startswith("d_eff")}
+    pairs, missing = between(measures, groups, rng)
     return Geometry(
         within=by_statistic(table),
-        between=by_statistic(between(measures, groups, rng)),
+        between=by_statistic(pairs),
         n_constant={name: float(moments.constant(drawn).sum(-1).mean()) for name, drawn in constant.items()},
         n_tokens=moments.n_tokens,
         variance=variance,
         definitions=definitions,
         matched_on=groups.matched_on,
+        signed=signed,
+        as_written=lengths is not None,
+        missing=missing,
     )
 
 
@@ -176,32 +190,61 @@ def refuse_unusable(moments: Moments, variance: float) -> None:
         )
 
 
-def similarities(moments: Moments, definitions: Definitions) -> dict[str, Similarity]:
-    """Return what is averaged over pairs. The released scripts divide by the unbiased variance, the products by N."""
-    scale = 1 - 1 / moments.n_tokens if definitions == "released" else 1.0
-    return {"correlation": lambda rows, columns: scale * moments.correlation(rows, columns), "cosine": moments.cosine}
+class Measures:
+    """What is measured of neurons' second moments; of similarities of either sign also, or only, the size.
+
+    The released scripts divide by the unbiased variance, the products by N.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        definitions: Definitions = "paper",
+        *,
+        signed: bool = True,
+        lengths: Float[np.ndarray, " neuron"] | None = None,
+    ) -> None:
+        self.moments, self.definitions, self.signed, self.lengths = moments, definitions, signed, lengths
+
+    def correlation(self, rows: np.ndarray, columns: np.ndarray) -> Float[np.ndarray, "*draw row column"]:
+        """Return Pearson's ρ of neurons `rows` with neurons `columns`."""
+        scale = 1 - 1 / self.moments.n_tokens if self.definitions == "released" else 1.0
+        return scale * self.moments.correlation(rows, columns)
+
+    def covariance(self, neurons: Int[np.ndarray, "*draw size"]) -> Float[np.ndarray, "*draw size size"]:
+        """Return the covariances of each group's neurons, of what they write where their scale is open."""
+        found = self.moments.covariance(neurons, neurons)
+        if self.lengths is None:
+            return found
+        length = self.lengths[neurons]
+        return found * length[..., :, None] * length[..., None, :]
+
+    def similarities(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
+        """Return by name what is averaged over pairs, each [*draw, row, column]."""
+        return self.with_sizes(self.correlation(rows, columns), self.moments.cosine(rows, columns))
+
+    def with_sizes(self, correlation: np.ndarray, cosine: np.ndarray) -> dict[str, np.ndarray]:
+        """Return similarities, where their signs mean something, and their sizes."""
+        sizes = {"abs_correlation": np.abs(correlation), "abs_cosine": np.abs(cosine)}
+        return {"correlation": correlation, "cosine": cosine} | sizes if self.signed else sizes
 
 
-def within(
-    moments: Moments,
-    measures: dict[str, Similarity],
-    groups: Int[np.ndarray, "draw size"],
-    variance: float,
-    definitions: Definitions,
-) -> Statistics:
+def within(measures: Measures, groups: Int[np.ndarray, "draw size"], variance: float) -> Statistics:
     """Return the statistics of each group by itself.
 
     A constant neuron has a defined covariance, 0, so it is a neuron of the group that adds no effective dimension.
+    Flipping a neuron's sign flips a row and a column of ρ, which leaves eigenvalues and 1 − |ρ| as they are.
     """
-    values = {name: measure(groups, groups) for name, measure in measures.items()}
-    out = {name: mean_over(matrix, ~np.eye(groups.shape[1], dtype=bool)) for name, matrix in values.items()}
-    zscored = effective_dimensions(values["correlation"], variance)
-    if definitions == "paper":
-        out["d_eff"] = effective_dimensions(moments.covariance(groups, groups), variance)
+    pairs, correlation = ~np.eye(groups.shape[1], dtype=bool), measures.correlation(groups, groups)
+    similar = measures.with_sizes(correlation, measures.moments.cosine(groups, groups))
+    out = {name: mean_over(values, pairs) for name, values in similar.items()}
+    zscored = effective_dimensions(correlation, variance)
+    if measures.definitions == "paper":
+        out["d_eff"] = effective_dimensions(measures.covariance(groups), variance)
         out["d_eff_zscored"] = zscored
     else:
         out["d_eff"] = zscored
-    out |= clusters(values["correlation"], definitions)
+    out |= clusters(correlation, measures.definitions)
     return {name: draws.astype(np.float64) for name, draws in out.items()}
 
 
@@ -310,7 +353,8 @@ def beside_nulls(
 
 def by_statistic(table: dict[str, dict[str, Compared]]) -> dict[str, dict[str, Compared]]:
     """Turn a table by group and statistic into one by statistic and group."""
-    return {name: {group: found[name] for group, found in table.items()} for name in next(iter(table.values()))}
+    names = next(iter(table.values()))
+    return {name: {group: found[name] for group, found in table.items() if name in found} for name in names}
 
 
 def beside_draws(value: float, uniform: np.ndarray | None = None, matched: np.ndarray | None = None) -> Compared:
@@ -340,30 +384,36 @@ def by_blocks(measure: Measure, groups: Int[np.ndarray, "draw size"]) -> Statist
 
 
 def between(
-    measures: dict[str, Similarity], groups: NeuronGroups, rng: np.random.Generator
-) -> dict[str, dict[str, Compared]]:
-    """Return means over pairs of neurons from two groups. Disjoint groups are the null of boosting-suppressing."""
-    out = {}
+    measures: Measures, groups: NeuronGroups, rng: np.random.Generator
+) -> tuple[dict[str, dict[str, Compared]], dict[str, RareNeuronError]]:
+    """Return means over pairs of neurons from two groups, and why some have no null or can't be made.
+
+    Disjoint groups are the null of boosting-suppressing. A layer may have too few neurons for them; then
+    boosting-suppressing stands beside matched pairs alone, and random-random is missing.
+    """
+    out, missing = {}, dict[str, RareNeuronError]()
     for role, (group, half) in roles(groups).items():
         measure = toward_random(measures, groups, group)
         out[f"{role}-random"] = beside_nulls(measure, group, by_blocks(measure, groups.random), half)
 
-    def paired(first: np.ndarray, second: np.ndarray) -> Statistics:
-        return by_blocks(lambda block: of_pairs(measures, block), np.hstack([first, second]))
+    def paired(pairs: np.ndarray) -> Statistics:
+        return by_blocks(lambda block: of_pairs(measures, block), pairs)
 
-    found = paired(groups.boosting[None], groups.suppressing[None])
-    uniform = paired(groups.random, disjoint_partners(groups.random, rng))
-    pairs = groups.matched_pairs
-    matched = None if pairs is None else by_blocks(lambda block: of_pairs(measures, block), pairs)
+    uniform: Statistics = {}
+    try:
+        uniform = paired(np.hstack([groups.random, disjoint_partners(groups.random, rng)]))
+    except TooFewNeurons as error:
+        missing = dict.fromkeys(("boosting-suppressing", "random-random"), error)
+    matched = {} if groups.matched_pairs is None else paired(groups.matched_pairs)
     out["boosting-suppressing"] = {
-        name: beside_draws(found[name][0], uniform[name], None if matched is None else matched[name])
-        for name in measures
+        name: beside_draws(value[0], uniform.get(name), matched.get(name))
+        for name, value in paired(np.hstack([groups.boosting, groups.suppressing])[None]).items()
     }
     out["random-random"] = {name: beside_draws(draws.mean()) for name, draws in uniform.items()}
-    return out
+    return out, missing
 
 
-def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: Int[np.ndarray, " size"]) -> Measure:
+def toward_random(measures: Measures, groups: NeuronGroups, group: Int[np.ndarray, " size"]) -> Measure:
     """Return the mean similarity of some neurons with all others in random draws, each as often as it was drawn.
 
     For `group` that is the mean over draws. A random group takes its place: its neurons leave what it is compared
@@ -374,29 +424,28 @@ def toward_random(measures: dict[str, Similarity], groups: NeuronGroups, group: 
     weight_of = np.bincount(groups.random.ravel(), minlength=everyone[-1] + 1).astype(np.float64)
     weight_of[group] = weight_of[drawn].mean()
     others = np.concatenate([drawn, group])
-    totals = {}
-    for name, similarity in measures.items():
-        blocks = np.array_split(everyone, 1 + len(everyone) * len(others) // ENTRIES_AT_ONCE)
-        sums = [sums_over(similarity(block, others)[:, None, :], weight_of[others]) for block in blocks]
-        totals[name] = np.zeros((2, len(weight_of)))
-        totals[name][:, everyone] = np.concatenate(sums, axis=1)
+    totals: dict[str, np.ndarray] = {}
+    for block in np.array_split(everyone, 1 + len(everyone) * len(others) // ENTRIES_AT_ONCE):
+        for name, values in measures.similarities(block, others).items():
+            found = totals.setdefault(name, np.zeros((2, len(weight_of))))
+            found[:, block] = sums_over(values[:, None, :], weight_of[others])
 
     def measure(some: Int[np.ndarray, "draw size"]) -> Statistics:
         out = {}
-        for name, similarity in measures.items():
+        for name, values in measures.similarities(some, some).items():
             total, weight = totals[name][:, some].sum(-1)
-            own_total, own_weight = sums_over(similarity(some, some), weight_of[some][:, None, :])
+            own_total, own_weight = sums_over(values, weight_of[some][:, None, :])
             out[name] = share_out(total - own_total, weight - own_weight)
         return out
 
     return measure
 
 
-def of_pairs(measures: dict[str, Similarity], pairs: Int[np.ndarray, "draw both"]) -> Statistics:
+def of_pairs(measures: Measures, pairs: Int[np.ndarray, "draw both"]) -> Statistics:
     """Return the mean similarity between two disjoint groups that stand side by side."""
     first, second = np.split(pairs, 2, axis=1)
     all_pairs = np.ones((first.shape[1], second.shape[1]), dtype=bool)
-    return {name: mean_over(similarity(first, second), all_pairs) for name, similarity in measures.items()}
+    return {name: mean_over(values, all_pairs) for name, values in measures.similarities(first, second).items()}
 
 
 def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:

@@ -38,6 +38,7 @@ class Spectrum(Shown):
     against: dict[tuple[str, str, str, str], AgainstNull]
     eigenvalues: dict[tuple[str, str], Float[np.ndarray, " size"]]  # by (matrix, group), largest first; 95 % of random
     edges: dict[tuple[str, str], float]  # where Marchenko–Pastur ends, for the group's mean row variance
+    unit_rows: tuple[str, ...] = ()  # matrices whose rows were brought to length 1, as the model leaves it open
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Return `rows` as a table."""

@@ -3,7 +3,7 @@ r"""The weight spectra of groups of neurons beside their nulls (App. 5.2.2; Eq. 
 Ξ = W_G W_Gᵀ / d is computed where the weights lie; `spectrum` holds what is measured of its eigenvalues.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -24,15 +24,24 @@ from rareneuron.maths.spectrum import (
 
 
 def products(
-    W: Float[Tensor, "neuron d"], members: Int[np.ndarray, "draw size"], definitions: Definitions
+    W: Float[Tensor, "neuron d"],
+    members: Int[np.ndarray, "draw size"],
+    definitions: Definitions,
+    *,
+    unit_rows: bool = False,
 ) -> Float[np.ndarray, "draw size size"]:
-    """Return Ξ of each group in float64; `released`: the Pearson matrix of its rows, where a constant row is all 0."""
+    """Return Ξ of each group in float64; `released`: the Pearson matrix of its rows, where a constant row is all 0.
+
+    With `unit_rows` each row is brought to length 1 first, where its length means nothing.
+    """
     out = np.empty((*members.shape, members.shape[1]))
     for draw, group in enumerate(torch.from_numpy(members)):
         rows = W[group].double()
         if definitions == "released":
             rows = rows - rows.mean(1, keepdim=True)
             rows = torch.nn.functional.normalize(rows) * W.shape[1] ** 0.5
+        elif unit_rows:
+            rows = torch.nn.functional.normalize(rows)
         out[draw] = (rows @ rows.mT).cpu().numpy() / W.shape[1]
     return out
 
@@ -43,6 +52,7 @@ def spectrum(
     *,
     k: str | int = "fix-finger",
     definitions: Definitions = "paper",
+    unit_rows: Collection[str] = (),
     rng: np.random.Generator | None = None,
 ) -> Spectrum:
     r"""Measure how heavy the tails of the groups' weight spectra are, beside random groups and random directions.
@@ -56,6 +66,8 @@ def spectrum(
         groups: which neurons, as `neuron_groups` returns them, with 99 random draws or more.
         k: how many eigenvalues are the tail, for `alpha_hill`.
         definitions: `paper`, or `released` (Pearson matrix of the rows, λ_{k+1}, k = ⌊n/10⌋), which ignores `k`.
+        unit_rows: names of matrices in which the model leaves the lengths of rows open, as gated MLPs do in W_in and
+            W_out; their rows are brought to length 1 first. The released definitions ignore lengths by themselves.
         rng: source of the random directions; without it the seed is 0.
 
     Returns:
@@ -94,7 +106,10 @@ def spectrum(
             # rows centred in d dimensions are rows of d - 1
             dimensions = d - 1 if definitions == "released" else d
             directions[d] = random_directions(groups.size, dimensions, n_gaussian, rng)
-        matrices = {name: products(W, members, definitions) for name, members in groups_of.items()}
+        matrices = {
+            name: products(W, members, definitions, unit_rows=matrix in unit_rows)
+            for name, members in groups_of.items()
+        }
         spectra = {name: spectra_of(of) for name, of in matrices.items()}
         found = {name: statistics_by_blocks(of, d, k, definitions) for name, of in spectra.items()}
         for group in ("boosting", "suppressing", "random"):
@@ -117,4 +132,5 @@ def spectrum(
         against=against,
         eigenvalues=eigenvalues,
         edges=edges,
+        unit_rows=tuple(name for name in weights if name in unit_rows and definitions == "paper"),
     )

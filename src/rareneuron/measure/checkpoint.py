@@ -262,6 +262,7 @@ def step_record(work: Measurement, timings: dict[str, float], files: dict[str, s
         loss_rare=float(effects.token_loss[rare].mean()),
         loss_common=float(effects.token_loss[~rare].mean()) if (~rare).any() else None,
         audit=effects.audit,
+        gauge=adapter.gauge(work.layer),
         timings=timings,
         rates=effects.rates,
         files=files,

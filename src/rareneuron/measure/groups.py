@@ -55,13 +55,21 @@ def chosen_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | 
 
 
 def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Geometry:
-    """On the analysed rare tokens, all groups on the same ones."""
+    """On the analysed rare tokens, all groups on the same ones; of what the model leaves open, nothing (`Gauge`)."""
     moments = SecondMoments(members(groups))
     for batch in source.again():
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
     rng = generator(config.seed, "geometry")
-    return geometry_of(moments, groups, rng, definitions=config.whose_definitions)
+    gauge, W_out = source.adapter.gauge(source.layer), source.adapter.weights(source.layer).W_out
+    return geometry_of(
+        moments,
+        groups,
+        rng,
+        definitions=config.whose_definitions,
+        signed=not gauge.sign,
+        lengths=W_out.double().norm(dim=1).cpu().numpy() if gauge.scale else None,
+    )
 
 
 def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
@@ -70,7 +78,11 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
     rng = generator(config.seed, "spectrum")
     return spectrum(
-        {name: W for name, W in given.items() if W is not None}, groups, definitions=config.whose_definitions, rng=rng
+        {name: W for name, W in given.items() if W is not None},
+        groups,
+        definitions=config.whose_definitions,
+        unit_rows=source.adapter.gauge(source.layer).open_lengths,
+        rng=rng,
     )
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.errors import BrokenCheckpoint, InvalidConfig, Unavailable, UnfitTokenizer, UnsupportedModel
+from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
@@ -146,6 +147,10 @@ class Adapter:
     def weights(self, layer: int = -1) -> LayerWeights:
         """The MLP matrices of a layer, neuron axis first."""
         return self.anatomy.weights(layer)
+
+    def gauge(self, layer: int = -1) -> Gauge:
+        """Which signs and lengths of a layer's neurons mean nothing by themselves (`maths.gauge`)."""
+        return self.anatomy.gauge(layer)
 
     def n_neurons(self, layer: int = -1) -> int:
         """Number of neurons of a layer."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rareneuron.errors import OutOfRange, UnsupportedModel
+from rareneuron.maths.gauge import Gauge, gauge_of
 from rareneuron.maths.readout import Readout
 from rareneuron.models.families import FAMILIES, Family
 
@@ -68,6 +69,16 @@ class Anatomy:
             W_out=output_first(part(block, family.mlp_out, family)).T,
             W_gate=None if gate is None else output_first(gate),
         )
+
+    def gauge(self, layer: int) -> Gauge:
+        """Which signs and lengths of a layer's neurons mean nothing by themselves, by trying its nonlinearity."""
+        activation = part(self.blocks[self.layer_index(layer)], self.family.activation, self.family)
+
+        def phi(z: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return np.asarray(activation(torch.from_numpy(z).to(torch.float64)).numpy())
+
+        return gauge_of(phi, gated=self.family.mlp_gate is not None)
 
     def readout(self) -> Readout:
         """Final norm and unembedding as data; `probes` finds out whether they are the whole rest of the network."""

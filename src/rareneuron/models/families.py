@@ -1,4 +1,4 @@
-"""One record per architecture: where the blocks, the last norm and the MLP's projections are.
+"""One record per architecture: where the blocks, the last norm and the MLP's projections and nonlinearity are.
 
 Paths of blocks and final norm start at the model's backbone (`model.base_model`), those of the MLP at a block.
 Everything else is found by structure: the unembedding by `get_output_embeddings()`, the orientation of a weight
@@ -22,6 +22,7 @@ class Family:
     mlp_in: str
     mlp_out: str  # its input is what this package calls neurons
     norm: Literal["layer", "rms"]
+    activation: str  # φ, the MLP's nonlinearity
     mlp_gate: str | None = None
     gain_offset: float = 0.0  # the gain of the final norm is this plus the stored weight
     norm_eps: float | None = None  # only where the norm's module doesn't carry it
@@ -30,7 +31,12 @@ class Family:
     tiny: Mapping[str, Any] = field(default_factory=dict)  # what a tiny config needs beyond the common names
 
 
-GATED: dict[str, Any] = {"mlp_in": "mlp.up_proj", "mlp_out": "mlp.down_proj", "mlp_gate": "mlp.gate_proj"}
+GATED: dict[str, Any] = {
+    "mlp_in": "mlp.up_proj",
+    "mlp_out": "mlp.down_proj",
+    "mlp_gate": "mlp.gate_proj",
+    "activation": "mlp.act_fn",
+}
 NORMALISED_OUTPUT = "the MLP output is normalised before it is added to the residual stream"
 
 FAMILIES: dict[str, Family] = {
@@ -42,6 +48,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="final_layer_norm",
             mlp_in="mlp.dense_h_to_4h",
             mlp_out="mlp.dense_4h_to_h",
+            activation="mlp.act",
             norm="layer",
         ),
         Family(
@@ -50,6 +57,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.c_fc",
             mlp_out="mlp.c_proj",
+            activation="mlp.act",
             norm="layer",
             tiny={"n_inner": 24},
         ),
@@ -59,6 +67,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.c_fc",
             mlp_out="mlp.c_proj",
+            activation="mlp.act",
             norm="layer",
             tiny={"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 3},
         ),
@@ -68,6 +77,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.fc_in",
             mlp_out="mlp.fc_out",
+            activation="mlp.act",
             norm="layer",
             tiny={"n_inner": 24, "rotary_dim": 4},
         ),
@@ -77,6 +87,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="final_layernorm",
             mlp_in="mlp.fc1",
             mlp_out="mlp.fc2",
+            activation="mlp.activation_fn",
             norm="layer",
         ),
         Family(
@@ -85,6 +96,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="decoder.final_layer_norm",
             mlp_in="fc1",
             mlp_out="fc2",
+            activation="activation_fn",
             norm="layer",
             tiny={"ffn_dim": 24, "word_embed_proj_dim": 16},
         ),

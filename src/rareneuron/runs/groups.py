@@ -69,7 +69,7 @@ def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
     """Its rows, and what they rest on."""
     if isinstance(geometry, RareNeuronError):
         return {UNAVAILABLE: with_option(geometry)}
-    record = asdict(geometry)
+    record = asdict(geometry) | {"missing": {name: with_option(error) for name, error in geometry.missing.items()}}
     return {k: v for k, v in record.items() if k not in ("within", "between")} | {"rows": geometry.rows()}
 
 
@@ -83,6 +83,7 @@ def spectrum_record(spectrum: Spectrum | RareNeuronError) -> dict[str, Any]:
     return {
         "definitions": spectrum.definitions,
         "k": spectrum.k,
+        "unit_rows": list(spectrum.unit_rows),
         "rows": spectrum.rows(),
         "eigenvalues": eigenvalues,
         "edges": {f"{matrix} {group}": edge for (matrix, group), edge in spectrum.edges.items()},
@@ -121,6 +122,12 @@ def read_groups(folder: Path) -> NeuronGroups:
 def read_geometry(folder: Path) -> pd.DataFrame:
     """One row a statistic, group and null."""
     return pd.DataFrame(available(folder / GEOMETRY)["rows"])
+
+
+def without_random_pairs(folder: Path) -> dict[str, str]:
+    """Return why pairs of groups stand beside no random ones, by the pair's name; nothing in most runs."""
+    found: dict[str, str] = available(folder / GEOMETRY).get("missing", {})
+    return found
 
 
 def read_spectrum(folder: Path) -> pd.DataFrame:

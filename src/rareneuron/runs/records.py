@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
+from rareneuron.maths.gauge import Gauge
 from rareneuron.runs.config import FREE, StudyConfig, default_of
 
 LARGEST = 10**15  # beyond what is counted or measured here; Python prints and converts all below
@@ -79,6 +80,7 @@ class StepRecord:
     loss_rare: float  # nats
     loss_common: float | None = None
     audit: Audit | None = None  # None: the engine is itself the standard
+    gauge: Gauge | None = None  # of the layer's neurons; None: of an older run, which didn't ask
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
     rates: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name

@@ -13,8 +13,8 @@ from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.joint import JOINT
 from rareneuron.conclude.evidence.phases import PHASES
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
-from rareneuron.conclude.evidence.tables import TABLES, has_gate
-from rareneuron.conclude.hypotheses import HYPOTHESES
+from rareneuron.conclude.evidence.tables import TABLES
+from rareneuron.conclude.hypotheses import HYPOTHESES, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, judge
@@ -30,8 +30,7 @@ MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT  # by the name 
 
 def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
-    gated = has_gate(case)
-    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
+    asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     return Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
 

@@ -10,6 +10,7 @@ import pandas as pd
 from rareneuron.conclude.trajectory import trajectory
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Comparison
+from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES
@@ -23,6 +24,22 @@ class Case:
     """A run whose claims are judged. What several claims rest on is computed once."""
 
     run: Run
+
+    @cached_property
+    def gauge(self) -> Gauge:
+        """What the model leaves open about its neurons; older runs didn't ask, and those with a gate leave the most."""
+        recorded = self.run.step_record().gauge
+        if recorded is not None:
+            return recorded
+        return Gauge(sign=True, scale=True) if self.has_gate else Gauge()
+
+    @cached_property
+    def has_gate(self) -> bool:
+        """Whether the run's spectra have those of a gate; where there are none, W_in and W_out stand for all."""
+        try:
+            return self.run.definitions == "paper" and bool((self.run.spectrum()["matrix"] == "W_gate").any())
+        except RareNeuronError:
+            return False
 
     @cached_property
     def trajectory(self) -> pd.DataFrame:

@@ -13,8 +13,19 @@ from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Comparison, against_groups
 from rareneuron.maths.significance import AgainstNull
 from rareneuron.maths.specificity import ROLES
+from rareneuron.runs.groups import without_random_pairs
 
-LABELS = {"d_eff_zscored": "effective dimension of z-scored activations", "alpha_hill": "α_Hill"}
+LABELS = {
+    "abs_correlation": "|correlation|",
+    "abs_cosine": "|cosine|",
+    "d_eff_zscored": "effective dimension of z-scored activations",
+    "alpha_hill": "α_Hill",
+}
+SIGNED = ("correlation", "cosine")  # judged by their sizes where the model leaves the signs of its neurons open
+OLDER = (
+    "The run was made by an earlier version, which averaged signs that this model leaves open. Run the study again in "
+    "another folder."
+)
 RELEASED = (
     "The run computed this by the released scripts' definitions, and claims are judged by the paper's. Run the study "
     "with --definitions paper in another folder."
@@ -53,10 +64,19 @@ def of_groups(
 
 
 def geometry(case: Case, rng: np.random.Generator, *, statistic: str, groups: Sequence[str], above: bool) -> Evidence:
-    """Return the tests of one statistic of Tables 1-3."""
+    """Return the tests of one statistic of Tables 1-3, of its size where its sign means nothing."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    return of_groups(case.run.geometry(), statistic, groups, above=above)
+    rows = case.run.geometry()
+    if statistic in SIGNED and case.gauge.sign:
+        statistic = f"abs_{statistic}"
+        if not (rows["statistic"] == statistic).any():
+            return Unavailable(OLDER)
+    lacking = without_random_pairs(case.run.folder())
+    for group in groups:
+        if group in lacking:
+            return Unavailable(lacking[group])
+    return of_groups(rows, statistic, groups, above=above)
 
 
 def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence:
@@ -64,14 +84,6 @@ def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
     return of_groups(case.run.spectrum(), "alpha_hill", ROLES, above=False, matrix=matrix)
-
-
-def has_gate(case: Case) -> bool:
-    """Whether the run's spectra have those of a gate; where there are none, W_in and W_out stand for all."""
-    try:
-        return case.run.definitions == "paper" and bool((case.run.spectrum()["matrix"] == "W_gate").any())
-    except RareNeuronError:
-        return False
 
 
 # Dimensions are those of z-scored activations, which loud neurons don't decide.

@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rareneuron.data.words import special_types, type_texts, word_types
-from rareneuron.errors import VocabularyMismatch
+from rareneuron.data.words import refuse_wordless, special_types, type_texts, word_types
+from rareneuron.errors import NoRareTokens, VocabularyMismatch
 
 
 def ids_of(tokenizer, mask) -> set[str]:
@@ -85,3 +85,14 @@ def test_published_tokenizers(reference_data, name, n_types, n_words):
     found = (words.after_space.sum(), words.at_line_start.sum())
     assert found == pytest.approx(n_words, rel=0.05)  # counted with pyspellchecker 0.9.1; its dictionary moves
     assert not words.after_space[len(tokenizer) :].any()
+
+
+def test_a_vocabulary_without_words_is_refused_in_words_that_help(bpe):
+    letters = {"<unk>": 0} | {c: i + 1 for i, c in enumerate("abcdefgh")} | {"qx": 9, "zzk": 10}
+    wordless = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(letters, unk_token="<unk>")), unk_token="<unk>"
+    )
+    with pytest.raises(NoRareTokens, match=r"None of the 10 types .*such as ' a'.*--words off.*whole words") as refused:
+        refuse_wordless(word_types(wordless, 12), wordless)
+    assert str(refused.value).count("'") <= 12, "a few types are enough"
+    refuse_wordless(word_types(bpe, len(bpe)), bpe)

@@ -162,7 +162,7 @@ def test_a_neuron_that_never_changes_follows_none() -> None:
     source, seen = CapturedPieces.__new__(CapturedPieces), Observer.__new__(Observer)
     source.fits, source.pieces, source._held = True, (range(1),), {range(1): [batch]}
     seen.low, seen.high, seen.sum, seen.n_tokens = act.amin(0), act.amax(0), act.double().sum(0), 50
-    counts, neighbour, correlation = activations(source, seen, np.arange(4))
+    counts, neighbour, correlation = activations(source, seen, np.arange(4), torch.ones(4))
     assert (neighbour[2] == NONE).all()
     assert np.isnan(correlation[2]).all()
     assert counts[2].tolist() == [50] + [0] * (N_BINS - 1)

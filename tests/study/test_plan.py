@@ -1,8 +1,12 @@
 """What a plan refuses before anything is computed, and what it must not refuse."""
 
-import pytest
+import shutil
 
-from rareneuron.errors import InvalidConfig
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from rareneuron.errors import InvalidConfig, NoRareTokens
 from rareneuron.maths.ablation import engine_memory
 from rareneuron.measure.capture import HELD
 from rareneuron.study.plan import plan_study
@@ -35,3 +39,14 @@ def test_workers_beyond_the_open_checkpoints_take_no_memory(config, monkeypatch)
     with pytest.raises(Begun) as begun:
         list(processes.by_processes([task_of(plan.config, c, is_last=False) for c in plan.open], 99))
     assert begun.value.args == (plan.n_workers,)
+
+
+def test_a_vocabulary_without_words_is_refused_before_a_plan_is_shown(config, series, tmp_path):
+    folder = tmp_path / "wordless"
+    shutil.copytree(series / "step10", folder)
+    vocab = {"<unk>": 0} | {c: i + 1 for i, c in enumerate("abcdefgh")}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    with pytest.raises(NoRareTokens, match="is a whole English word"):
+        plan_study(config(model=str(folder)))
+    plan_study(config(model=str(folder), words=False))

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Bool
 from spellchecker import SpellChecker
 
-from rareneuron.errors import VocabularyMismatch
+from rareneuron.errors import NoRareTokens, VocabularyMismatch
 
 ANCHOR = "a"
 LEAST_LETTERS = 2  # pyspellchecker knows every single letter
+N_SHOWN = 6  # types of a vocabulary without words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,23 @@ def word_types(tokenizer: Any, vocab_size: int) -> WordTypes:
     ends = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None and i < vocab_size]
     opens_line[ends] = True
     return WordTypes(after_space=after_space, at_line_start=at_line_start, opens_line=opens_line)
+
+
+def refuse_wordless(words: WordTypes, tokenizer: Any) -> None:
+    """Refuse a vocabulary of which no type is an English word: the filter would leave no target in any text."""
+    if (words.after_space | words.at_line_start).any():
+        return
+    special = special_types(tokenizer, len(words.after_space))
+    texts = type_texts(tokenizer, len(words.after_space))
+    used = [text for text, is_special in zip(texts, special, strict=True) if text.strip() and not is_special]
+    some = ", ".join(repr(text) for text in used[:: 1 + len(used) // N_SHOWN])
+    such = f" (such as {some})" if used else ""
+    raise NoRareTokens(
+        f"None of the {len(used):,} types of the tokenizer{such} is a whole English word of {LEAST_LETTERS} letters or "
+        "more. Only such words are analysed, so no token of any text would be left. Analyse rare types of every kind "
+        "(`--words off`), or study a model whose tokenizer has whole words. If this tokenizer should have them, it is "
+        "damaged, or not the one that the model was trained with."
+    )
 
 
 def special_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]:

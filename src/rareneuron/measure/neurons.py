@@ -4,8 +4,10 @@ Contexts and the range of activations are gathered while the engine's blocks go 
 kept nowhere; histograms and correlations take one more pass over the tokens, whose activations need no forward pass
 where they are held. Memory: top contexts of every neuron of the layer (at most neurons · 5 · 53 numbers), and one
 number per detailed neuron and neuron of the layer. In wide layers the `MOST_DETAILED` largest effects have details.
-Works with either engine; what a neuron promotes needs the closed form's readout. Oracles: tests/study/
-test_explorer.py, loops over tokens and neurons.
+Works with either engine; what a neuron promotes needs the closed form's readout. Where the model leaves signs open, a
+neuron's positive direction is that of its mean activation at rare tokens, n̄ · w_out, which the model's function
+determines; where it leaves scales open, activations are in units of what they write, n · ‖w_out‖ (`maths.gauge`).
+Oracles: tests/measure/test_neurons.py, loops over tokens and neurons.
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,6 @@ from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 from rareneuron.measure.engines.base import EffectBlock
 from rareneuron.models.adapter import Adapter
-from rareneuron.models.anatomy import LayerWeights
 from rareneuron.runs.neurons import (
     AFTER,
     BEFORE,
@@ -163,9 +164,13 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
     seen.refuse_gaps()
     adapter, selection = source.adapter, source.selection
     shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
-    weights = adapter.weights(source.layer)
-    histogram, neighbour, correlation = activations(source, seen, shown)
-    listed = writes(adapter, source, weights, shown)
+    weights, gauge = adapter.weights(source.layer), adapter.gauge(source.layer)
+    mean_act = torch.from_numpy(effects["mean_act"].to_numpy()).to(seen.low.device)
+    sign = torch.where(mean_act < 0, -1.0, 1.0) if gauge.sign else torch.ones_like(mean_act)
+    length = weights.W_out.double().norm(dim=1) if gauge.scale else torch.ones_like(mean_act)
+    low, high = oriented(seen, sign)
+    histogram, neighbour, correlation = activations(source, seen, shown, sign)
+    listed = writes(adapter, source, weights.W_out * (sign / length.where(length > 0, 1))[:, None], shown)
     written, logit = (None, None) if isinstance(listed, Unavailable) else listed
     at = torch.from_numpy(shown).to(seen.token.device)
     token = seen.token[:, at].T.cpu().numpy()
@@ -175,8 +180,8 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
         top_token=token,
         near_token=near,
         near_delta=seen.delta[:, :, at].permute(2, 0, 1).cpu().numpy(),
-        act_low=seen.low[at].cpu().numpy(),
-        act_high=seen.high[at].cpu().numpy(),
+        act_low=(length * low)[at].cpu().numpy(),
+        act_high=(length * high)[at].cpu().numpy(),
         histogram=histogram,
         neighbour=neighbour,
         correlation=correlation,
@@ -194,25 +199,37 @@ def norms(W: Float[Tensor, "neuron d_model"]) -> Float[np.ndarray, " neuron"]:
     return W.double().norm(dim=1).cpu().numpy()
 
 
+def oriented(
+    seen: Observer, sign: Float[Tensor, " neuron"]
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """The range of each neuron's activation times its sign."""
+    ends = sign * seen.low, sign * seen.high
+    return torch.minimum(*ends), torch.maximum(*ends)
+
+
 def activations(
-    source: TokenSource, seen: Observer, shown: Int[np.ndarray, " shown"]
+    source: TokenSource,
+    seen: Observer,
+    shown: Int[np.ndarray, " shown"],
+    sign: Float[Tensor, " neuron"],
 ) -> tuple[Int[np.ndarray, "shown bin"], Int[np.ndarray, "shown neighbour"], Float[np.ndarray, "shown neighbour"]]:
     """Histograms of the shown neurons at rare tokens, and the neurons of the layer whose activations follow theirs.
 
+    Activations are taken times `sign`, which is 1 where the model determines their signs.
     Activations are centred by their known mean before they are multiplied, so no digits cancel.
     """
     device = seen.low.device
     at = torch.from_numpy(shown).to(device)
-    low, span = seen.low[at], (seen.high - seen.low)[at]
+    low, span = oriented(seen, sign)[0][at].float(), (seen.high - seen.low)[at]
     counts = torch.zeros(len(at), N_BINS, dtype=torch.long, device=device)
     mean = seen.sum / max(1, seen.n_tokens)
     cross = torch.zeros(len(at), len(mean), dtype=torch.float64, device=device)
     square = torch.zeros_like(mean)
     spread = (seen.high - seen.low).double()
-    scale = spread.where(spread > 0, torch.nan)  # a neuron that never changes follows none
+    scale = sign * spread.where(spread > 0, torch.nan)  # a neuron that never changes follows none
     for batch in source.again():
         for act in batch.act[torch.from_numpy(batch.rare).to(device)].split(TOKENS_AT_ONCE):
-            part = (act[:, at].float() - low) / span.clamp_min(torch.finfo(torch.float32).tiny)
+            part = ((sign[at] * act[:, at]).float() - low) / span.clamp_min(torch.finfo(torch.float32).tiny)
             bins = (part * N_BINS).long().clamp(0, N_BINS - 1)
             counts.scatter_add_(1, bins.T.contiguous(), torch.ones_like(bins.T))
             centred = ((act.double() - mean) / scale).float()
@@ -237,7 +254,7 @@ def closest(
 
 
 def writes(
-    adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"]
+    adapter: Adapter, source: TokenSource, W_out: Float[Tensor, "neuron d_model"], shown: Int[np.ndarray, " shown"]
 ) -> tuple[Int[np.ndarray, "shown written"], Float[np.ndarray, "shown written"]] | Unavailable:
     """Return the ids that each neuron promotes and demotes most, or why that can't be told."""
     readout = adapter.readout_behind(source.layer)
@@ -247,8 +264,7 @@ def writes(
             f"things stand between. {readout.why}"
         )
     n_ids = min(adapter.vocab, len(adapter.tokenizer))
-    W = weights.W_out[torch.from_numpy(shown).to(weights.W_out.device)]
-    ids, logits = promoted(readout, W, n_ids)
+    ids, logits = promoted(readout, W_out[torch.from_numpy(shown).to(W_out.device)], n_ids)
     return ids.cpu().numpy(), logits.cpu().numpy()
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from rareneuron.maths.gauge import Gauge
 from rareneuron.present.figure import Sheets
 from rareneuron.present.subject import Subject
 from rareneuron.runs.config import StudyConfig
@@ -43,6 +44,11 @@ class Findings:
     def subject(self) -> Subject:
         """The last checkpoint, with the names of its model and layer."""
         return Subject(run=self.run, step=self.steps[-1], record=self.records[-1])
+
+    @property
+    def gauge(self) -> Gauge:
+        """What the model leaves open about its neurons; nothing, as far as a run of an older version says."""
+        return self.records[-1].gauge or Gauge()
 
     @cached_property
     def sheets(self) -> Sheets:

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Int
 from markupsafe import Markup
 
+from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
 from rareneuron.present.figures import effect_distribution
@@ -129,6 +130,7 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
     """Return the columns of the table of neurons, in neuron order, without those that the run lacks."""
     table = found.last.sort_values("index")
     out: dict[str, list[Any]] = {"role": table["role"].tolist(), "rank": table["rank"].tolist()}
+    table, gauge = determined(table, found.gauge), found.gauge
     out |= {name: shorts(table[column]) for name, column in COLUMNS if column in table}
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     out["low"] = shorts(table["delta_loss"] - z * table["delta_loss_se"])
@@ -137,10 +139,30 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
         with np.errstate(divide="ignore", invalid="ignore"):
             out["ratio"] = shorts(table["abs_delta_loss"].to_numpy() / table["common_abs_delta_loss"].to_numpy())
     if details is not None:
-        out["w_in"] = shorts(details.W_in_norm)
-        if details.W_gate_norm is not None:
+        if not gauge.scale:
+            out["w_in"] = shorts(details.W_in_norm)
+        if details.W_gate_norm is not None and not gauge.gate_scale:
             out["w_gate"] = shorts(details.W_gate_norm)
     return out
+
+
+def determined(effects: pd.DataFrame, gauge: Gauge) -> pd.DataFrame:
+    """Return a table of effects without what the model leaves open: the sign of n̄, its scale, the length of w_out."""
+    mean = effects["mean_act"].abs() if gauge.sign else effects["mean_act"]
+    if not gauge.scale:
+        return effects.assign(mean_act=mean)
+    return effects.assign(mean_act=mean * effects["W_out_norm"]).drop(columns="W_out_norm")
+
+
+def activation_words(gauge: Gauge) -> dict[str, str]:
+    """Return how the page calls an activation, what a logit is per, and whose sign it has."""
+    name, unit = ("activation · ‖w_out‖", "length written") if gauge.scale else ("activation", "activation")
+    sign = (
+        "This model leaves the sign of an activation open; positive is the direction of the neuron's mean. "
+        if gauge.sign
+        else ""
+    )
+    return {"name": name, "unit": unit, "sign": sign}
 
 
 def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[str, Any]:
@@ -153,6 +175,7 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
     return {
         "shown": shown.tolist(),
         "no_readout": details.no_readout,
+        "activation": activation_words(found.gauge),
         "vocabulary": [without_hidden(details.texts[int(i)]) for i in ids],
         "names": names_alone(details.texts, written, number),
         "texts": texts,

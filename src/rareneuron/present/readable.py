@@ -88,6 +88,21 @@ def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str
         )
 
 
+def lacking_parts(run: Run) -> dict[str, str]:
+    """Return what the last checkpoint has no tables or no null of, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for part in ("geometry", "spectrum"):
+        try:
+            lacking = part_record(run, part, None).get("missing", {})
+        except TooFewNeurons as error:
+            lacking = {part: str(error)}
+        except RunFolderError:
+            continue
+        for what, why in lacking.items():
+            by_reason.setdefault(why, []).append(f"random pairs for {what}" if "-" in what else what)
+    return {" and ".join(names): why for why, names in by_reason.items()}
+
+
 def part_record(run: Run, part: Part | Literal["groups"], step: int | None) -> dict[str, Any]:
     """Return everything in a checkpoint's groups.json, geometry.json or spectrum.json.
 

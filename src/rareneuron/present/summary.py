@@ -9,7 +9,7 @@ import pandas as pd
 from rareneuron.maths import Definitions
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
-from rareneuron.present.readable import claims_or_reason, found_or_reason, verdict
+from rareneuron.present.readable import claims_or_reason, found_or_reason, lacking_parts, verdict
 from rareneuron.runs.rankings import SIGNS, Ranking
 from rareneuron.runs.records import Audit
 from rareneuron.runs.run import Run
@@ -37,6 +37,7 @@ def study_summary(run: Run) -> dict[str, Any]:
         ),
         phases_line(run),
         claims_line(run),
+        *missing_lines(run),
     ]
     return {
         "run": str(run.path),
@@ -62,6 +63,12 @@ def audit_line(audit: Audit | None) -> str:
         f"audit: {audit.n_pairs:,} pairs recomputed in float64, rms error {audit.rms_error:.1e} nats, largest "
         f"{audit.max_error:.1e}"
     )
+
+
+def missing_lines(run: Run) -> list[str]:
+    """Return a line where the last checkpoint lacks groups, tables or nulls, which say why; most runs lack nothing."""
+    lacking = lacking_parts(run)
+    return [f"Missing: {'; '.join(f'{what} ({why})' for what, why in lacking.items())}"] if lacking else []
 
 
 def claims_line(run: Run) -> str:

@@ -130,6 +130,11 @@ def without_random_pairs(folder: Path) -> dict[str, str]:
     return found
 
 
+def unit_rows(folder: Path) -> tuple[str, ...]:
+    """Return the matrices whose rows were brought to length 1 before their spectrum; of older runs none."""
+    return tuple(available(folder / SPECTRUM).get("unit_rows", ()))
+
+
 def read_spectrum(folder: Path) -> pd.DataFrame:
     """One row a matrix, statistic, group and null."""
     record = available(folder / SPECTRUM)

@@ -23,7 +23,8 @@ NONE = -1  # fills what a neuron has less of
 class Explorer:
     """Details of the neurons `shown`, largest mean |Δ| first; `NONE` and NaN where there is nothing.
 
-    A token is a row of the token table; its text is that of its target, at its position + 1.
+    A token is a row of the token table; its text is that of its target, at its position + 1. Where the model leaves
+    signs of activations open, those here are times the sign of their mean; where it leaves scales open, times ‖w_out‖.
     """
 
     shown: Int[np.ndarray, " shown"]

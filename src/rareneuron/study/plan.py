@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rareneuron.data.rarity import load_counts
+from rareneuron.data.words import refuse_wordless, word_types
 from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import remedy
@@ -127,9 +128,12 @@ def check_model(plan: Plan) -> None:
 
 
 def check_data(plan: Plan) -> None:
-    """Text that isn't there, or counts of another vocabulary, are said before anything is computed."""
+    """Text that isn't there, a vocabulary without words, counts of another one are said before anything is computed."""
     study_corpus(plan.config)
+    reads_words = plan.config.words and not plan.config.is_embedded_model  # whose words are known
+    tokenizer = load_tokenizer(plan.last.folder, None) if reads_words or plan.config.counts is not None else None
+    if reads_words and tokenizer is not None:
+        refuse_wordless(word_types(tokenizer, plan.shape.vocab), tokenizer)
     if plan.config.counts is not None:
-        tokenizer = load_tokenizer(plan.last.folder, None)
         size = None if tokenizer is None else len(tokenizer)
         load_counts(Path(plan.config.counts), plan.shape.vocab, size)

@@ -11,7 +11,7 @@ from rareneuron.data.corpus import WindowStream, too_short
 from rareneuron.data.rarity import RareTypes, load_counts, rare_types
 from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
-from rareneuron.data.words import special_types, word_types
+from rareneuron.data.words import refuse_wordless, special_types, word_types
 from rareneuron.embedded import COUNTS
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
@@ -38,6 +38,8 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
     """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
     tokenizer, vocab = adapter.tokenizer, adapter.vocab
     words = word_types(tokenizer, vocab) if config.words else None
+    if words is not None:
+        refuse_wordless(words, tokenizer)
     stream = WindowStream(corpus, tokenizer, config.context_length)
     with WindowSpool(config.context_length, vocab) as spool:
         spool.fill(stream, config.max_corpus_tokens)

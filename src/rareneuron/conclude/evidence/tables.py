@@ -13,18 +13,17 @@ from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Comparison, against_groups
 from rareneuron.maths.significance import AgainstNull
 from rareneuron.maths.specificity import ROLES
-from rareneuron.runs.groups import without_random_pairs
+from rareneuron.runs.groups import unit_rows, without_random_pairs
 
 LABELS = {
     "abs_correlation": "|correlation|",
     "abs_cosine": "|cosine|",
     "d_eff_zscored": "effective dimension of z-scored activations",
-    "alpha_hill": "α_Hill",
 }
 SIGNED = ("correlation", "cosine")  # judged by their sizes where the model leaves the signs of its neurons open
 OLDER = (
-    "The run was made by an earlier version, which averaged signs that this model leaves open. Run the study again in "
-    "another folder."
+    "The run was made by an earlier version, whose numbers rest on signs or lengths that this model leaves open. Run "
+    "the study again in another folder."
 )
 RELEASED = (
     "The run computed this by the released scripts' definitions, and claims are judged by the paper's. Run the study "
@@ -49,11 +48,11 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
 
 
 def of_groups(
-    rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str
+    rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, label: str = "", **where: str
 ) -> list[Comparison]:
     """Return the tests of each group against uniform and matched random groups."""
     nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
-    label = LABELS.get(statistic, statistic) + "".join(f" in {value}" for value in where.values())
+    label = label or LABELS.get(statistic, statistic)
     return [
         against_groups(
             row_of(rows, statistic=statistic, group=group, null=null, **where), label, group, null, above=above
@@ -83,7 +82,11 @@ def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence
     """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json adds since when."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    return of_groups(case.run.spectrum(), "alpha_hill", ROLES, above=False, matrix=matrix)
+    rows, of_unit_rows = case.run.spectrum(), matrix in unit_rows(case.run.folder())
+    if matrix in case.gauge.open_lengths and not of_unit_rows:
+        return Unavailable(OLDER)
+    label = f"α_Hill in {matrix}" + (", rows of length 1" if of_unit_rows else "")
+    return of_groups(rows, "alpha_hill", ROLES, above=False, label=label, matrix=matrix)
 
 
 # Dimensions are those of z-scored activations, which loud neurons don't decide.

@@ -32,9 +32,9 @@ def geometry_section(found: Findings) -> Section:
     blocks: list[Block] = [
         Definitions(
             items=(
-                ("correlation", sides(rows[rows["statistic"] == "correlation"], 3)),
+                similarity(rows, "correlation"),
                 ("effective dimensions, z-scored", sides(rows[rows["statistic"] == zscored], 1)),
-                ("cosine", sides(rows[rows["statistic"] == "cosine"], 3)),
+                similarity(rows, "cosine"),
             )
         ),
         Paragraph(text=READING.format(alike=alike(found), legend=LEGEND)),
@@ -53,6 +53,12 @@ def alike(found: Findings) -> str:
     """Name the property in which matched groups are like the group."""
     covariate = found.run.groups(found.steps[-1]).matched_on
     return COVARIATES.get(covariate or "", f"{covariate}")
+
+
+def similarity(rows: pd.DataFrame, name: str) -> tuple[str, str]:
+    """Return the term and sentence of a similarity, or of its size where the model leaves its sign open."""
+    of = rows[rows["statistic"] == name]
+    return (name, sides(of, 3)) if len(of) else (f"|{name}|", sides(rows[rows["statistic"] == f"abs_{name}"], 3))
 
 
 def sides(rows: pd.DataFrame, decimals: int) -> str:

@@ -28,6 +28,7 @@ LEGEND = (
     "random groups. Under each value stand the means of random and of matched groups, and p against them, two-sided."
 )
 PAIRS = "b–r and s–r are either group against random ones, b–s one against the other, r–r two random groups."
+SIZES = "The paper has the signed mean, which is not defined where a model leaves the signs of its neurons open."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ LAYOUTS: dict[Number, Layout] = {
     1: Layout(
         title="Activation correlation within and between neuron groups",
         part="geometry",
-        statistics={"paper": {"correlation": ""}, "released": {"correlation": ""}},
+        statistics={whose: {"correlation": "ρ", "abs_correlation": "|ρ|"} for whose in ("paper", "released")},
         decimals=3,
-        about=f"Mean Pearson correlation over pairs of neurons at rare tokens. {PAIRS}",
+        about=f"Mean Pearson correlation ρ and mean |ρ| over pairs of neurons at rare tokens. {PAIRS} {SIZES}",
     ),
     2: Layout(
         title="Effective dimensions of neuron groups",
@@ -73,9 +74,12 @@ LAYOUTS: dict[Number, Layout] = {
     3: Layout(
         title="Cosine similarity within and between neuron groups",
         part="geometry",
-        statistics={"paper": {"cosine": ""}, "released": {"cosine": ""}},
+        statistics={whose: {"cosine": "cosine", "abs_cosine": "|cosine|"} for whose in ("paper", "released")},
         decimals=3,
-        about=f"Mean cosine between activation vectors, uncentred, over pairs of neurons at rare tokens. {PAIRS}",
+        about=(
+            "Mean cosine between activation vectors, uncentred, and mean |cosine|, over pairs of neurons at rare "
+            f"tokens. {PAIRS} {SIZES}"
+        ),
     ),
     4: Layout(
         title="α_Hill of the weights of neuron groups",

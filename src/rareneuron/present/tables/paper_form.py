@@ -19,26 +19,29 @@ from rareneuron.present.published import (
     paper_row,
     variant_of,
 )
+from rareneuron.present.readable import part_record
 from rareneuron.present.subject import Subject, subjects_with_labels
 from rareneuron.present.tables.layouts import COVARIATES, HEADS, LAYOUTS, LEGEND, NULLS, SHORT
 from rareneuron.present.tables.long_form import COLUMNS, rows_of
 from rareneuron.present.typeset import PaperTable
 from rareneuron.present.wording import MINUS, NOTHING, significant
+from rareneuron.runs.groups import without_random_pairs
 from rareneuron.runs.run import Run
+
+PRINTED: dict[Number, str] = {1: "ρ", 3: "cosine"}  # of which the paper prints values, where it says so
 
 
 def paper_table(number: Number, runs: Sequence[Run], step: int | None = None) -> PaperTable:
     """Return one of the paper's tables, with a few rows for each run."""
     layout = LAYOUTS[number]
-    has_kinds = number in (2, 4)
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for label, of in subjects_with_labels(runs, step):
         long = pd.DataFrame(rows_of(number, of), columns=list(COLUMNS))
         for kind, name, cells in [*compact_rows(number, long), *printed_row(number, of)]:
-            rows.append((label, *([kind] if has_kinds else []), name, *cells))
+            rows.append((label, kind, name, *cells))
         notes += [f"{label}: {note}" for note in notes_of(of, long)]
-    words = ("model", *([{2: "of", 4: "matrix"}[number]] if has_kinds else []), "")
+    words = ("model", "matrix" if number == 4 else "of", "")
     return PaperTable(
         number=number,
         title=f"Table {number}: {layout.title}",
@@ -58,7 +61,10 @@ def compact_rows(number: Number, long: pd.DataFrame) -> list[tuple[str, str, lis
     groups = GROUPS[number]
     if long["statistic"].isna().all():
         return [(NOTHING, "not available", [NOTHING] * len(groups))]
-    out = []
+    out = [
+        (LAYOUTS[number].statistics[long["definitions"].iloc[0]][signed], "not defined", [NOTHING] * len(groups))
+        for signed in undefined(long)
+    ]
     for _, rows in long.groupby(["statistic", "matrix"], sort=False, dropna=False):
         statistic, matrix, definitions = rows[["statistic", "matrix", "definitions"]].iloc[0]
         kind = matrix if isinstance(matrix, str) else LAYOUTS[number].statistics[definitions][statistic]
@@ -80,7 +86,19 @@ def printed_row(number: Number, of: Subject) -> list[tuple[str, str, list[str]]]
     if of.in_paper is None:
         return []
     values = paper_row(number, of.in_paper)
-    return [("not said", f"paper: {of.in_paper}", [values[group].replace("-", MINUS) for group in GROUPS[number]])]
+    kind = PRINTED.get(number, "not said")
+    return [(kind, f"paper: {of.in_paper}", [values[group].replace("-", MINUS) for group in GROUPS[number]])]
+
+
+def undefined(long: pd.DataFrame) -> list[str]:
+    """Return the signed statistics that a table lacks where it has their sizes, since the model has no such signs."""
+    there = set(long["statistic"].dropna())
+    return [name.removeprefix("abs_") for name in sorted(there) if is_size(name) and name[4:] not in there]
+
+
+def is_size(statistic: str) -> bool:
+    """Return whether a statistic is of sizes, |ρ| or |cosine|."""
+    return statistic.startswith("abs_")
 
 
 def fixed(value: float | None, decimals: int) -> str:
@@ -104,6 +122,7 @@ def notes_of(of: Subject, long: pd.DataFrame) -> list[str]:
     notes = [f"{settings}, {facts['n_tokens']:,} rare tokens{draws(long)}."]
     if len(reasons := long["reason"].dropna()):
         notes.append(f"nothing to compare. {reasons.iloc[0]}")
+    notes += left_open(of, long)
     name = paper_name(of.hub_id) if of.hub_id else None
     last = LAST_STEPS.get(name or "")
     if other := variant_of(of.hub_id or ""):
@@ -117,6 +136,29 @@ def notes_of(of: Subject, long: pd.DataFrame) -> list[str]:
             f"the paper's values are of groups of {GROUP_SIZE}; its means are over {N_TOKENS:,} tokens of C4, and its "
             "random column is a single group."
         )
+    return notes
+
+
+def left_open(of: Subject, long: pd.DataFrame) -> list[str]:
+    """Say which numbers the model's symmetries leave undefined or change, and which pairs of groups have no null."""
+    notes, there = [], set(long["statistic"].dropna())
+    if undefined(long):
+        notes.append(
+            "this model leaves the signs of its activations open, as every gated MLP does, so their signed mean is not "
+            "defined; its size is what claims are judged by."
+        )
+    if "d_eff" in there and part_record(of.run, "geometry", of.step).get("as_written"):
+        notes.append(
+            "this model leaves the scales of its activations open, so covariances are of activations times the "
+            "length of the neuron's row of W_out."
+        )
+    if "alpha_hill" in there and (matrices := part_record(of.run, "spectrum", of.step).get("unit_rows")):
+        notes.append(
+            f"this model leaves the lengths of rows of {' and '.join(matrices)} open, so these were brought to length "
+            "1."
+        )
+    if there & {"abs_correlation", "abs_cosine"}:
+        notes += [f"{HEADS[pair]}: {why}" for pair, why in without_random_pairs(of.run.folder(of.step)).items()]
     return notes
 
 

@@ -445,7 +445,7 @@
         ["mean Δ (nats)", number("delta", { sign: true })],
         ["95 % interval", neurons.low[i] === null ? NOTHING : `${significant(neurons.low[i], { sign: true })} … ${significant(neurons.high[i], { sign: true })}`],
         ["mean |Δ|", number("size")], ["direct Δ", number("direct", { sign: true })], ["common: mean Δ", number("common", { sign: true })],
-        ["common: mean |Δ|", number("common_size")], ["KL", number("kl")], ["mean activation", number("mean_act", { sign: true })],
+        ["common: mean |Δ|", number("common_size")], ["KL", number("kl")], [`mean ${details ? details.activation.name : "activation"}`, number("mean_act", { sign: true })],
         ["‖w_in‖", number("w_in")], ["‖w_gate‖", number("w_gate")], ["‖w_out‖", number("w_out")],
       ]),
       ...(d === undefined ? [element("p", { class: "notice" }, withoutDetails())] : detailed(d)));
@@ -481,7 +481,7 @@
         details.contexts[d].length ? "The contexts with the largest |Δ| at a rare target, which is framed. Shaded are all analysed targets in the text: the stronger, the larger |Δ| of this neuron there." : null,
         element("p", { class: "legend" }, element("span", { class: "up" }, "boosts (Δ > 0)"), element("span", { class: "down" }, "suppresses (Δ < 0)"), element("label", {}, numbers, " show every Δ")),
         contexts),
-      part("What it writes", details.no_readout || "Tokens whose logits rise and fall most per unit of activation, before the final norm's scale, against the mean token. When the activation is below zero the two change places.",
+      part("What it writes", details.no_readout || `Tokens whose logits rise and fall most per unit of ${details.activation.unit}, before the final norm's scale, against the mean token. ${details.activation.sign}When the activation is below zero the two change places.`,
         details.written ? element("div", { class: "two" }, element("div", {}, element("h5", {}, "promotes"), list(0)), element("div", {}, element("h5", {}, "demotes"), list(half))) : null),
       element("div", { class: "two" },
         element("figure", { class: "chart-box", id: "chart-activations" }),
@@ -514,7 +514,7 @@
     const total = counts.reduce((a, b) => a + b, 0), width = (high - low) / counts.length || 1;
     const middle = counts.map((_, k) => low + (k + 0.5) * width);
     chart(byId("chart-activations"), "Activations", 200, () => ({
-      lines: [{ x: middle, y: counts, bars: width, main: true }], x: "linear", y: "linear", fromZero: true, xLabel: "activation at rare tokens", yLabel: "tokens",
+      lines: [{ x: middle, y: counts, bars: width, main: true }], x: "linear", y: "linear", fromZero: true, xLabel: `${details.activation.name} at rare tokens`, yLabel: "tokens",
       idle: `${whole(total)} rare tokens, from ${significant(low, { sign: true })} to ${significant(high, { sign: true })}`,
       told: (_, k) => `${significant(low + k * width, { sign: true })} … ${significant(low + (k + 1) * width, { sign: true })}: ${whole(counts[k])} tokens`,
     })).draw();

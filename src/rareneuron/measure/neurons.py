@@ -165,7 +165,7 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
     adapter, selection = source.adapter, source.selection
     shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
     weights, gauge = adapter.weights(source.layer), adapter.gauge(source.layer)
-    mean_act = torch.from_numpy(effects["mean_act"].to_numpy()).to(seen.low.device)
+    mean_act = torch.tensor(effects["mean_act"].to_numpy()).to(seen.low.device)
     sign = torch.where(mean_act < 0, -1.0, 1.0) if gauge.sign else torch.ones_like(mean_act)
     length = weights.W_out.double().norm(dim=1) if gauge.scale else torch.ones_like(mean_act)
     low, high = oriented(seen, sign)

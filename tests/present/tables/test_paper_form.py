@@ -46,6 +46,11 @@ def test_every_cell_of_the_layout_is_a_number_of_the_long_form(make_run: MakeRun
             part = long[long["statistic"] == (f"{stem}_share" if kind.endswith("share") else stem)]
         elif number == 4:
             part = long[long["matrix"] == kind]
+        else:
+            part = long[
+                long["statistic"]
+                == {"ρ": "correlation", "|ρ|": "abs_correlation", "|cosine|": "abs_cosine"}.get(kind, kind)
+            ]
         column = "value" if name == "this run" else "p" if name.startswith("p, ") else "null_mean"
         if name != "this run":
             part = part[part["null"] == labels[name.replace("p, ", "mean, ")]]
@@ -55,7 +60,7 @@ def test_every_cell_of_the_layout_is_a_number_of_the_long_form(make_run: MakeRun
             if text != "–":
                 assert cell(text) == pytest.approx(value, abs=0.051 if number == 2 else 0.0051), row
                 checked += 1
-    assert checked == {1: 27, 2: 28, 3: 27, 4: 34}[number]
+    assert checked == {1: 54, 2: 28, 3: 54, 4: 34}[number]
 
 
 def test_captions_and_notes_name_what_the_numbers_rest_on(make_run: MakeRun) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rareneuron as rn
+from rareneuron.errors import Unavailable
 from rareneuron.maths.claims import Check, Claims, judge
 from rareneuron.shown import MOST_SHOWN, Shown, html_table, told
 
@@ -121,7 +122,7 @@ def test_claims_show_a_row_each_and_what_is_missing_as_such():
 
     hypothesis = HYPOTHESES[0]
     check = Check(name="c", title="Held?", value=0.5, low=None, high=None, at_least=0.9, sentence="")
-    claims = Claims(claims=judge([(hypothesis, "too few")]), checks=(check,), step=3)
+    claims = Claims(claims=judge([(hypothesis, Unavailable("too few"))]), checks=(check,), step=3)
     rows = shown(claims)
     assert rows[1] == [hypothesis.title, "–", "–", "–", "inconclusive"]
     assert rows[2] == ["Held?", "0.5", "–", "–", "not measured"]

@@ -228,7 +228,8 @@ def test_what_a_study_says_of_its_checkpoints(series, tmp_path):
     store = RunStore(tmp_path / "run")
 
     def step(name, sha, rare, common=None, weights=None):
-        record = {"model": {"weights_sha256": sha}, "loss_rare": rare, "loss_common": common}
+        model = {"source": "lab/tiny", "weights_sha256": sha}
+        record = {"step": None, "model": model, "engine": "patching", "loss_rare": rare, "loss_common": common}
         write_json(store.step(name) / "step.json", record)
         if weights is not None:
             write_json(store.step(name) / WEIGHTS, weights_record(load_model(series / weights)))

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
 from rareneuron.runs.layout import CHECKSUM, MANIFEST, PARTIAL, REFITTED, STEP_RECORD, STEPS, UNITS
-from rareneuron.runs.records import Misfit, Missing, from_json
+from rareneuron.runs.records import Misfit, Missing, StepRecord, from_json
 from rareneuron.runs.untrusted import refuse_link, too_large, unpacks_too_large
 
 R = TypeVar("R")
@@ -265,7 +265,7 @@ def file_sum(path: Path) -> str:
 def damage(folder: Path) -> RunFolderError | None:
     """What is wrong with a finished step, every byte of it read; None where it is whole."""
     try:
-        for name, recorded in read_json(folder / STEP_RECORD)["files"].items():
+        for name, recorded in read_record(folder / STEP_RECORD, StepRecord).files.items():
             path = folder / Path(name).name
             refuse_missing(path)
             if file_sum(path) != recorded:

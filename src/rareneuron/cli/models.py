@@ -183,22 +183,23 @@ def facts_as_text(series: "SeriesFacts") -> str:
 @json_option
 def families(as_json: bool) -> None:
     """List the architectures that can be studied, and their engines."""
+    from rareneuron.measure.engines import ENGINES
     from rareneuron.models.families import FAMILIES
 
     rows = [
         {
-            "model_type": f.model_type,
-            "norm": f.norm,
-            "gated": f.mlp_gate is not None,
-            "engines": ["patching"] if f.patching_only else ["closed-form", "patching"],
-            "reason": f.patching_only,
+            "model_type": family.model_type,
+            "norm": family.norm,
+            "gated": family.mlp_gate is not None,
+            "engines": [name for name, kind in ENGINES.items() if kind.rules_out(family) is None],
+            "reason": next(filter(None, (kind.rules_out(family) for kind in ENGINES.values())), None),
         }
-        for f in FAMILIES.values()
+        for family in FAMILIES.values()
     ]
     lines = [
-        f"{f.model_type:<14}{f.norm:<7}"
-        + (f"patching only: {f.patching_only}" if f.patching_only else "closed-form, patching")
-        for f in FAMILIES.values()
+        f"{row['model_type']:<14}{row['norm']:<7}"
+        + (", ".join(row["engines"]) if row["reason"] is None else f"{', '.join(row['engines'])} only: {row['reason']}")
+        for row in rows
     ]
     emit(rows, as_json, lambda: "\n".join(lines))
 

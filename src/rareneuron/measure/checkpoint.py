@@ -47,7 +47,7 @@ from rareneuron.runs.neurons import Explorer, write_explorer
 from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
 from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
 from rareneuron.runs.store import RunStore
-from rareneuron.runs.tokens import TokenStage, load_tokens
+from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
 
 
 def compute_checkpoint(
@@ -123,7 +123,13 @@ class Measurement:
         self.layer = config.layer % adapter.n_layers
         self.observer = Observer(self.selection, adapter.n_neurons(self.layer)) if is_last else None
         pieces, are_kept = cut_contexts(adapter, self.selection, self.layer, self.kind)
-        self.kept = PieceStore(store.pieces(self.name), piece_identity(config, adapter, tokens), self.check)
+        identity = piece_identity(
+            config,
+            layer=self.layer,
+            weights=adapter.provenance["weights_sha256"],
+            tokens=selection_digest(tokens.selection),
+        )
+        self.kept = PieceStore(store.pieces(self.name), identity, self.check)
         self.source = CapturedPieces(
             adapter,
             self.selection,

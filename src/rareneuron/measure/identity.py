@@ -6,7 +6,6 @@ from typing import Any
 
 from rareneuron.errors import RunFolderError
 from rareneuron.measure.weights import changed_weights
-from rareneuron.models.adapter import Adapter
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import split_revision
 from rareneuron.runs.config import StudyConfig
@@ -76,18 +75,15 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
             )
 
 
-def piece_identity(config: StudyConfig, adapter: Adapter, tokens: TokenStage) -> dict[str, Any]:
+def piece_identity(config: StudyConfig, *, layer: int, weights: str | None, tokens: str) -> dict[str, Any]:
     """Return everything that the pieces of a checkpoint are computed from, except their contexts.
 
-    Every setting that decides results belongs to it, unless it is listed above as making no difference here.
+    Every setting that decides results belongs to it, unless it is listed above as making no difference here. `layer`
+    counts from 0; `weights` and `tokens` are digests.
     """
     known = SEEN_IN_TOKENS | SEEN_IN_WEIGHTS | DECIDE_LATER_STAGES
     settings = {name: value for name, value in config.identity().items() if name not in known}
-    return settings | {
-        "layer": config.layer % adapter.n_layers,
-        "weights": adapter.provenance["weights_sha256"],
-        "tokens": selection_digest(tokens.selection),
-    }
+    return settings | {"layer": layer, "weights": weights, "tokens": tokens}
 
 
 def refuse_removed(store: RunStore, config: StudyConfig, tokens: TokenStage) -> None:

@@ -135,7 +135,7 @@ def facts(found: Findings) -> list[str]:
         ("text", f"{found.data.corpus}, fingerprint {found.data.fingerprint}"),
         ("definitions", found.run.definitions),
         ("seed", str(found.config.seed)),
-        ("effects", audit_line(record.audit).removeprefix("audit: ")),
+        ("effects", audit_line(record).removeprefix("audit: ")),
         ("environment", environment_text(found.manifest.environment)),
     ]
     return [f"- **{name}**: {text(value)}" for name, value in told]

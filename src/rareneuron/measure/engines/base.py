@@ -94,6 +94,7 @@ class EngineKind:
 
     name: str  # of `--engine`
     about: str  # a sentence
+    rules_out: Callable[[Family], str | None]  # why it can't serve an architecture; None where it can
     refuse: Callable[[Asked], None]  # raises for what it can't do, before weights are loaded
     refuse_model: Callable[[Adapter, int], None]  # raises for what the loaded model's probes rule out
     operations: Callable[[Workload], float]  # in its matrix products

@@ -34,6 +34,7 @@ from rareneuron.measure.engines.base import (
 )
 from rareneuron.measure.sums import as_array, statistics_of
 from rareneuron.models.adapter import PATCHING, Adapter
+from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.records import Audit
 
@@ -151,6 +152,11 @@ def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
     return torch.stack([effects.delta_loss, effects.direct_delta_loss, effects.kl])
 
 
+def rules_out(family: Family) -> str | None:
+    """Return why an architecture breaks Eq. 3-4 in closed form."""
+    return family.patching_only
+
+
 def refuse(asked: Asked) -> None:
     """Refuse earlier layers, families known to break Eq. 3-4, and tables that don't fit the memory."""
     after = asked.shape.n_layers - 1 - asked.layer
@@ -159,10 +165,10 @@ def refuse(asked: Asked) -> None:
             f"After layer {asked.layer} come {after} more blocks, so the closed form doesn't hold there; it holds "
             f"for the last layer. {PATCHING}"
         )
-    if asked.family.patching_only is not None:
+    why = rules_out(asked.family)
+    if why is not None:
         raise UnsupportedModel(
-            f"{asked.family.model_type}: {asked.family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. "
-            f"{PATCHING}"
+            f"{asked.family.model_type}: {why}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
     shape = asked.shape
     neurons_that_fit(asked.memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
@@ -198,6 +204,7 @@ def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: 
 CLOSED_FORM = EngineKind(
     name="closed-form",
     about="Exact for the last layer, from final norm and unembedding alone, and audited in float64 in every run.",
+    rules_out=rules_out,
     refuse=refuse,
     refuse_model=refuse_model,
     operations=operations,

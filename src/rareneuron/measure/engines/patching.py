@@ -17,6 +17,7 @@ from rareneuron.measure.capture import TokenBatch
 from rareneuron.measure.engines.base import Asked, EffectBlock, Engine, EngineKind, MeanActivations, Workload
 from rareneuron.measure.sums import statistics_of
 from rareneuron.models.adapter import Adapter
+from rareneuron.models.families import Family
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.models.shape import ModelShape
 
@@ -74,6 +75,10 @@ def clean_loss(
     return -log_p.gather(1, target[:, None])[:, 0]
 
 
+def rules_out(family: Family) -> None:
+    """Serve every architecture."""
+
+
 def refuse(asked: Asked) -> None:
     """Accept every layer of every model."""
 
@@ -105,6 +110,7 @@ def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: 
 PATCHING = EngineKind(
     name="patching",
     about="The rest of the network runs again for every neuron: right for any layer and architecture, and slow.",
+    rules_out=rules_out,
     refuse=refuse,
     refuse_model=refuse_model,
     operations=operations,

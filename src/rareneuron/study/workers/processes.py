@@ -84,9 +84,9 @@ class Worker:
             if not is_ended:
                 tqdm.write(f"rareneuron: the worker at step {step} died ({cause_of_death(code)})", file=sys.stderr)
         raise WorkerLost(
-            f"Workers died {TRIES} times over step {step}, the last of {cause_of_death(code)}. Finished checkpoints are "
-            "kept. A signal 9 that nobody sent means that memory ran out: take fewer --workers or a smaller --memory, and "
-            "run the same command again."
+            f"Workers died {TRIES} times over step {step}, the last of {cause_of_death(code)}. Finished checkpoints "
+            "are kept. A signal 9 that nobody sent means that memory ran out: take fewer --workers or a smaller "
+            "--memory, and run the same command again."
         )
 
     def _running_process(self) -> "subprocess.Popen[str]":

@@ -36,7 +36,7 @@ PATHS = ("model", "data", "counts", "out")
 
 
 def ray_answers(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[dict[str, Any], None, None]:
-    """Yield the answers of a cluster, with `workers` tasks at a time; after an error, running tasks finish, no more begin."""
+    """Yield the answers of a cluster, with `workers` tasks at a time; after an error, no further task begins."""
     with ray_connection(config.address) as ray:
         remote = ray.remote(do_task).options(
             max_retries=TRIES, scheduling_strategy="SPREAD", **resources(config, ray.nodes())

@@ -161,7 +161,28 @@ class Run(Shown):
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder written by `run_study`."""
+    """Open a run folder written by `run_study`.
+
+    Args:
+        path: The run folder; its study may be finished or still running.
+
+    Returns:
+        The run. Tables are read when they are asked for; neither torch nor transformers is loaded.
+
+    Raises:
+        RunFolderError: The folder holds no run, or one that is damaged or of another format.
+
+    Source:
+        docs/run-folder.md describes every file.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> try:
+        ...     rn.open_run("no/such/folder")
+        ... except rn.RareNeuronError as error:
+        ...     print(str(error).partition(":")[0])
+        no/such/folder is not a run folder
+    """
     path = Path(path)
     if not (path / MANIFEST).is_file():
         raise RunFolderError(

@@ -38,10 +38,37 @@ from rareneuron.study.workers.dispatch import compute_open
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
-    """Run or continue a study; returns the run, whose folder holds every result.
+    """Run or continue a study, and return the run, whose folder holds every result.
 
-    Progress bars go to stderr where that is a terminal. Interrupted, it leaves finished checkpoints, and the same
-    call continues. Of a shard there are its checkpoints only, until `study.merge` ends the study.
+    An interrupted study keeps its finished checkpoints, and the same call continues it. A shard computes only its own
+    checkpoints, until `study.merge` ends the study.
+
+    Args:
+        config: Model, text, layer and all other settings.
+        progress: Show progress bars on stderr, if that is a terminal.
+
+    Returns:
+        The run, open for reading. Effects are in nats per token.
+
+    Raises:
+        InvalidConfig: A setting is out of its range, or the engine can't serve the model.
+        RunFolderError: The folder holds another study, or can't be written.
+        ModelNotFound: There is no such model, revision or step.
+        UnsupportedModel: The architecture, or the layer with this engine, can't be analysed.
+        NoRareTokens: Too few tokens pass the filter.
+        WrongEffects: The audit in float64 doesn't confirm the effects.
+
+    Source:
+        Sec. 3 and App. 5.3; docs/science.md lists where this differs from the paper.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> config = rn.StudyConfig(
+        ...     steps=(4096,), n_tokens=200, max_corpus_tokens=200_000, group_size=20, n_random=200, out="runs/small"
+        ... )
+        >>> run = rn.run_study(config, progress=False)
+        >>> run.steps, len(run.effects()), run.manifest.data.n_rare
+        ([4096], 1024, 200)
     """
     started = time.perf_counter()
     store = RunStore(config.run_folder)

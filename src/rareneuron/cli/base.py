@@ -14,7 +14,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from rareneuron.errors import RareNeuronError
-from rareneuron.runs.layout import CLAIMS, MANIFEST, STEPS
 from rareneuron.runs.options import with_option
 
 EXIT_ERROR = 2
@@ -113,6 +112,8 @@ def next_steps() -> str:
 
 def is_finished(run: Path) -> bool:
     """Return whether a study has ended: every planned checkpoint is there, and the verdicts, which are written last."""
+    from rareneuron.runs.layout import CLAIMS, MANIFEST, STEPS
+
     try:
         planned = json.loads((run / MANIFEST).read_text(encoding="utf-8")).get("planned", [])
     except (OSError, ValueError, AttributeError, RecursionError):  # damaged: opening the run reports it
@@ -142,6 +143,8 @@ class RunFolder(click.Path):
 
 def runs_here() -> list[Path]:
     """Return the run folders below `runs/`, where studies write by default; the last used comes first."""
+    from rareneuron.runs.layout import MANIFEST
+
     found = Path(RUNS).glob(f"*/{MANIFEST}")
     return [manifest.parent for manifest in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 

@@ -10,7 +10,6 @@ import click
 
 from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
 from rareneuron.runs.config import CHOICES, StudyConfig
-from rareneuron.runs.layout import step_folder
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
@@ -127,6 +126,8 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
 
     run = run_study(chosen)
     if chosen.shard is not None:
+        from rareneuron.runs.layout import step_folder
+
         finished = [step_folder(step) for step in run.steps]
         ends = f"When all shards are done, `rareneuron merge {run.path}` ends the study."
         emit(

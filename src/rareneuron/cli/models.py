@@ -186,7 +186,7 @@ def families(as_json: bool) -> None:
     from rareneuron.measure.engines import ENGINES
     from rareneuron.models.families import FAMILIES
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "model_type": family.model_type,
             "norm": family.norm,

@@ -1,4 +1,4 @@
-"""Each group's statistic against uniform and matched random groups, as the run's tables hold it (Tables 1-4)."""
+"""Tests each group's statistic against uniform and matched random groups, from the run's tables (Tables 1-4)."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -33,7 +33,7 @@ WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
 
 
 def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
-    """Return the one comparison of a table that stands under these names."""
+    """Return the one row of a table that has these names, as a comparison with a null."""
     chosen = rows
     for column, value in where.items():
         chosen = chosen[chosen[column] == value]
@@ -47,7 +47,7 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     return AgainstNull(**numbers)
 
 
-def of_groups(
+def group_tests(
     rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, label: str = "", **where: str
 ) -> list[Comparison]:
     """Return the tests of each group against uniform and matched random groups."""
@@ -75,21 +75,21 @@ def geometry(case: Case, rng: np.random.Generator, *, statistic: str, groups: Se
     for group in groups:
         if group in lacking:
             return Unavailable(lacking[group])
-    return of_groups(rows, statistic, groups, above=above)
+    return group_tests(rows, statistic, groups, above=above)
 
 
 def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence:
-    """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json adds since when."""
+    """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json says since which step."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
     rows, of_unit_rows = case.run.spectrum(), matrix in unit_rows(case.run.folder())
     if matrix in case.gauge.open_lengths and not of_unit_rows:
         return Unavailable(OLDER)
     label = f"α_Hill in {matrix}" + (", rows of length 1" if of_unit_rows else "")
-    return of_groups(rows, "alpha_hill", ROLES, above=False, label=label, matrix=matrix)
+    return group_tests(rows, "alpha_hill", ROLES, above=False, label=label, matrix=matrix)
 
 
-# Dimensions are those of z-scored activations, which loud neurons don't decide.
+# Dimensions are those of z-scored activations, so that neurons with large activations don't decide them.
 TABLES: dict[str, Maker] = {
     "correlation-within": partial(geometry, statistic="correlation", groups=ROLES, above=True),
     "correlation-random": partial(geometry, statistic="correlation", groups=WITH_RANDOM, above=False),

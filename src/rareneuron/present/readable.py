@@ -94,7 +94,7 @@ def lacking_parts(run: Run) -> dict[str, str]:
     for part in ("geometry", "spectrum"):
         try:
             lacking = part_record(run, part, None).get("missing", {})
-        except TooFewNeurons as error:
+        except NotMeasured as error:
             lacking = {part: str(error)}
         except RunFolderError:
             continue

@@ -127,13 +127,13 @@ def read_geometry(folder: Path) -> pd.DataFrame:
 
 def without_random_pairs(folder: Path) -> dict[str, str]:
     """Return why pairs of groups stand beside no random ones, by the pair's name; nothing in most runs."""
-    found: dict[str, str] = available(folder / GEOMETRY).get("missing", {})
+    found: dict[str, str] = read_part(folder / GEOMETRY).get("missing", {})
     return found
 
 
 def unit_rows(folder: Path) -> tuple[str, ...]:
     """Return the matrices whose rows were brought to length 1 before their spectrum; of older runs none."""
-    return tuple(available(folder / SPECTRUM).get("unit_rows", ()))
+    return tuple(read_part(folder / SPECTRUM).get("unit_rows", ()))
 
 
 def read_spectrum(folder: Path) -> pd.DataFrame:

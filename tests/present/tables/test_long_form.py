@@ -20,7 +20,7 @@ def test_the_long_form_is_the_runs_own_rows(make_run: MakeRun, number: Number) -
     run = make_run()
     table = long_table(number, [run])
     assert tuple(table.columns) == COLUMNS
-    statistics = {1: ["correlation"], 3: ["cosine"], 4: ["alpha_hill"]}.get(
+    statistics = {1: ["correlation", "abs_correlation"], 3: ["cosine", "abs_cosine"], 4: ["alpha_hill"]}.get(
         number, ["d_eff", "d_eff_share", "d_eff_zscored", "d_eff_zscored_share"]
     )
     assert list(table["statistic"].unique()) == statistics

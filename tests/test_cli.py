@@ -215,6 +215,7 @@ def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
     assert counted["tokens"] == np.load(tmp_path / "u.npy").sum()
     assert f"{counted['types_seen']:,} of {counted['types']:,} types seen" in done.stdout
     arguments = [*study_arguments(series, text_file, tmp_path / "run"), "--counts", str(tmp_path / "u.npy")]
+    arguments += ["--counts-from", "auto"]
     assert invoke(*arguments).exit_code == 0
 
 

@@ -18,7 +18,7 @@ from rareneuron.runs.tokens import TokenStage, selection_digest
 # Settings that the pieces of a checkpoint needn't be named by: digests of tokens and weights say more, or they matter
 # to later stages alone.
 SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity", "percentile", "words", "n_tokens"}
-SEEN_IN_TOKENS |= {"context_length"}
+SEEN_IN_TOKENS |= {"context_length", "counts_from"}
 SEEN_IN_WEIGHTS = {"model", "revision"}
 DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
 

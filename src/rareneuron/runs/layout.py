@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 FORMAT = 1  # of the run folder
+UNIGRAMS = "unigrams.safetensors"  # of a model whose own mean prediction decides what is rare
 PARTIAL = ".partial"  # ends the name of what is still being written
 MANIFEST, STEPS, UNITS, TRAJECTORY = "run.json", "steps", "units", "trajectory.parquet"
 STEP_RECORD, WEIGHTS = "step.json", "weights.json"  # in a step's folder

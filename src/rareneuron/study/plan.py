@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rareneuron.data.rarity import load_counts
 from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import remedy
@@ -21,11 +20,17 @@ from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import damage, explained
-from rareneuron.runs.layout import PARTIAL
+from rareneuron.runs.layout import PARTIAL, UNIGRAMS
 from rareneuron.runs.store import RunStore
+from rareneuron.study.counts import read_counts_file
 from rareneuron.study.tokens import study_corpus
 
-BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
+BEFORE_MANIFEST = {
+    ".lock",
+    "tokens.parquet",
+    "contexts.safetensors",
+    UNIGRAMS,
+}  # a study killed in its first stage left these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,5 +136,4 @@ def check_data(plan: Plan) -> None:
     study_corpus(plan.config)
     if plan.config.counts is not None:
         tokenizer = load_tokenizer(plan.last.folder, None)
-        size = None if tokenizer is None else len(tokenizer)
-        load_counts(Path(plan.config.counts), plan.shape.vocab, size)
+        read_counts_file(Path(plan.config.counts), plan.shape.vocab, tokenizer)

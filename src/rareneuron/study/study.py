@@ -24,7 +24,7 @@ from rareneuron.measure.identity import resolved, step_name
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import explained, write_table
-from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNITS
+from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNIGRAMS, UNITS
 from rareneuron.runs.rankings import fit_rankings, phases_are_whole, write_phases
 from rareneuron.runs.records import Manifest, StudyTiming
 from rareneuron.runs.run import Run
@@ -54,7 +54,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             plan = plan_study(config)
             for found in plan.damaged:
                 tqdm.write(f"rareneuron: {found}", file=sys.stderr)
-            tokens, first = tokens_stage(store, config, plan)
+            tokens, first = tokens_stage(store, config, plan, progress)
             record_plan(store, plan)
             if is_whole:
                 compute_open(store, config, plan, tokens, first, progress)
@@ -84,12 +84,12 @@ def remove_unfinished(store: RunStore, made: list[Path]) -> None:
                 break
 
 
-def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:
     """The analysed tokens, chosen once, then read back; and the last checkpoint, where it was loaded for that."""
     if store.manifest.is_file():
-        return continued_tokens(store, config, plan)
+        return continued_tokens(store, config, plan, show)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, study_corpus(config), adapter)
+    tokens = choose_tokens(config, study_corpus(config), adapter, store.root / UNIGRAMS, show=show)
     save_tokens(store, tokens)
     store.write_manifest(
         Manifest(
@@ -105,7 +105,7 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
     return tokens, adapter
 
 
-def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:
     """The tokens of a study begun before. Where their files are lost they are chosen again, if they come out the same.
 
     Text, filter and seed decide them, so every checkpoint still sees the same tokens; others are refused.
@@ -119,7 +119,7 @@ def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[
         pass  # missing or damaged: chosen again below
     corpus = study_corpus(config)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, corpus, adapter)
+    tokens = choose_tokens(config, corpus, adapter, store.root / UNIGRAMS, show=show)
     if selection_digest(tokens.selection) != recorded.sha256:
         cause = (
             f"the text has changed since (fingerprint {recorded.fingerprint} then, {tokens.record.fingerprint} now)"

@@ -8,19 +8,20 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.data.corpus import WindowStream, too_short
-from rareneuron.data.rarity import RareTypes, load_counts, rare_types
+from rareneuron.data.counts import rare_by
+from rareneuron.data.rarity import RareTypes
 from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import special_types, word_types
-from rareneuron.embedded import COUNTS
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import file_sum
-from rareneuron.runs.records import CountsRecord, DataRecord, RarityRecord, StageRecord
+from rareneuron.runs.records import DataRecord, RarityRecord, StageRecord
 from rareneuron.runs.seeds import generator
 from rareneuron.runs.tokens import TokenStage, selection_digest
+from rareneuron.runs.unigrams import write_unigrams
+from rareneuron.study.counts import whose_counts, with_wrong_sides
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
@@ -34,8 +35,13 @@ def study_corpus(config: StudyConfig) -> Corpus:
     return open_corpus(config.data, text_field=config.text_field)
 
 
-def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> TokenStage:
-    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
+def choose_tokens(
+    config: StudyConfig, corpus: Corpus, adapter: Adapter, kept: Path | None = None, *, show: bool = False
+) -> TokenStage:
+    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1).
+
+    `kept` is where the run folder keeps a model's own unigrams: read there if they are, and written if they were made.
+    """
     tokenizer, vocab = adapter.tokenizer, adapter.vocab
     words = word_types(tokenizer, vocab) if config.words else None
     stream = WindowStream(corpus, tokenizer, config.context_length)
@@ -44,18 +50,19 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         if spool.n_contexts == 0:
             remedy = "Give more text (`--data`), or a shorter `--context-length`."
             raise too_short(corpus.name, config.context_length, remedy)
-        counts, counted = training_counts(config, vocab, len(tokenizer)), "training set"
-        if counts is None:
-            counts, counted = spool.counts, "the corpus itself, not the training set"
-        rare = rare_types(counts, config.percentile, config.rarity)
-        refuse_degenerate(rare, counts, of_corpus=counts is spool.counts)
+        whose = whose_counts(config, adapter, spool, stream.fingerprint, kept, show)
+        unigrams = whose.unigrams
+        rare = rare_by(unigrams, config.percentile, config.rarity)
+        if unigrams.counts is not None:
+            refuse_degenerate(rare, unigrams.counts, of_corpus=unigrams.source == "corpus")
         token_filter = TokenFilter(
             rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
         )
         rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)
-    source = config.counts or (str(COUNTS.name) if counted == "training set" else None)
+    if kept is not None and whose.origin is not None:
+        write_unigrams(kept, unigrams, whose.origin)
     record = DataRecord(
         corpus=corpus.name,
         description=corpus.description,
@@ -70,9 +77,7 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         n_rare=selection.n_rare,
         n_common=selection.n_common,
         stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
-        counts=CountsRecord(
-            source=source, of=counted, sha256=None if config.counts is None else file_sum(Path(config.counts))
-        ),
+        counts=with_wrong_sides(whose.record, unigrams, rare, selection),
         rarity=RarityRecord(
             rule=rare.over,
             percentile=rare.percentile,
@@ -83,7 +88,7 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
             mass=rare.mass,
         ),
     )
-    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, unigrams.p), record=record)
 
 
 def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -> None:
@@ -123,20 +128,12 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
     )
 
 
-def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:
-    """Counts over the training set, where there are any."""
-    if config.counts is not None:
-        return load_counts(Path(config.counts), vocab, tokenizer_size)
-    return load_counts(COUNTS, vocab, tokenizer_size) if config.is_embedded_model else None
-
-
-def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.DataFrame:
+def token_table(selection: Selection, tokenizer: Any, frequency: np.ndarray) -> pd.DataFrame:
     """One row a token, in the order of the selection; the loss is added when the last checkpoint is done."""
     types, inverse = np.unique(selection.target, return_inverse=True)
     texts = np.array(
         tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object
     )
-    frequency = (counts + 1) / (counts + 1).sum()
     return pd.DataFrame(
         {
             "context": selection.context,

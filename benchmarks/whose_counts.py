@@ -1,8 +1,8 @@
 """How good each rung of the ladder of counts is where the truth is known: the series that comes with the package.
 
-The truth is what is rare by the counts of the training text. Every rung is compared on all types, on the types that the
-text shows, on the occurrences of the text, and on its whole English words, the candidates of a study. Beside that stands
-the share of targets that the rung itself expects on the wrong side by its own sampling error. A tokenizer, a text and
+The truth is what is rare by the counts of the training text. Every rung is compared on all types, on the occurrences of
+the text, and on those of whole English words, which are the candidates of a study. Beside that stands the share of
+targets that the rung itself expects on the wrong side by its own sampling error. A tokenizer, a text and
 counts of the same tokenizer's training text can be given, for the rungs that need no model.
 
     python benchmarks/whose_counts.py                                               three minutes on 2 idle cores

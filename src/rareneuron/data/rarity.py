@@ -85,8 +85,8 @@ def rare_types(
 
     Raises:
         InvalidConfig: There is no such rule, or the percentile is out of range.
-        UnusableCounts: Counts are neither whole numbers nor positive probabilities, are negative, all zero or more than `vocab_size`, or the curve has
-            no elbow.
+        UnusableCounts: Counts are neither whole numbers nor positive probabilities, are negative, all zero or more than
+            `vocab_size`, or the curve has no elbow.
 
     Source:
         App. 5.3.1, stage 1.

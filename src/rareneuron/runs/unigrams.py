@@ -78,7 +78,8 @@ def read_unigrams(path: Path) -> tuple[Unigrams, Origin]:
             "they were made from, and doesn't. Write it again: `rareneuron unigrams MODEL DATA --from model -o FILE`."
         )
     unigrams = Unigrams(source="model", p=p, se=se, n_contexts=int(size[0]), n_positions=int(size[1]))
-    return unigrams, Origin(**dict(zip(("weights", "tokenizer", "text"), (h.tobytes().hex() for h in hashes))))
+    weights, tokenizer, text = (value.tobytes().hex() for value in hashes)
+    return unigrams, Origin(weights=weights, tokenizer=tokenizer, text=text)
 
 
 def known_unigrams(path: Path) -> tuple[Unigrams, Origin] | None:

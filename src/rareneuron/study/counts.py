@@ -20,7 +20,6 @@ from rareneuron.data.counts import (
     of_corpus,
     of_merges,
     of_training,
-    rare_by,
     recognised,
     tokenizer_fingerprint,
     wrong_side,

@@ -31,6 +31,7 @@ BEFORE_MANIFEST = {
     "contexts.safetensors",
     UNIGRAMS,
 }  # a study killed in its first stage left these
+MODEL = "the model's own mean prediction over the text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,19 @@ class Plan:
     finished: tuple[str, ...]  # names of checkpoints that need no work
     damaged: tuple[str, ...]  # what was found wrong with others
     out: Path
+    begun: bool = False  # the tokens are chosen
+
+    @property
+    def whose_counts(self) -> str:
+        """What says how frequent a token is."""
+        config = self.config
+        if config.counts is not None:
+            return config.counts
+        if config.counts_from == "auto" and config.is_embedded_model:
+            return "those of the training set, which come with the series"
+        return {"corpus": "those of the text", "merges": "none, the order of the tokenizer's merges"}.get(
+            config.counts_from, MODEL
+        )
 
     @property
     def open(self) -> list[Checkpoint]:
@@ -87,7 +101,13 @@ def plan_study(config: StudyConfig) -> Plan:
             check_same_weights(store, [c for c in series if step_name(c) in whole])
     wrong = tuple(str(error) for error in found.values() if error is not None)
     plan = Plan(
-        config=config, checkpoints=tuple(checkpoints), last=last, finished=finished, damaged=wrong, out=store.root
+        config=config,
+        checkpoints=tuple(checkpoints),
+        last=last,
+        finished=finished,
+        damaged=wrong,
+        out=store.root,
+        begun=begun,
     )
     if plan.open:
         check_model(plan)

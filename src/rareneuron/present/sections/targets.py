@@ -4,6 +4,7 @@ import pandas as pd
 
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table, Words
 from rareneuron.present.findings import Findings
+from rareneuron.present.whose import disagreement, how_sure, percent, source_of
 from rareneuron.present.wording import at_step, significant, visible
 from rareneuron.runs.records import DataRecord
 
@@ -30,7 +31,7 @@ def targets_section(found: Findings) -> Section:
         ),
         stage_table(data, words=found.config.words),
         Paragraph(text=rule(data)),
-        whose_counts(data),
+        *whose_counts(data),
         *coarse_threshold(data),
         *extremes(found),
     ]
@@ -80,21 +81,47 @@ def rule(data: DataRecord) -> str:
     )
 
 
-def whose_counts(data: DataRecord) -> Block:
-    """Say whose counts decide what is rare: the model's training set's, or others."""
+def whose_counts(data: DataRecord) -> tuple[Block, ...]:
+    """Say whose counts decide what is rare, what that means, and how sure it is."""
     counts = data.counts
+    sure = "" if counts.kind is None else f" How sure: {how_sure(counts)}."
     if counts.of == "training set":
-        return Paragraph(
+        whose = counts.source if counts.published is None else f"{counts.source}: {source_of(counts)}"
+        return (
+            Paragraph(
+                text=f"The unigram counts are the training set's ({whose}): rare here means seldom seen in training."
+                + sure
+            ),
+        )
+    if counts.kind == "model":
+        known = "" if counts.precision is None else f", known to {percent(counts.precision)} of the median type's"
+        meaning = Paragraph(
             text=(
-                f"The unigram counts are the training set's ({counts.source}): rare here means seldom seen in training."
+                f"The unigram frequencies are {source_of(counts)}{known}: “rare” means what this model seldom "
+                f"expects, which follows its training text. Published training-set counts (--counts) would be better "
+                f"still.{sure}"
             )
         )
-    return Notice(
-        text=(
-            f"The unigram counts are those of {counts.of}: “rare” means seldom in this corpus, which says little "
-            "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly tell "
-            "them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) mend both."
+        warned = disagreement(counts)
+        return (meaning,) if warned is None else (meaning, Notice(text=warned))
+    if counts.kind == "merges":
+        return (
+            Notice(
+                text=(
+                    f"What is rare was decided by {source_of(counts)}, which is an order and no frequency, of a text "
+                    f"that isn't known: {how_sure(counts)}. The model's own prediction (--counts-from model) is better."
+                )
+            ),
         )
+    return (
+        Notice(
+            text=(
+                f"The unigram counts are those of {counts.of}: “rare” means seldom in this corpus, which says little "
+                "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly "
+                "tell them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) "
+                f"mend both, the model's own prediction (--counts-from model) most of it.{sure}"
+            )
+        ),
     )
 
 

@@ -1,7 +1,9 @@
 """Which tokens were analysed: the corpus, what the filter keeps at each stage, the easiest and hardest targets."""
 
+import numpy as np
 import pandas as pd
 
+from rareneuron.maths.ranks import spearman_if_wrong
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table, Words
 from rareneuron.present.findings import Findings
 from rareneuron.present.whose import disagreement, how_sure, percent, source_of
@@ -32,6 +34,7 @@ def targets_section(found: Findings) -> Section:
         stage_table(data, words=found.config.words),
         Paragraph(text=rule(data)),
         *whose_counts(data),
+        *ranking_if_wrong(found),
         *coarse_threshold(data),
         *extremes(found),
     ]
@@ -120,6 +123,25 @@ def whose_counts(data: DataRecord) -> tuple[Block, ...]:
                 "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly "
                 "tell them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) "
                 f"mend both, the model's own prediction (--counts-from model) most of it.{sure}"
+            )
+        ),
+    )
+
+
+def ranking_if_wrong(found: Findings) -> tuple[Paragraph, ...]:
+    """Say how far the expected share of wrong rare targets could move the ranking of neurons."""
+    share, table = found.data.counts.wrong_rare, found.last
+    if share is None or not found.has_common or not 0 <= share <= 1:
+        return ()
+    rare, common = (table[name].to_numpy() for name in ("abs_delta_loss", "common_abs_delta_loss"))
+    if min(np.ptp(rare), np.ptp((1 - share) * rare + share * common)) == 0:
+        return ()
+    return (
+        Paragraph(
+            text=(
+                f"Were that share of the rare targets common ones, with the mean effects of common ones, the ranking "
+                f"of neurons by mean |Δ| {at_step(found.steps[-1])} would correlate with the one reported at "
+                f"{spearman_if_wrong(rare, common, share):.4f} (Spearman)."
             )
         ),
     )

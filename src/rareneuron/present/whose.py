@@ -28,7 +28,7 @@ def how_sure(counts: CountsRecord) -> str:
     shares = [f"{percent(share)} of the {kind} targets" for kind, share in kinds if share is not None]
     if not shares:
         return "how many targets are on the wrong side of the threshold isn't known"
-    return f"by their sampling error {' and '.join(shares)} are expected on the wrong side of the threshold"
+    return f"by their sampling error alone {' and '.join(shares)} are expected on the wrong side of the threshold"
 
 
 def percent(share: float) -> str:

@@ -208,7 +208,7 @@ def models_own(
 def count_corpus(
     tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int
 ) -> tuple[int, int, int]:
-    """Write the counts; returns tokens counted, types seen, types in all."""
+    """Count a corpus and write the counts; return tokens counted, types seen, and types in all."""
     refuse_other_suffix(output)  # before anything is fetched or counted
     refuse_no_window(max_tokens, context_length)
     where = model_folder(tokenizer, weights=False)

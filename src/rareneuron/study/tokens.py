@@ -1,4 +1,4 @@
-"""The first stage of a study: which tokens of which contexts are analysed, the same at every checkpoint."""
+"""Chooses which tokens of which contexts are analysed, the same at every checkpoint: a study's first stage."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.records import DataRecord, RarityRecord, StageRecord
+from rareneuron.runs.records import CountsRecord, DataRecord, RarityRecord, StageRecord
 from rareneuron.runs.seeds import generator
 from rareneuron.runs.tokens import TokenStage, selection_digest
 from rareneuron.runs.unigrams import write_unigrams
@@ -25,7 +25,7 @@ from rareneuron.study.counts import whose_counts, with_wrong_sides
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
-    """The text that was asked for, or the default for this model."""
+    """Return the corpus that the settings name, or the default for this model."""
     if config.is_embedded_corpus:
         return Corpus(
             name="embedded corpus",
@@ -38,7 +38,7 @@ def study_corpus(config: StudyConfig) -> Corpus:
 def choose_tokens(
     config: StudyConfig, corpus: Corpus, adapter: Adapter, kept: Path | None = None, *, show: bool = False
 ) -> TokenStage:
-    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1).
+    """Read the corpus once, decide what is rare, and draw contexts (App. 5.3.1).
 
     `kept` is where the run folder keeps a model's own unigrams: read there if they are, and written if they were made.
     """
@@ -63,7 +63,16 @@ def choose_tokens(
     refuse_too_few(selection, config)
     if kept is not None and whose.origin is not None:
         write_unigrams(kept, unigrams, whose.origin)
-    record = DataRecord(
+    counted = with_wrong_sides(whose.record, unigrams, rare, selection)
+    record = data_record(corpus, stream, selection, counted, rare)
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, unigrams.p), record=record)
+
+
+def data_record(
+    corpus: Corpus, stream: WindowStream, selection: Selection, counts: CountsRecord, rare: RareTypes
+) -> DataRecord:
+    """Return the record of the text that was read, and of the tokens that were chosen from it."""
+    return DataRecord(
         corpus=corpus.name,
         description=corpus.description,
         fingerprint=stream.fingerprint,
@@ -77,7 +86,7 @@ def choose_tokens(
         n_rare=selection.n_rare,
         n_common=selection.n_common,
         stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
-        counts=with_wrong_sides(whose.record, unigrams, rare, selection),
+        counts=counts,
         rarity=RarityRecord(
             rule=rare.over,
             percentile=rare.percentile,
@@ -88,13 +97,12 @@ def choose_tokens(
             mass=rare.mass,
         ),
     )
-    return TokenStage(selection=selection, table=token_table(selection, tokenizer, unigrams.p), record=record)
 
 
 def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -> None:
-    """A percentile says nothing where it falls among types that never occur, or that occur once in the same text.
+    """Refuse a percentile that falls among types that never occur, or that occur once in the analysed text itself.
 
-    At a count of 0 no type is rarer; at 1 the rarer ones never occur, so a corpus that was counted itself holds none.
+    At a count of 0 no type is rarer. At 1 the rarer types never occur, so a corpus that was counted itself holds none.
     """
     if rare.percentile is None or not (rare.count_at_threshold == 0 or (of_corpus and rare.count_at_threshold == 1)):
         return
@@ -114,7 +122,7 @@ def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -
 
 
 def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
-    """A correlation matrix of more neurons than tokens is singular, whatever the neurons do."""
+    """Refuse fewer tokens than a group has neurons: their correlation matrix would be singular in any case."""
     if selection.n_rare >= config.group_size:
         return
     if selection.n_available >= config.group_size:
@@ -129,7 +137,7 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
 
 
 def token_table(selection: Selection, tokenizer: Any, frequency: np.ndarray) -> pd.DataFrame:
-    """One row a token, in the order of the selection; the loss is added when the last checkpoint is done."""
+    """Return one row per token, in the order of the selection; the loss is added at the end of the study."""
     types, inverse = np.unique(selection.target, return_inverse=True)
     texts = np.array(
         tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object

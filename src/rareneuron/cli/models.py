@@ -75,7 +75,8 @@ def unigrams(
             as_json,
             lambda: (
                 f"{output}: mean prediction over {found.n_positions:,} positions of {found.n_contexts:,} contexts; of "
-                f"the median of {len(found.p):,} types it is known to {found.precision:.0%}"
+                f"the median of {len(found.p):,} types it is known to "
+                + ("no precision" if found.precision is None else f"{found.precision:.1%}")
             ),
         )
         return

@@ -44,8 +44,9 @@ class Unigrams:
 
     @property
     def precision(self) -> float | None:
-        """The median type's relative standard error; None where the error isn't known by one."""
-        return None if self.se is None else float(np.median(self.se / self.p))
+        """The median type's relative standard error; None where there is none, as after a single context."""
+        median = np.inf if self.se is None else float(np.median(self.se / self.p))
+        return median if np.isfinite(median) else None
 
     @property
     def n_tokens(self) -> int | None:
@@ -137,8 +138,9 @@ def wrong_side(unigrams: Unigrams, rare: RareTypes) -> Float64[np.ndarray, " voc
     if unigrams.counts is not None:
         above = rate_above(unigrams.counts, rare)
     elif unigrams.se is not None:
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             above = ndtr(np.log(unigrams.p / rare.threshold) / (unigrams.se / unigrams.p))
+        above = np.where(np.isnan(above), 1.0, above)  # the threshold's own type, without error: it reaches it
     else:
         return None
     return np.where(rare.mask, above, 1 - above)

@@ -117,7 +117,8 @@ def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -
     raise NoRareTokens(
         f"{share} of the vocabulary never occurs {where} ({unseen:,} of {len(counts):,} types), so the threshold at "
         f"{rare.percentile:g} % of the {rare.over} is a count of {rare.count_at_threshold}, and no token {where} is "
-        f"rarer. Give the training set's counts (`--counts FILE`), or {remedy}."
+        f"rarer. Give the training set's counts (`--counts FILE`), let the model say what is rare (`--counts-from "
+        f"model`), or {remedy}."
     )
 
 

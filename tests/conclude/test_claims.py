@@ -86,4 +86,4 @@ def test_rare_and_common_tokens_of_no_common_loss_are_not_compared(run, tmp_path
     write_tensors(copied.folder() / EXPERIMENT_ARRAYS, arrays | {"common_n_eff": np.array([100.0, n_eff])})
     of = {claim.name: claim for claim in claims_of(Case(copied)).claims}
     assert of["rare-specific-loss"].verdict == "inconclusive"
-    assert "at equal loss as much as" in of["rare-specific-loss"].sentence
+    assert "common targets at equal loss are worth" in of["rare-specific-loss"].sentence

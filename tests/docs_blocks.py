@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rareneuron.embedded.recipe import make_tokenizer
-from rareneuron.study.counts import count_corpus
+from rareneuron.study.counts import average_model, count_corpus
 from tests.models.conftest import tiny_model
 from tests.tiny_series import write_texts
 
@@ -126,6 +126,7 @@ def stand_ins(folder: Path) -> StandIns:
         (here / block.text.splitlines()[0].removeprefix("# ")).write_text(block.text, encoding="utf-8")
     for name in COUNT_FILES:
         count_corpus(str(embedded), str(text), here / name, "text", 10**6, 256)
+    average_model(str(here / "my-model"), str(text), here / "own.safetensors", "text", 10**6, 32, 0.1, "cpu")
     return StandIns(here, embedded, here / COUNT_FILES[0], text, hub)
 
 

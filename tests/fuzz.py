@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rareneuron.data.counts import Unigrams
 from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
@@ -46,6 +47,7 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import damage, read_table, read_tensors, text_digest, write_json, write_table, write_tensors
 from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
+from rareneuron.runs.unigrams import Origin, read_unigrams, write_unigrams
 from rareneuron.study.merge import missing_steps, settings_of
 
 PER_EXAMPLE = 20.0  # seconds
@@ -303,6 +305,10 @@ def other_targets(folder: Path) -> list[Target]:
         out.append(
             Target(f"counts {name}", file, changed_bytes(file.read_bytes()), lambda file=file: load_counts(file, 23))
         )
+    file, p = folder / "u.safetensors", np.arange(1, 24) / 276
+    origin = Origin(weights="00" * 32, tokenizer="11" * 32, text="22" * 32)
+    write_unigrams(file, Unigrams(source="model", p=p, se=p / 10, n_contexts=7, n_positions=70), origin)
+    out.append(Target("unigrams", file, changed_bytes(file.read_bytes()), lambda file=file: read_unigrams(file)))
     file = folder / "study.toml"
     file.write_text('model = "lab/tiny"\nsteps = [0, 512]\npercentile = 50.0\nwords = true\nmemory = 4\nseed = 0\n')
     out.append(Target("settings", file, changed_bytes(file.read_bytes()), lambda: StudyConfig.from_toml(file)))

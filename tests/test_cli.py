@@ -54,9 +54,10 @@ def test_help_loads_nothing_heavy():
 def test_study_summarises_and_writes_the_report(invoke, series, text_file, run_folder):
     done = invoke(*study_arguments(series, text_file, run_folder))
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 6
-    assert lines[3].startswith("Phases (definitions: paper): unknown. The curve has 40 neurons")
-    assert re.match(r"Claims: 0 supported; \d+ inconclusive; \d+ not supported", lines[4])
+    assert len(lines) == 7
+    assert lines[1].startswith("Counts: the corpus itself, not the training set; by their sampling error alone")
+    assert lines[4].startswith("Phases (definitions: paper): unknown. The curve has 40 neurons")
+    assert re.match(r"Claims: 0 supported; \d+ inconclusive; \d+ not supported", lines[5])
     assert lines[-1] == f"Report: {run_folder / 'report.html'}"
     assert (run_folder / "report.html").is_file()
     assert "mean |Δ|" in done.stdout
@@ -215,6 +216,7 @@ def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
     assert counted["tokens"] == np.load(tmp_path / "u.npy").sum()
     assert f"{counted['types_seen']:,} of {counted['types']:,} types seen" in done.stdout
     arguments = [*study_arguments(series, text_file, tmp_path / "run"), "--counts", str(tmp_path / "u.npy")]
+    arguments += ["--counts-from", "auto"]
     assert invoke(*arguments).exit_code == 0
 
 
@@ -356,7 +358,7 @@ def test_bad_settings_in_a_file_are_one_paragraph(invoke, tmp_path, content, sai
 
 
 @pytest.mark.parametrize(
-    ("n_words", "rule", "remedy"), [(12_000, "types", "--rarity occurrences"), (200, "occurrences", "--percentile")]
+    ("n_words", "rule", "remedy"), [(12_000, "types", "--rarity occurrences"), (40, "occurrences", "--percentile")]
 )
 def test_a_small_corpus_is_told_what_would_help(invoke, series, text_file, tmp_path, n_words, rule, remedy):
     """Most of a vocabulary never occurs in it, so a percentile falls among types never seen."""
@@ -388,8 +390,10 @@ def test_too_few_rare_tokens_are_blamed_on_what_was_asked_or_on_the_corpus(
 
 
 def test_the_count_at_the_threshold_is_recorded(run_folder):
-    rarity = json.loads((run_folder / "run.json").read_text())["data"]["rarity"]
-    assert rarity["threshold"] == (rarity["count_at_threshold"] + 1) / rarity["count_total"]
+    data = json.loads((run_folder / "run.json").read_text())["data"]
+    rarity, n_tokens = data["rarity"], data["counts"]["n_tokens"]
+    # Good–Turing takes what types never seen have from the others; N₁/N is 0.1 % of this text.
+    assert rarity["threshold"] == pytest.approx(rarity["count_at_threshold"] / n_tokens, rel=0.01)
     assert rarity["count_at_threshold"] > 1
 
 

@@ -72,7 +72,8 @@ def llama(tmp_path_factory, tokenizer) -> Path:
 def study_config(series: Path, text_file: Path, **changes) -> StudyConfig:
     """Settings of a study that takes about a second."""
     common = {"model": str(series), "data": str(text_file), "n_tokens": 120, "context_length": 32, "group_size": 6}
-    return StudyConfig(**common | RARITY | changes)
+    whose = {} if {"counts", "counts_from"} & set(changes) else {"counts_from": "corpus"}
+    return StudyConfig(**common | RARITY | whose | changes)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def config(series, text_file, tmp_path):
 def study_arguments(series: Path, text_file: Path, out: Path) -> list[str]:
     """A study of two checkpoints in a few seconds."""
     options = {"--data": text_file, "--n-tokens": 80, "--context-length": 32, "--group-size": 5, "--out": out}
-    options |= {"--rarity": "occurrences", "--percentile": 40}
+    options |= {"--rarity": "occurrences", "--percentile": 40, "--counts-from": "corpus"}
     return ["study", str(series), "--steps", "0,10", *(str(x) for pair in options.items() for x in pair)]
 
 

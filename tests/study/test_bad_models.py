@@ -39,6 +39,7 @@ class Case:
     def study(self, options=()):
         settings = {"--data": self.data, "--n-tokens": 120, "--context-length": 32, "--group-size": 6}
         settings |= {"--rarity": "occurrences", "--percentile": 40, "--out": self.out} | dict(options)
+        settings |= {} if "--counts" in settings else {"--counts-from": "corpus"}
         arguments = [str(x) for pair in settings.items() for x in pair]
         return CliRunner().invoke(cli, ["study", str(self.model), *arguments], catch_exceptions=False)
 

@@ -46,6 +46,7 @@ def babyllama(reference_data, novels, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # more threads gain nothing on matrices this small
     common = {"--data": novels, "--words": "off", "--rarity": "occurrences", "--percentile": 20}
+    common |= {"--counts-from": "corpus"}
     common |= {"--context-length": 128, "--group-size": 20}
 
     def build(name, **options):

@@ -16,29 +16,72 @@ if TYPE_CHECKING:
 
 
 @cli.command(short_help="Count the tokens of a text.")
-@click.argument("tokenizer")
+@click.argument("tokenizer", metavar="MODEL")
 @click.argument("data")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
-@click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
-@click.option("--max-tokens", default=50_000_000, show_default=True, help="Count no more than this.")
 @click.option(
-    "--context-length",
-    default=256,
+    "--from",
+    "source",
+    type=click.Choice(["corpus", "model"]),
+    default="corpus",
     show_default=True,
-    help="Window length; it only decides how many tokens are left over.",
+    help="Count DATA, or average what MODEL predicts over DATA; the latter goes to FILE.safetensors.",
 )
+@click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
+@click.option("--max-tokens", type=int, help="Count no more than this.  [default: 50,000,000; from the model 500,000]")
+@click.option(
+    "--context-length", default=256, show_default=True, help="Window length; of counts it decides only the remainder."
+)
+@click.option(
+    "--precision",
+    default=0.1,
+    show_default=True,
+    help="From the model: stop where the median type's relative standard error is no larger.",
+)
+@click.option("--device", default="auto", show_default=True, help="From the model: cpu, cuda, cuda:1, or auto.")
 @json_option
 def unigrams(
-    tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int, as_json: bool
+    tokenizer: str,
+    data: str,
+    output: Path,
+    source: str,
+    text_field: str,
+    max_tokens: int | None,
+    context_length: int,
+    precision: float,
+    device: str,
+    as_json: bool,
 ) -> None:
-    """Count how often each token of TOKENIZER (a model folder or Hub id) occurs in DATA.
+    """Say how frequent each token of MODEL (a model or tokenizer folder, or Hub id) is, for a study's `--counts`.
 
     \b
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
+    rareneuron unigrams ./my-model texts.jsonl.gz --from model -o own.safetensors
     """
-    from rareneuron.study.counts import count_corpus
+    from rareneuron.study.counts import average_model, count_corpus
 
-    total, seen, size = count_corpus(tokenizer, data, output, text_field, max_tokens, context_length)
+    if source == "model":
+        quiet_libraries()
+        most = 500_000 if max_tokens is None else max_tokens
+        found = average_model(tokenizer, data, output, text_field, most, context_length, precision, device)
+        emit(
+            {
+                "unigrams": str(output),
+                "positions": found.n_positions,
+                "contexts": found.n_contexts,
+                "types": len(found.p),
+                "precision": found.precision,
+            },
+            as_json,
+            lambda: (
+                f"{output}: mean prediction over {found.n_positions:,} positions of {found.n_contexts:,} contexts; of "
+                f"the median of {len(found.p):,} types it is known to "
+                + ("no precision" if found.precision is None else f"{found.precision:.1%}")
+            ),
+        )
+        return
+    most = 50_000_000 if max_tokens is None else max_tokens
+    total, seen, size = count_corpus(tokenizer, data, output, text_field, most, context_length)
     emit(
         {"counts": str(output), "tokens": total, "types_seen": seen, "types": size},
         as_json,

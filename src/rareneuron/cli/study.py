@@ -48,7 +48,14 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--counts",
     metavar="FILE",
-    help="Unigram counts of the training set: .npy, .npz or .parquet.  [default: counted over the corpus]",
+    help="Unigram counts of the training set (.npy, .npz, .parquet), or what `unigrams --from model` wrote.",
+)
+@setting(
+    "--counts-from",
+    type=click.Choice(CHOICES["counts_from"]),
+    show_default=False,
+    help="Without a file, what says how frequent a token is: the model's mean prediction over the text, the text, or "
+    "the tokenizer's merges.  [default: the model; of the embedded series, its training counts]",
 )
 @setting("--rarity", type=click.Choice(CHOICES["rarity"]), help="What makes a type rare.")
 @setting("--percentile", type=float, help="Types below this percentile are rare.")

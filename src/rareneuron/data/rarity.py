@@ -20,7 +20,7 @@ from typing import IO, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float64, Int, Int32, Int64
+from jaxtyping import Bool, Float64, Int, Int32, Int64, Num
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
@@ -35,27 +35,28 @@ DAMAGED = (
     *(NotImplementedError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, pa.ArrowException),
 )
 
+SUM_GAP = 1e-3  # from 1, of probabilities that were summed in float32 over a large vocabulary
 ELBOW_WINDOW = 2_000  # ranks in each least-squares fit
 ELBOW_DEVIATIONS = 3.0  # a change of slope is a candidate beyond mean + 3 sd
 
 
 @dataclass(frozen=True, kw_only=True)
 class RareTypes(Shown):
-    """The rare types of a vocabulary: those with `p < threshold`, p = (count + 1) / Σ(count + 1)."""
+    """The rare types of a vocabulary: those with `p < threshold`; of counts, p = (count + 1) / Σ(count + 1)."""
 
     mask: Bool[np.ndarray, " vocab"]
     threshold: float  # a probability; 1.0 where every type is taken
     threshold_index: int | None  # from 0, in the types sorted by p descending; None where every type is taken
-    count_at_threshold: int | None  # of that type, unsmoothed
-    count_total: int  # Σ(count + 1)
+    count_at_threshold: int | None  # of that type, unsmoothed; None of probabilities
+    count_total: int | None  # Σ(count + 1); None of probabilities
     n_types: int
-    mass: float  # share of all occurrences (unsmoothed counts) that are of rare types
+    mass: float  # share of all occurrences (unsmoothed counts, or p) that are of rare types
     over: Rule
     percentile: float | None  # None where the rule has none
 
 
 def rare_types(
-    counts: Int[np.ndarray, " types"],
+    counts: Num[np.ndarray, " types"],
     percentile: float | int = 50,
     over: Rule = "types",
     vocab_size: int | None = None,
@@ -72,7 +73,8 @@ def rare_types(
     - `"none"`: every type.
 
     Args:
-        counts: How often each type occurs, by token id: whole numbers, [types].
+        counts: How often each type occurs, by token id: whole numbers, [types]. Or the probability of each type of the
+            vocabulary, in float64: these are taken as they are, unsmoothed.
         percentile: Between 0 and 100, exclusive; what it is a share of, `over` says. Not used by "elbow" and "none".
         over: The rule.
         vocab_size: Rows of the model's embedding. Counts are padded with zeros to this length.
@@ -83,8 +85,8 @@ def rare_types(
 
     Raises:
         InvalidConfig: There is no such rule, or the percentile is out of range.
-        UnusableCounts: Counts aren't whole numbers, are negative, all zero or more than `vocab_size`, or the curve has
-            no elbow.
+        UnusableCounts: Counts are neither whole numbers nor positive probabilities, are negative, all zero or more than
+            `vocab_size`, or the curve has no elbow.
 
     Source:
         App. 5.3.1, stage 1.
@@ -99,9 +101,13 @@ def rare_types(
         >>> rare.n_types, round(rare.mass, 4)  # two of six types, and one of 128 occurrences
         (2, 0.0078)
     """
-    counts = pad_counts(check_counts(counts, "counts"), vocab_size or len(counts))
-    smoothed = counts + 1
-    descending = np.sort(smoothed)[::-1]
+    exact = not np.issubdtype(counts.dtype, np.floating)
+    if exact:
+        counts = pad_counts(check_counts(counts, "counts"), vocab_size or len(counts))
+    else:
+        refuse_other_than_p(counts)
+    weights = counts + 1 if exact else counts
+    descending = np.sort(weights)[::-1]
     if over not in get_args(Rule):
         raise InvalidConfig(f"There is no rule {over!r} for what is rare. The rules are: {', '.join(get_args(Rule))}.")
     if over in ("types", "occurrences") and not 0 < percentile < 100:
@@ -114,24 +120,34 @@ def rare_types(
         case "types":
             index = floor_of_rest(len(descending), percentile)
         case "occurrences":
-            occurrence = floor_of_rest(int(descending.sum()), percentile)
+            total = descending.sum()
+            occurrence = floor_of_rest(int(total), percentile) if exact else total * (100 - percentile) / 100
             index = int(np.searchsorted(np.cumsum(descending), occurrence, side="right"))
         case "elbow":
             index = elbow_index(descending / descending.sum())
         case "none":
             index = None
-    mask = np.ones(len(counts), bool) if index is None else smoothed < descending[index]
+    mask = np.ones(len(counts), bool) if index is None else weights < descending[index]
     return RareTypes(
         mask=mask,
         threshold=1.0 if index is None else float(descending[index] / descending.sum()),
         threshold_index=index,
-        count_at_threshold=None if index is None else int(descending[index]) - 1,
-        count_total=int(descending.sum()),
+        count_at_threshold=None if index is None or not exact else int(descending[index]) - 1,
+        count_total=int(descending.sum()) if exact else None,
         n_types=int(mask.sum()),
         mass=float(counts[mask].sum() / counts.sum()),
         over=over,
         percentile=float(percentile) if over in ("types", "occurrences") else None,
     )
+
+
+def refuse_other_than_p(p: Num[np.ndarray, " types"]) -> None:
+    """Refuse numbers that aren't the probabilities of all types of a vocabulary."""
+    if not (bool(np.isfinite(p).all()) and bool((p >= 0).all()) and abs(float(p.sum()) - 1) < SUM_GAP):
+        raise UnusableCounts(
+            "counts: numbers that aren't whole, and aren't probabilities either (0 or more, with the sum 1). "
+            "Give the counts themselves, or p of every type."
+        )
 
 
 def floor_of_rest(n: int, percentile: float | int) -> int:

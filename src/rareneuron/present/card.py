@@ -14,6 +14,7 @@ from rareneuron.present.sections.reproduce import PAPER, command, environment_te
 from rareneuron.present.sections.summary import contrast, measurement, signs, strongest
 from rareneuron.present.summary import audit_line, phases_line
 from rareneuron.present.typeset import escaped_markdown
+from rareneuron.present.whose import how_sure, source_of
 from rareneuron.present.wording import NOTHING, significant, with_error, without_hidden
 from rareneuron.runs.run import Run
 
@@ -119,11 +120,12 @@ def group_rows(run: Run) -> list[str]:
 
 def counts_note(found: Findings) -> str:
     """Say over what rarity was counted, unless it was the training set."""
-    return (
-        ""
-        if found.data.counts.of == "training set"
-        else (f"Rarity was counted over {found.data.counts.of}, not over what the model was trained on.")
-    )
+    counts = found.data.counts
+    if counts.of == "training set":
+        return ""
+    if counts.kind == "model":
+        return f"What is rare was decided by {source_of(counts)}; {how_sure(counts)}."
+    return f"Rarity was counted over {counts.of}, not over what the model was trained on."
 
 
 def facts(found: Findings) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run found, in five lines and in single sentences, as the command line, the report and the card say it."""
+"""What a run found, in six lines and in single sentences, as the command line, the report and the card say it."""
 
 import math
 from dataclasses import asdict
@@ -11,6 +11,7 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
 from rareneuron.present.engines import engine_words
 from rareneuron.present.readable import claims_or_reason, found_or_reason, lacking_parts, verdict
+from rareneuron.present.whose import counts_line, disagreement
 from rareneuron.runs.rankings import SIGNS, Ranking
 from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
@@ -31,6 +32,8 @@ def study_summary(run: Run) -> dict[str, Any]:
             f"{data.corpus}; checkpoints {', '.join(steps)}; at the last {record.loss_rare:.3f} nats on rare "
             f"targets{common}"
         ),
+        counts_line(data.counts),
+        *([warned] if (warned := disagreement(data.counts)) else []),
         largest_effect(top, median),
         (
             f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
@@ -51,6 +54,7 @@ def study_summary(run: Run) -> dict[str, Any]:
         "top_abs_delta_loss": float(top["abs_delta_loss"]),
         "median_abs_delta_loss": float(median),
         "definitions": run.definitions,
+        "counts": asdict(data.counts),
         "audit": None if audit is None else asdict(audit),
         "lines": lines,
     }

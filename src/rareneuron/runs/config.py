@@ -17,6 +17,7 @@ EMBEDDED_TOKENS = 2_000
 
 ENGINE_NAMES = ["closed-form", "patching"]  # of `measure.engines`, which adds those that are registered
 CHOICES: dict[str, Sequence[str]] = {
+    "counts_from": ("auto", "model", "corpus", "merges"),
     "rarity": get_args(Rule),
     "reference": ("analysed", "all"),
     "engine": ENGINE_NAMES,
@@ -43,7 +44,8 @@ class StudyConfig:
     data: str | None = None  # the embedded corpus for the embedded series, C4's validation split otherwise
     text_field: str = "text"  # column or key that holds the text
     max_corpus_tokens: int = 50_000_000  # read no more than this from the corpus
-    counts: str | None = None  # training counts of the embedded series; otherwise counted over the corpus
+    counts: str | None = None  # a file of counts
+    counts_from: str = "auto"  # without a file: training counts of the embedded series, otherwise the model's own mean
     rarity: Rule = "types"  # below the percentile over types (paper), over occurrences, at the elbow, or none
     percentile: float | int = 50
     words: bool = True  # stage 2: only targets that are whole, valid English words
@@ -85,6 +87,11 @@ class StudyConfig:
             )
         if self.steps not in (None, "all"):
             self._check_steps()
+        if self.counts is not None and self.counts_from != "auto":
+            raise InvalidConfig(
+                f"counts = {self.counts!r} and counts_from = {self.counts_from!r} both say whose counts decide what is "
+                "rare. Leave one of them out."
+            )
         if self.address is not None and self.executor != "ray":
             raise InvalidConfig(
                 f"address = {self.address!r} is that of a Ray cluster, and executor = {self.executor!r} uses none. Add "

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 FORMAT = 1  # of the run folder
+UNIGRAMS = "unigrams.safetensors"  # of a model whose own mean prediction decides what is rare
 PARTIAL = ".partial"  # ends the name of what is still being written
 LOCK = ".lock"  # held by the process that writes
 MANIFEST, CLAIMS, TRAJECTORY, TOKENS, CONTEXTS = (

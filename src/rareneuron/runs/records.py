@@ -97,11 +97,20 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CountsRecord:
-    """Where unigram counts came from."""
+    """Where unigram counts came from, and how often their own error puts a target on the wrong side."""
 
     source: str | None
     of: str
     sha256: str | None = None
+    kind: str | None = None  # training, model, corpus or merges
+    published: str | None = None  # the registry's name for this file
+    licence: str | None = None  # of a published file, where one was stated
+    n_tokens: Count | None = None  # counted, or positions averaged over
+    n_contexts: Count | None = None  # averaged over
+    precision: float | None = None  # relative standard error of the median type
+    agreement: float | None = None  # of the model with the text: Spearman over types that occur there
+    wrong_rare: float | None = None  # expected share of analysed rare targets on the wrong side of the threshold
+    wrong_common: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +121,7 @@ class RarityRecord:
     percentile: float | None
     threshold: float
     count_at_threshold: Count | None
-    count_total: Count
+    count_total: Count | None
     n_types: Count
     mass: float
 

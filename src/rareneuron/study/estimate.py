@@ -12,12 +12,14 @@ from rareneuron.measure.engines.base import Workload
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.layout import step_folder
-from rareneuron.study.plan import Plan
+from rareneuron.study.counts import MOST_POSITIONS
+from rareneuron.study.plan import MODEL, Plan
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take once imported
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
+SOFTMAX_SECONDS = 5e-9  # an entry of the vocabulary: softmax, and its sum over positions
 LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
 OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
 
@@ -29,6 +31,7 @@ class Estimate:
     shape: ModelShape
     n_open: int
     gflops: float  # measured, float32
+    counts_seconds: float  # at most, where the model itself says which tokens are rare
     capture_seconds: float  # per checkpoint
     effects_seconds: float  # per checkpoint
     phases_seconds: float  # per checkpoint
@@ -41,7 +44,7 @@ class Estimate:
     def seconds(self) -> float:
         """Seconds for all open checkpoints."""
         each = self.capture_seconds + self.effects_seconds + self.phases_seconds + self.groups_seconds
-        return self.n_open * each + self.last_seconds
+        return self.counts_seconds + self.n_open * each + self.last_seconds
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -71,6 +74,7 @@ def estimate(plan: Plan) -> Estimate:
         shape=shape,
         n_open=n_open,
         gflops=rate / 1e9,
+        counts_seconds=counts_seconds(plan, rate),
         capture_seconds=OVERHEAD * forward / rate,
         effects_seconds=OVERHEAD * effects / rate,
         phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
@@ -79,6 +83,19 @@ def estimate(plan: Plan) -> Estimate:
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
+
+
+def counts_seconds(plan: Plan, rate: float) -> float:
+    """Of the model's own unigrams, if all positions are needed that may be; 0 where tokens are chosen by other counts.
+
+    The cache isn't looked into: its files are named by hashes of the weights, which a plan doesn't read.
+    """
+    if plan.whose_counts != MODEL or plan.begun:
+        return 0.0
+    shape = plan.shape
+    operations = 2 * (shape.n_backbone_params + shape.vocab * shape.d_model)
+    positions = min(MOST_POSITIONS, plan.config.max_corpus_tokens)
+    return positions * (OVERHEAD * operations / rate + SOFTMAX_SECONDS * shape.vocab)
 
 
 def phases_seconds(definitions: str, n_neurons: int) -> float:
@@ -106,6 +123,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "finished": list(plan.finished),
         "damaged": list(plan.damaged),
         "open": [step_folder(c.step) for c in plan.open],
+        "counts": plan.whose_counts,
         "rare_tokens": plan.config.tokens_wanted,
         "pairs": 2 * plan.config.tokens_wanted * e.shape.d_mlp * e.n_open,
         **{k: v for k, v in asdict(e).items() if k != "n_open"},
@@ -123,6 +141,8 @@ def plan_as_text(plan: Plan) -> str:
             f"Checkpoints  {len(p['checkpoints'])}, to compute {len(p['open'])}: {', '.join(p['open']) or 'none'}",
             f"Model        {shape['n_params'] / 1e6:,.1f} M parameters, {shape['n_layers']} layers, vocabulary "
             f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
+            f"Counts       {p['counts']}"
+            + (f", at most {duration(p['counts_seconds'])}" if p["counts_seconds"] else ""),
             f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
             f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
             f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rareneuron.data.rarity import load_counts
 from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label, list_checkpoints
 from rareneuron.models.hub import is_local, split_revision
 from rareneuron.models.loading import load_tokenizer, read_config, read_header
 from rareneuron.models.shape import model_shape
+from rareneuron.study.counts import read_counts_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +86,4 @@ def fetch_checkpoint(checkpoint: Checkpoint) -> FetchedCheckpoint:
 def refuse_other_counts(folder: Path, counts: Path) -> None:
     """Refuse counts that a study of the model in this folder would refuse."""
     tokenizer = load_tokenizer(folder, None)
-    load_counts(counts, model_shape(folder).vocab, None if tokenizer is None else len(tokenizer))
+    read_counts_file(counts, model_shape(folder).vocab, tokenizer)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rareneuron.data.rarity import load_counts
 from rareneuron.data.words import refuse_wordless, word_types
 from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError, TooFewNeurons
@@ -22,11 +21,13 @@ from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import damage, explaining
-from rareneuron.runs.layout import CONTEXTS, LOCK, PARTIAL, TOKENS, step_folder
+from rareneuron.runs.layout import CONTEXTS, LOCK, PARTIAL, TOKENS, UNIGRAMS, step_folder
 from rareneuron.runs.store import RunStore
+from rareneuron.study.counts import read_counts_file
 from rareneuron.study.tokens import study_corpus
 
-BEFORE_MANIFEST = {LOCK, TOKENS, CONTEXTS}  # left by a study that was killed in its first stage
+BEFORE_MANIFEST = {LOCK, TOKENS, CONTEXTS, UNIGRAMS}  # left by a study that was killed in its first stage
+MODEL = "the model's own mean prediction over the text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,19 @@ class Plan:
     finished: tuple[str, ...]  # names of checkpoints that need no work
     damaged: tuple[str, ...]  # what was found wrong with others
     out: Path
+    begun: bool = False  # the tokens are chosen
+
+    @property
+    def whose_counts(self) -> str:
+        """What says how frequent a token is."""
+        config = self.config
+        if config.counts is not None:
+            return config.counts
+        if config.counts_from == "auto" and config.is_embedded_model:
+            return "those of the training set, which come with the series"
+        return {"corpus": "those of the text", "merges": "none, the order of the tokenizer's merges"}.get(
+            config.counts_from, MODEL
+        )
 
     @property
     def open(self) -> list[Checkpoint]:
@@ -83,7 +97,13 @@ def plan_study(config: StudyConfig) -> Plan:
             check_same_weights(store, [c for c in series if step_folder(c.step) in whole])
     wrong = tuple(str(error) for error in found.values() if error is not None)
     plan = Plan(
-        config=config, checkpoints=tuple(checkpoints), last=last, finished=finished, damaged=wrong, out=store.root
+        config=config,
+        checkpoints=tuple(checkpoints),
+        last=last,
+        finished=finished,
+        damaged=wrong,
+        out=store.root,
+        begun=begun,
     )
     if plan.open:
         check_model(plan)
@@ -135,5 +155,4 @@ def check_data(plan: Plan) -> None:
     if reads_words and tokenizer is not None:
         refuse_wordless(word_types(tokenizer, plan.shape.vocab), tokenizer)
     if plan.config.counts is not None:
-        size = None if tokenizer is None else len(tokenizer)
-        load_counts(Path(plan.config.counts), plan.shape.vocab, size)
+        read_counts_file(Path(plan.config.counts), plan.shape.vocab, tokenizer)

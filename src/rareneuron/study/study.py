@@ -24,7 +24,7 @@ from rareneuron.measure.identity import canonical_names
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import explaining, write_table
-from rareneuron.runs.layout import CONTEXTS, FORMAT, TOKENS, TRAJECTORY, UNITS, step_folder
+from rareneuron.runs.layout import CONTEXTS, FORMAT, TOKENS, TRAJECTORY, UNIGRAMS, UNITS, step_folder
 from rareneuron.runs.rankings import fit_rankings, phases_are_whole, write_phases
 from rareneuron.runs.records import Manifest, StudyTiming
 from rareneuron.runs.run import Run
@@ -81,7 +81,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             plan = plan_study(config)
             for found in plan.damaged:
                 tqdm.write(f"rareneuron: {found}", file=sys.stderr)
-            tokens, first = tokens_stage(store, config, plan)
+            tokens, first = tokens_stage(store, config, plan, progress)
             record_plan(store, plan)
             if is_whole:
                 compute_open(store, config, plan, tokens, first, progress)
@@ -111,12 +111,12 @@ def remove_unfinished(store: RunStore, made: list[Path]) -> None:
                 break
 
 
-def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:
     """Return the analysed tokens, chosen now or read back, and the last checkpoint if it was loaded for that."""
     if store.manifest.is_file():
-        return reload_tokens(store, config, plan)
+        return reload_tokens(store, config, plan, show)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, study_corpus(config), adapter)
+    tokens = choose_tokens(config, study_corpus(config), adapter, store.root / UNIGRAMS, show=show)
     save_tokens(store, tokens)
     store.write_manifest(
         Manifest(
@@ -132,7 +132,7 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
     return tokens, adapter
 
 
-def reload_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+def reload_tokens(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:
     """Return the tokens of a study begun before; if their files are lost, choose them again.
 
     Text, filter and seed decide the tokens, so the choice should come out the same; if it doesn't, it is refused.
@@ -146,7 +146,7 @@ def reload_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Tok
         pass  # missing or damaged: chosen again below
     corpus = study_corpus(config)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
-    tokens = choose_tokens(config, corpus, adapter)
+    tokens = choose_tokens(config, corpus, adapter, store.root / UNIGRAMS, show=show)
     if selection_digest(tokens.selection) != recorded.sha256:
         cause = (
             f"the text has changed since (fingerprint {recorded.fingerprint} then, {tokens.record.fingerprint} now)"

@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
 from rareneuron.data.corpus import WindowStream, too_short
-from rareneuron.data.rarity import RareTypes, load_counts, rare_types
+from rareneuron.data.counts import rare_by
+from rareneuron.data.rarity import RareTypes
 from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import refuse_wordless, special_types, word_types
-from rareneuron.embedded import COUNTS
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import file_sum
 from rareneuron.runs.records import CountsRecord, DataRecord, RarityRecord, StageRecord
 from rareneuron.runs.seeds import generator
 from rareneuron.runs.tokens import TokenStage, selection_digest
+from rareneuron.runs.unigrams import write_unigrams
+from rareneuron.study.counts import whose_counts, with_wrong_sides
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
@@ -35,8 +35,13 @@ def study_corpus(config: StudyConfig) -> Corpus:
     return open_corpus(config.data, text_field=config.text_field)
 
 
-def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> TokenStage:
-    """Read the corpus once, decide what is rare, and draw contexts (App. 5.3.1)."""
+def choose_tokens(
+    config: StudyConfig, corpus: Corpus, adapter: Adapter, kept: Path | None = None, *, show: bool = False
+) -> TokenStage:
+    """Read the corpus once, decide what is rare, and draw contexts (App. 5.3.1).
+
+    `kept` is where the run folder keeps a model's own unigrams: read there if they are, and written if they were made.
+    """
     tokenizer, vocab = adapter.tokenizer, adapter.vocab
     words = word_types(tokenizer, vocab) if config.words else None
     if words is not None:
@@ -47,28 +52,22 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         if spool.n_contexts == 0:
             remedy = "Give more text (`--data`), or a shorter `--context-length`."
             raise too_short(corpus.name, config.context_length, remedy)
-        counts, counted = unigram_counts(config, vocab, len(tokenizer), spool)
-        rare = rare_types(counts, config.percentile, config.rarity)
-        refuse_degenerate(rare, counts, of_corpus=counts is spool.counts)
+        whose = whose_counts(config, adapter, spool, stream.fingerprint, kept, show)
+        unigrams = whose.unigrams
+        rare = rare_by(unigrams, config.percentile, config.rarity)
+        if unigrams.counts is not None:
+            refuse_degenerate(rare, unigrams.counts, of_corpus=unigrams.source == "corpus")
         token_filter = TokenFilter(
             rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
         )
         rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)
+    if kept is not None and whose.origin is not None:
+        write_unigrams(kept, unigrams, whose.origin)
+    counted = with_wrong_sides(whose.record, unigrams, rare, selection)
     record = data_record(corpus, stream, selection, counted, rare)
-    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
-
-
-def unigram_counts(
-    config: StudyConfig, vocab: int, tokenizer_size: int, spool: WindowSpool
-) -> tuple[Int[np.ndarray, " type"], CountsRecord]:
-    """Return counts over the training set, or over the corpus where there are none, and the record of their source."""
-    counts = training_counts(config, vocab, tokenizer_size)
-    if counts is None:
-        return spool.counts, CountsRecord(source=None, of="the corpus itself, not the training set")
-    sha256 = None if config.counts is None else file_sum(Path(config.counts))
-    return counts, CountsRecord(source=config.counts or str(COUNTS.name), of="training set", sha256=sha256)
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, unigrams.p), record=record)
 
 
 def data_record(
@@ -120,7 +119,8 @@ def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -
     raise NoRareTokens(
         f"{share} of the vocabulary never occurs {where} ({unseen:,} of {len(counts):,} types), so the threshold at "
         f"{rare.percentile:g} % of the {rare.over} is a count of {rare.count_at_threshold}, and no token {where} is "
-        f"rarer. Give the training set's counts (`--counts FILE`), or {remedy}."
+        f"rarer. Give the training set's counts (`--counts FILE`), let the model say what is rare (`--counts-from "
+        f"model`), or {remedy}."
     )
 
 
@@ -139,20 +139,12 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
     )
 
 
-def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:
-    """Return counts over the training set, or None where there are none."""
-    if config.counts is not None:
-        return load_counts(Path(config.counts), vocab, tokenizer_size)
-    return load_counts(COUNTS, vocab, tokenizer_size) if config.is_embedded_model else None
-
-
-def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.DataFrame:
+def token_table(selection: Selection, tokenizer: Any, frequency: np.ndarray) -> pd.DataFrame:
     """Return one row per token, in the order of the selection; the loss is added at the end of the study."""
     types, inverse = np.unique(selection.target, return_inverse=True)
     texts = np.array(
         tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object
     )
-    frequency = (counts + 1) / (counts + 1).sum()
     return pd.DataFrame(
         {
             "context": selection.context,

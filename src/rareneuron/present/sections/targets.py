@@ -1,9 +1,12 @@
 """Which tokens were analysed: the corpus, what the filter keeps at each stage, the easiest and hardest targets."""
 
+import numpy as np
 import pandas as pd
 
+from rareneuron.maths.ranks import spearman_if_wrong
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table, Words
 from rareneuron.present.findings import Findings
+from rareneuron.present.whose import disagreement, how_sure, percent, source_of
 from rareneuron.present.wording import at_step, significant, visible
 from rareneuron.runs.records import DataRecord
 
@@ -30,7 +33,8 @@ def targets_section(found: Findings) -> Section:
         ),
         stage_table(data, words=found.config.words),
         Paragraph(text=rule(data)),
-        whose_counts(data),
+        *whose_counts(data),
+        *ranking_if_wrong(found),
         *coarse_threshold(data),
         *extremes(found),
     ]
@@ -80,21 +84,66 @@ def rule(data: DataRecord) -> str:
     )
 
 
-def whose_counts(data: DataRecord) -> Block:
-    """Say whose counts decide what is rare: the model's training set's, or others."""
+def whose_counts(data: DataRecord) -> tuple[Block, ...]:
+    """Say whose counts decide what is rare, what that means, and how sure it is."""
     counts = data.counts
+    sure = "" if counts.kind is None else f" How sure: {how_sure(counts)}."
     if counts.of == "training set":
-        return Paragraph(
+        whose = counts.source if counts.published is None else f"{counts.source}: {source_of(counts)}"
+        return (
+            Paragraph(
+                text=f"The unigram counts are the training set's ({whose}): rare here means seldom seen in training."
+                + sure
+            ),
+        )
+    if counts.kind == "model":
+        known = "" if counts.precision is None else f", known to {percent(counts.precision)} of the median type's"
+        meaning = Paragraph(
             text=(
-                f"The unigram counts are the training set's ({counts.source}): rare here means seldom seen in training."
+                f"The unigram frequencies are {source_of(counts)}{known}: “rare” means what this model seldom "
+                f"expects, which follows its training text. Published training-set counts (--counts) would be better "
+                f"still.{sure}"
             )
         )
-    return Notice(
-        text=(
-            f"The unigram counts are those of {counts.of}: “rare” means seldom in this corpus, which says little "
-            "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly tell "
-            "them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) mend both."
+        warned = disagreement(counts)
+        return (meaning,) if warned is None else (meaning, Notice(text=warned))
+    if counts.kind == "merges":
+        return (
+            Notice(
+                text=(
+                    f"What is rare was decided by {source_of(counts)}, which is an order and no frequency, of a text "
+                    f"that isn't known: {how_sure(counts)}. The model's own prediction (--counts-from model) is better."
+                )
+            ),
         )
+    return (
+        Notice(
+            text=(
+                f"The unigram counts are those of {counts.of}: “rare” means seldom in this corpus, which says little "
+                "about what the model saw. In a small corpus most types occur a few times or never, so counts hardly "
+                "tell them apart and a percentile over types is nearly degenerate. Training-set counts (--counts) "
+                f"mend both, the model's own prediction (--counts-from model) most of it.{sure}"
+            )
+        ),
+    )
+
+
+def ranking_if_wrong(found: Findings) -> tuple[Paragraph, ...]:
+    """Say how far the expected share of wrong rare targets could move the ranking of neurons."""
+    share, table = found.data.counts.wrong_rare, found.last
+    if share is None or not found.has_common or not 0 <= share <= 1:
+        return ()
+    rare, common = (table[name].to_numpy() for name in ("abs_delta_loss", "common_abs_delta_loss"))
+    if min(np.ptp(rare), np.ptp((1 - share) * rare + share * common)) == 0:
+        return ()
+    return (
+        Paragraph(
+            text=(
+                f"Were that share of the rare targets common ones, with the mean effects of common ones, the ranking "
+                f"of neurons by mean |Δ| {at_step(found.steps[-1])} would correlate with the one reported at "
+                f"{spearman_if_wrong(rare, common, share):.4f} (Spearman)."
+            )
+        ),
     )
 
 

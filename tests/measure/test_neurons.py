@@ -192,7 +192,7 @@ def test_patching_says_why_there_is_no_list(explored) -> None:
     found, _, _, _, _ = explored("patching", layer=0)
     assert found.written is None
     assert found.written_logit is None
-    assert "other things stand between. After layer 0 come 1 more blocks" in found.no_readout
+    assert "this layer has no such readout. After layer 0 come 1 more blocks" in found.no_readout
     assert explored("patching")[0].written is not None, "behind the last layer there is a readout, whatever the engine"
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rareneuron.present.summary import largest_effect, nulls_of_step_zero, step_zero, study_summary
-from rareneuron.runs.files import read_table, write_table
+from rareneuron.runs.files import read_json, read_table, write_json, write_table
 from rareneuron.runs.run import Run
 
 MakeRun = Callable[..., Run]
@@ -75,3 +75,17 @@ def test_step_0_is_the_null_of_a_later_one(make_run: MakeRun) -> None:
 def test_there_is_no_null_without_step_0_or_a_later_one(make_run: MakeRun, steps: tuple, step: int | None) -> None:
     run = make_run(n_neurons=600, steps=steps, definitions="released")
     assert step_zero(run, step, "boosting", "released") is None
+
+
+def test_what_is_missing_is_said_and_why(make_run: MakeRun) -> None:
+    run = make_run()
+    assert not [line for line in study_summary(run)["lines"] if line.startswith("Missing")]
+    path = run.folder() / "geometry.json"
+    why = "The random groups hold 72 neurons in all."
+    write_json(path, read_json(path) | {"missing": {"boosting-suppressing": why, "random-random": why}})
+    assert study_summary(run)["lines"][-1] == (
+        "Missing: random pairs for boosting-suppressing and random pairs for random-random "
+        "(The random groups hold 72 neurons in all.)"
+    )
+    none = make_run(unavailable="There are 3 boosting neurons.")
+    assert study_summary(none)["lines"][-1] == "Missing: geometry and spectrum (There are 3 boosting neurons.)"

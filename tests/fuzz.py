@@ -349,7 +349,7 @@ def run_targets(folder: Path) -> list[Target]:
     def record() -> None:
         damage(step)
         found = found_in(open_run(folder))
-        audit_text(found.records[0]), audit_line(found.records[0].audit), provenance_section(found)
+        audit_text(found.records[0]), audit_line(found.records[0]), provenance_section(found)
         checkpoint_row(0, found.records[0], SHOWN, 1.0)
 
     def spoiled_record(file: Path, sound: dict[str, Any]) -> st.SearchStrategy[bytes]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from rareneuron.cli import cli
 from rareneuron.cli.base import is_finished, runs_here
-from rareneuron.cli.results import coloured
+from rareneuron.cli.results import colour_verdicts
 
 GOLDEN = Path(__file__).parent / "golden" / "json_keys.json"
 WITHOUT_EXAMPLE = {"families"}  # takes nothing
@@ -95,12 +95,12 @@ def test_an_error_is_red_in_a_terminal_unless_refused(tmp_path):
     code, sent = run_in_a_terminal(["report", tmp_path], TERM="xterm", NO_COLOR="1")
     assert code == 2
     assert "\x1b[" not in sent
-    assert "is no run folder" in sent
+    assert "is not a run folder" in sent
 
 
 def test_verdicts_have_colours_and_files_none(invoke, run_folder):
     text = "A claim: supported.\n    It is supported.\nAnother: not supported.\nA third: inconclusive.\n"
-    painted = coloured(text)
+    painted = colour_verdicts(text)
     assert painted.count("\x1b[32m") == 1
     assert painted.count("\x1b[33m") == 1
     assert "Another: not supported." in painted

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 import rareneuron
 from rareneuron.cli import cli
+from rareneuron.conclude.hypotheses import HYPOTHESES
 from rareneuron.data import texts
 from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.models.families import FAMILIES

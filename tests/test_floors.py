@@ -9,6 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "rareneuron"
 FLOOR = {"errors": 0, "shown": 0, "links": 0, "maths": 1, "models": 2, "data": 2, "embedded": 3}
 FLOOR |= {"runs": 4, "measure": 5, "conclude": 5, "study": 6, "present": 6, "cli": 7}
 ONLY_BELOW = {"maths": {"transformers", "pandas", "matplotlib", "click"}, "data": {"matplotlib"}}
+# What a room must not know although it lies below: reading and judging a run needs none of what computes it.
+NEVER = {
+    "runs": {"models", "embedded"},
+    "conclude": {"models", "data", "embedded"},
+    "present": {"models", "data", "embedded"},
+    "embedded": {"runs"},
+}
 KEPT_BELOW = {"transformers": {"models", "embedded", "cli"}, "huggingface_hub": {"models", "data"}}
 
 
@@ -28,6 +35,8 @@ def violations(place, source):
         if top == "rareneuron" and rest:
             if FLOOR[rest[0]] >= FLOOR[place] and rest[0] != place:
                 yield f"{place} imports {name}"
+            elif rest[0] in NEVER.get(place, ()):
+                yield f"{place} must not know {name}"
         elif top in ONLY_BELOW.get(place, ()):
             yield f"{place} imports {name}"
         elif place not in KEPT_BELOW.get(top, FLOOR):
@@ -55,6 +64,13 @@ def test_every_floor_has_files():
         ("study", "from rareneuron.present.report import write_report"),
         ("maths", "import pandas as pd"),
         ("measure", "from transformers import AutoModel"),
+        ("conclude", "from rareneuron.measure.effects import layer_effects"),
+        ("measure", "from rareneuron.conclude.trajectory import trajectory"),
+        ("present", "from rareneuron.study.plan import plan_study"),
+        ("present", "from rareneuron.models.families import FAMILIES"),
+        ("conclude", "def f():\n    from rareneuron.models.adapter import load_model"),
+        ("runs", "from rareneuron.models.checkpoints import Checkpoint"),
+        ("runs", "from rareneuron.measure.engines import ENGINES"),
     ],
 )
 def test_the_check_sees_a_climb(place, source):

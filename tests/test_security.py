@@ -154,7 +154,7 @@ def test_a_run_may_not_lead_out(run, link):
     table = run / "steps" / "0" / "effects.parquet"
     assert len(read_table(table)) == 1
     moved_out(run / link)
-    with pytest.raises(RunFolderError, match=r"is a link to .*a run holds none"):
+    with pytest.raises(RunFolderError, match=r"is a link to .*runs hold no links"):
         read_table(table)
     if link != "steps/0/effects.parquet":  # that one would be replaced, not followed
         with pytest.raises(RunFolderError, match="is a link"):
@@ -253,7 +253,7 @@ FORGED = [
     ("run.json", ("planned",), [0], r"`planned\[0\]` should be a text and is 0"),
     ("run.json", ("data",), None, r"`data` should be an object and is null"),
     ("run.json", ("data", "n_contexts"), 0, r"`data\.n_contexts` should be a whole number from 1 on and is 0"),
-    ("run.json", ("data", "stages"), [], r"`data\.stages` should be a list with something in it and is a list"),
+    ("run.json", ("data", "stages"), [], r"`data\.stages` should be a list with something in it and is empty"),
     ("run.json", ("data", "stages", 0, "types"), "x" * 500, r"`data\.stages\[0\]\.types` .* is 'x{59}…"),
     ("run.json", ("data", "rarity", "percentile"), None, r"`data\.rarity`: the rule 'types' has no percentile"),
     ("run.json", ("layer",), 10**400, r"`layer` should be a whole number from 0 on and is a number of many digits"),
@@ -361,7 +361,7 @@ def test_a_parquet_bomb_in_a_run_is_refused(run):
         read_table(path)
     assert memory() - before < 500
     write_table(path, pd.DataFrame({"text": ["a", None, "bcd"], "n": [1, 2, 3]}))
-    assert confined.unpacks_too_large(path) is None
+    assert confined.why_unpacks_too_large(path) is None
     assert list(read_table(path)["n"]) == [1, 2, 3]
 
 

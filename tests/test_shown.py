@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import rareneuron as rn
+from rareneuron.errors import Unavailable
 from rareneuron.maths.claims import Check, Claims, judge
-from rareneuron.shown import MOST_SHOWN, Shown, html_table, told
+from rareneuron.shown import MOST_SHOWN, Shown, html_table, value_text
 
 
 class Table(HTMLParser):
@@ -64,7 +65,7 @@ def shown(result):
     ],
 )
 def test_values_are_told_in_a_line(value, said):
-    assert told(value) == said
+    assert value_text(value) == said
     assert MOST_SHOWN == 6
 
 
@@ -101,7 +102,7 @@ def test_phases_show_the_outcome_first_and_intervals_beside():
     phases = rn.fit_phases(rn.rank_curve(np.abs(rng.standard_normal(300))), rng=rng)
     rows = shown(phases)
     assert rows[1][:2] == ["outcome", phases.outcome]
-    assert ["p against half-normal", told(phases.null_p["half-normal"]), ""] in rows
+    assert ["p against half-normal", value_text(phases.null_p["half-normal"]), ""] in rows
 
 
 def test_groups_geometry_and_spectrum_show_themselves():
@@ -121,7 +122,7 @@ def test_claims_show_a_row_each_and_what_is_missing_as_such():
 
     hypothesis = HYPOTHESES[0]
     check = Check(name="c", title="Held?", value=0.5, low=None, high=None, at_least=0.9, sentence="")
-    claims = Claims(claims=judge([(hypothesis, "too few")]), checks=(check,), step=3)
+    claims = Claims(claims=judge([(hypothesis, Unavailable("too few"))]), checks=(check,), step=3)
     rows = shown(claims)
     assert rows[1] == [hypothesis.title, "–", "–", "–", "inconclusive"]
     assert rows[2] == ["Held?", "0.5", "–", "–", "not measured"]

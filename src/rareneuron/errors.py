@@ -1,4 +1,4 @@
-"""What can go wrong for a user's reason. Every message says what was found, why it matters and what to do."""
+"""The errors that a user can cause and mend. Every message says what was found, why it matters and what to do."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class RareNeuronError(Exception):
 
 
 class NotMeasured(RareNeuronError):
-    """A quantity that these data do not define or cannot tell, such as a correlation of neurons that never vary."""
+    """These data don't determine the quantity asked for, such as a correlation of neurons that never vary."""
 
 
 @dataclass(frozen=True)
@@ -27,47 +27,47 @@ class Unavailable:
 
 
 class MissingText(RareNeuronError):
-    """The text asked for is not there, or is empty."""
+    """The text asked for doesn't exist, or is empty."""
 
 
 class TooFewNeurons(NotMeasured):
-    """A group was asked for that the layer cannot fill, or a curve is too short for what is asked of it."""
+    """A layer has too few neurons for the group asked for, or a curve too few for the analysis asked for."""
 
 
 class RunFolderError(RareNeuronError):
-    """A run folder that cannot be read, written or continued with these settings."""
+    """A run folder can't be read, written or continued with these settings."""
 
 
 class InvalidConfig(RareNeuronError):
-    """A setting that is unknown or out of its range."""
+    """A setting is unknown or out of its range."""
 
 
 class UnreadableText(RareNeuronError):
-    """A corpus that is there, but does not hold text in the form its name promises."""
+    """A corpus exists, but doesn't hold text in the form that its name promises."""
 
 
 class HubUnavailable(RareNeuronError):
-    """A data set on the Hub that cannot be opened or read from here."""
+    """A data set on the Hub can't be opened or read from this machine."""
 
 
 class UnusableCounts(RareNeuronError):
-    """Unigram counts that cannot belong to this vocabulary, or are not counts."""
+    """Unigram counts don't fit this vocabulary, or the numbers aren't counts."""
 
 
 class VocabularyMismatch(RareNeuronError):
-    """A tokenizer whose ids do not fit the model's vocabulary, or that cannot be read token by token."""
+    """A tokenizer's ids don't fit the model's vocabulary, or it can't be read token by token."""
 
 
 class NoRareTokens(RareNeuronError):
-    """A corpus in which no token passes the filter, so there is nothing to analyse."""
+    """No token of the corpus passes the filter, so there is nothing to analyse."""
 
 
 class UnsupportedModel(RareNeuronError):
-    """A sound model that this package, or the closed form, doesn't know how to read."""
+    """The model is sound, but this package, or the closed form, can't analyse it."""
 
 
 class ModelNotFound(RareNeuronError):
-    """No model, revision or step of that name is within reach."""
+    """No model, revision or step of that name can be found."""
 
 
 class BrokenCheckpoint(RareNeuronError):
@@ -75,16 +75,16 @@ class BrokenCheckpoint(RareNeuronError):
 
 
 class UnfitTokenizer(RareNeuronError):
-    """The tokenizer is missing, unreadable, or has ids that the model has no row for."""
+    """The tokenizer is missing or unreadable, or has ids for which the model has no row."""
 
 
 class OutOfRange(RareNeuronError):
-    """A layer, neuron, position or token id outside what the model has."""
+    """The model has no such layer, neuron, position or token id."""
 
 
 class WrongEffects(RareNeuronError):
-    """Effects that the audit in float64 does not confirm."""
+    """The audit in float64 doesn't confirm the effects."""
 
 
 class WorkerLost(RareNeuronError):
-    """Processes that computed a checkpoint died over it, again and again."""
+    """The processes that computed a checkpoint died repeatedly."""

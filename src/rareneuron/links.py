@@ -1,8 +1,8 @@
-"""Where the links of a folder from elsewhere may lead: within the folder, and within its part of the Hub's cache.
+"""Limits where links in a folder from elsewhere may lead: into the folder, or into its part of the Hub's cache.
 
-A folder that somebody else made could otherwise have any file of this machine read. In the Hub's cache every file of
-`models--…/snapshots/<commit>/` (or `datasets--…`) is a link to a blob of that repository, or to a store of blobs that
-repositories share; those are let pass.
+Without this rule, a folder that somebody else made could have any file of this machine read. In the Hub's cache every
+file of `models--…/snapshots/<commit>/` (or `datasets--…`) is a link to a blob of that repository, or to a store of
+blobs that repositories share; those links are allowed.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Literal
 
 
 def allowed_roots(folder: Path, kind: Literal["models", "datasets"]) -> list[Path]:
-    """The folders that links below `folder` may lead to; `folder` is resolved, and may lie deep in a snapshot."""
+    """Return the folders that links below `folder` may lead to; `folder` is a resolved path."""
     roots = [folder]
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots" and parent.parents[1].name.startswith(f"{kind}--"):
@@ -20,5 +20,5 @@ def allowed_roots(folder: Path, kind: Literal["models", "datasets"]) -> list[Pat
 
 
 def leads_out(path: Path, roots: Iterable[Path]) -> bool:
-    """Whether a path is a link to a place below none of the roots."""
+    """Return whether a path is a link to a place outside all of the roots."""
     return path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots)

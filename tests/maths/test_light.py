@@ -12,7 +12,7 @@ from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
     *("claims", "equal_loss", "geometry", "groups", "kink", "nulls", "phase_fit", "phases", "rank_curve", "released"),
-    *("reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
+    *("ranks", "reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),

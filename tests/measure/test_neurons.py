@@ -14,7 +14,7 @@ from rareneuron.measure.capture import TokenBatch
 from rareneuron.measure.effects import layer_effects
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import EffectBlock
-from rareneuron.measure.neurons import Observer, activations, explore, nearby
+from rareneuron.measure.neurons import Observer, activation_statistics, explore, tokens_near
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces
 from rareneuron.models.adapter import load_model
 from rareneuron.runs.neurons import (
@@ -116,7 +116,7 @@ def test_tokens_too_far_away_are_not_in_the_text() -> None:
         n_available=6,
         n_contexts_read=2,
     )
-    found = nearby(selection)
+    found = tokens_near(selection)
     sets = [set(row[row != NONE].tolist()) for row in found]
     assert sets[1] == {0, 1, 2}
     assert sets[2] == {0, 1, 2, 3}
@@ -162,7 +162,7 @@ def test_a_neuron_that_never_changes_follows_none() -> None:
     source, seen = CapturedPieces.__new__(CapturedPieces), Observer.__new__(Observer)
     source.fits, source.pieces, source._held = True, (range(1),), {range(1): [batch]}
     seen.low, seen.high, seen.sum, seen.n_tokens = act.amin(0), act.amax(0), act.double().sum(0), 50
-    counts, neighbour, correlation = activations(source, seen, np.arange(4))
+    counts, neighbour, correlation = activation_statistics(source, seen, np.arange(4))
     assert (neighbour[2] == NONE).all()
     assert np.isnan(correlation[2]).all()
     assert counts[2].tolist() == [50] + [0] * (N_BINS - 1)

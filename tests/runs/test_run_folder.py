@@ -22,11 +22,10 @@ from rareneuron.errors import (
 )
 from rareneuron.measure import checkpoint as checkpoint_module
 from rareneuron.measure import weights as weights_module
-from rareneuron.measure.identity import step_name
 from rareneuron.models.families import FAMILIES
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json
-from rareneuron.runs.layout import FORMAT
+from rareneuron.runs.layout import FORMAT, step_folder
 from rareneuron.runs.neurons import read_explorer
 from rareneuron.runs.rankings import RANKINGS
 from rareneuron.runs.run import open_run
@@ -402,7 +401,7 @@ def test_a_plan_refuses_what_cannot_be_done_and_reads_no_weights(own, tmp_path, 
     np.save("short.npy", np.ones(7, np.int64))
     for weights in tmp_path.glob("model/*/model.safetensors"):
         weights.unlink()
-    assert [step_name(c) for c in plan_study(own()).open] == ["10", "2", "0"]
+    assert [step_folder(c.step) for c in plan_study(own()).open] == ["10", "2", "0"]
     with pytest.raises(error, match=said):
         plan_study(own(**changes))
     assert not Path(own().out).exists()

@@ -24,7 +24,7 @@ from rareneuron.runs.store import RunStore
 from rareneuron.study.fetch import fetch
 from rareneuron.study.plan import plan_study
 from rareneuron.study.study import run_study
-from rareneuron.study.suspicions import audit_series, study_warnings
+from rareneuron.study.suspicions import examine_series, study_warnings
 from tests.models.hub_server import Fault, Hub, corrupts, says, serving
 from tests.models.test_hub import closed_port, reach
 
@@ -219,7 +219,7 @@ def test_a_list_says_which_checkpoints_have_no_weights_that_could_be_read(series
 
 def test_an_audit_is_decided_by_its_seed(series, text_file):
     model, data = str(series / "step10"), str(text_file)
-    losses = [audit_series(model, data=data, seed=seed).checkpoints[0].loss for seed in (1, 1, 2)]
+    losses = [examine_series(model, data=data, seed=seed).checkpoints[0].loss for seed in (1, 1, 2)]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
 
@@ -228,7 +228,8 @@ def test_what_a_study_says_of_its_checkpoints(series, tmp_path):
     store = RunStore(tmp_path / "run")
 
     def step(name, sha, rare, common=None, weights=None):
-        record = {"model": {"weights_sha256": sha}, "loss_rare": rare, "loss_common": common}
+        model = {"source": "lab/tiny", "weights_sha256": sha}
+        record = {"step": None, "model": model, "engine": "patching", "loss_rare": rare, "loss_common": common}
         write_json(store.step(name) / "step.json", record)
         if weights is not None:
             write_json(store.step(name) / WEIGHTS, weights_record(load_model(series / weights)))

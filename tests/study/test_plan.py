@@ -33,5 +33,5 @@ def test_workers_beyond_the_open_checkpoints_take_no_memory(config, monkeypatch)
         plan_study(config(steps=steps, workers=2, memory=1.1 * least))
     monkeypatch.setattr(processes, "workers", begin)
     with pytest.raises(Begun) as begun:
-        list(processes.by_processes([task_of(plan.config, c, is_last=False) for c in plan.open], 99))
+        list(processes.process_answers([task_of(plan.config, c, is_last=False) for c in plan.open], 99))
     assert begun.value.args == (plan.n_workers,)

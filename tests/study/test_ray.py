@@ -59,11 +59,11 @@ from rareneuron.study.workers import ray as cluster
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.study import run_study
 
-seen, connected = {}, cluster.connected
+seen, ray_connection = {}, cluster.ray_connection
 
 @contextmanager
 def watched(address):
-    with connected(address) as ray:
+    with ray_connection(address) as ray:
         me = psutil.Process()
         open_to = {c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")
                    if c.status == "LISTEN"}
@@ -79,7 +79,7 @@ def watched(address):
         seen.update(open_to=sorted(open_to), answers=answers)
         yield ray
 
-cluster.connected = watched
+cluster.ray_connection = watched
 run_study(StudyConfig(**json.loads(sys.argv[1])), progress=False)
 print("RESULT", json.dumps(seen | {"left": [name for name in os.environ if name.startswith("RAY_AUTH")]}))
 """
@@ -147,7 +147,7 @@ def test_without_a_token_the_token_is_named(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(InvalidConfig, match=r"No Ray cluster .*RAY_AUTH_TOKEN_PATH\), which must be the cluster's"):
-            cluster.connected(address).__enter__()
+            cluster.ray_connection(address).__enter__()
 
 
 @needs_ray
@@ -159,7 +159,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch, scheme)
         cluster.refuse_silent(address)  # somebody does
     began = time.monotonic()
     with pytest.raises(InvalidConfig, match=rf"Nothing answers at {address}: .*refused.*ray start --head"):
-        cluster.connected(address).__enter__()
+        cluster.ray_connection(address).__enter__()
     assert time.monotonic() - began < 2 * cluster.PATIENCE
 
 
@@ -234,13 +234,13 @@ def test_what_ray_raises_is_a_failure_and_those_at_work_finish(config, monkeypat
     )
 
     @contextmanager
-    def connected(_):
+    def ray_connection(_):
         yield fake
 
-    monkeypatch.setattr(cluster, "connected", connected)
+    monkeypatch.setattr(cluster, "ray_connection", ray_connection)
     asked = config(executor="ray", workers=2)
     tasks = [task_of(asked, c, is_last=False) for c in sorted(plan_study(asked).open, key=lambda c: c.step)]
-    one, failed = cluster.by_ray(tasks, asked)  # of three, of which two at work
+    one, failed = cluster.ray_answers(tasks, asked)  # of three, of which two at work
     assert one == {"step": "2"}
     assert given == [0, 2]
     with pytest.raises(wanted, match=message):
@@ -255,19 +255,19 @@ def test_what_ray_raises_is_a_failure_and_those_at_work_finish(config, monkeypat
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidConfig, match=r"rareneuron\[ray\].*--workers"), cluster.connected(None):
+    with pytest.raises(InvalidConfig, match=r"rareneuron\[ray\].*--workers"), cluster.ray_connection(None):
         pass
 
 
 def test_a_token_is_the_default():
-    own = cluster.secured(None, {})
+    own = cluster.ray_environment(None, {})
     assert own["RAY_AUTH_MODE"] == "token"
     assert len(own["RAY_AUTH_TOKEN"]) == 64
-    assert own["RAY_AUTH_TOKEN"] != cluster.secured(None, {})["RAY_AUTH_TOKEN"]
+    assert own["RAY_AUTH_TOKEN"] != cluster.ray_environment(None, {})["RAY_AUTH_TOKEN"]
     assert own["RAY_USAGE_STATS_ENABLED"] == own[cluster.NOT_BEYOND] == "0"
-    assert cluster.secured("head:6379", {}) == {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    assert "RAY_AUTH_MODE" not in cluster.secured("head:6379", {"RAY_AUTH_MODE": "disabled"})
-    assert "RAY_AUTH_TOKEN" not in cluster.secured(None, {"RAY_AUTH_TOKEN_PATH": "mine"})
+    assert cluster.ray_environment("head:6379", {}) == {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    assert "RAY_AUTH_MODE" not in cluster.ray_environment("head:6379", {"RAY_AUTH_MODE": "disabled"})
+    assert "RAY_AUTH_TOKEN" not in cluster.ray_environment(None, {"RAY_AUTH_TOKEN_PATH": "mine"})
 
 
 def test_a_task_gets_a_share_of_cores_and_a_gpu_where_there_are_some(config):
@@ -291,7 +291,7 @@ def test_a_task_means_the_same_everywhere(config, series, tmp_path, monkeypatch)
     given = config(model=series.name, out="run")
     checkpoint = plan_study(given).open[0]
     given = replace(given, device="cuda:1")
-    task = cluster.anywhere(task_of(given, checkpoint, is_last=True), str(tmp_path / "out"))
+    task = cluster.portable_task(task_of(given, checkpoint, is_last=True), str(tmp_path / "out"))
     assert task["config"]["model"] == str(series.resolve())
     assert task["config"]["device"] == "cuda"
     assert task["checkpoint"]["source"] == str(series.resolve() / "step10")

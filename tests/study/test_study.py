@@ -368,7 +368,7 @@ def test_text_without_rare_words_is_refused(config, tmp_path):
 
 
 def test_what_is_not_there_is_said(config, tmp_path):
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunFolderError, match="not a run folder"):
         open_run(tmp_path)
     with pytest.raises(RunFolderError, match="it has 0"):
         run_study(config(steps=(0,))).effects(7)

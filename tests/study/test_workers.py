@@ -65,7 +65,7 @@ def test_a_worker_that_dies_again_and_again_is_said(config, monkeypatch):
     monkeypatch.setattr(processes.Worker, "_exchange", staticmethod(lambda process, line: ("", -9)))
     monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: never_begun)
     with pytest.raises(WorkerLost, match=r"died 3 times over step .*--workers"):
-        list(processes.by_processes([task_of(config(), c, is_last=False) for c in plan_study(config()).open], 2))
+        list(processes.process_answers([task_of(config(), c, is_last=False) for c in plan_study(config()).open], 2))
 
 
 def test_ctrl_c_ends_the_workers_and_begins_none(config, monkeypatch):
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_workers_and_begins_none(config, monkeypatch):
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(processes.by_processes(tasks, 2))
+            list(processes.process_answers(tasks, 2))
     finally:
         signal.signal(signal.SIGINT, before)
     assert [process.poll() for process in begun] == [-signal.SIGKILL] * 2
@@ -105,7 +105,7 @@ def test_a_worker_that_is_ended_begins_no_process(config, monkeypatch):
 
 def test_what_a_worker_runs_into_is_raised_here(config, series):
     checkpoint = plan_study(config()).open[0]
-    answer = do_task(task_of(config(), checkpoint, is_last=False))  # there is no run folder
+    answer = do_task(task_of(config(), checkpoint, is_last=False))  # there is not a run folder
     with pytest.raises(RunFolderError, match=r"run\.json"):
         refuse_failed(json.loads(json.dumps(answer)))
     with pytest.raises(UnsupportedModel, match="no such"):
@@ -185,7 +185,7 @@ def test_what_is_not_of_one_study_is_not_merged(config, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="holds no run"):
         merge_runs(tmp_path / "other", [a])
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunFolderError, match="not a run folder"):
         merge_runs(tmp_path / "nowhere")
 
 
@@ -216,7 +216,7 @@ def test_who_computes_is_no_part_of_what_a_run_is(config):
 def test_workers_share_memory_and_cores(monkeypatch):
     import torch
 
-    assert processes.shared({"memory": 4, "seed": 0}, 8) == {"memory": 0.5, "seed": 0}
+    assert processes.worker_share({"memory": 4, "seed": 0}, 8) == {"memory": 0.5, "seed": 0}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(processes, "visible_gpus", lambda: ["3", "5"])
     with processes.workers(3) as found:

@@ -5,12 +5,12 @@ One module per kind of command; importing it registers them.
 
 import sys
 
-from rareneuron.cli import cluster, completion, models, pages, results, study
+from rareneuron.cli import completion, merge, models, pages, results, study
 from rareneuron.cli.base import cli
 
-__all__ = ["cli", "cluster", "completion", "main", "models", "pages", "results", "study"]
+__all__ = ["cli", "completion", "main", "merge", "models", "pages", "results", "study"]
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line, and exit with its status."""
     sys.exit(cli())

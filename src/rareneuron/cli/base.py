@@ -1,4 +1,4 @@
-"""What every command has: the group, its errors as one paragraph, `--json`, a run and a step.
+"""Defines what all commands share: the group, errors as one paragraph, `--json`, arguments for runs and steps.
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -22,13 +22,13 @@ PREFIX = click.style("rareneuron:", fg="red", bold=True)  # colours go to termin
 
 
 class Commands(click.Group):
-    """Turns a `RareNeuronError`, and what the system refuses, into one paragraph and exit code 2.
+    """Turns a `RareNeuronError`, or an error of the system, into one paragraph and exit code 2.
 
-    Ctrl-C becomes a word about resuming.
+    Ctrl-C prints how to continue.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; `--debug` lets the traceback through."""
+        """Run a command; with `--debug`, errors keep their traceback."""
         try:
             return super().invoke(ctx)
         except RareNeuronError as error:
@@ -37,7 +37,7 @@ class Commands(click.Group):
             click.echo(f"{PREFIX} {with_option(error)}", err=True)
             ctx.exit(EXIT_ERROR)
         except OSError as error:
-            if ctx.params.get("debug") or error.errno == EPIPE:  # a reader such as `head` has gone: click knows
+            if ctx.params.get("debug") or error.errno == EPIPE:  # a reader such as `head` has ended; click handles it
                 raise
             click.echo(
                 f"{PREFIX} The operating system refuses: {error}. Check that the path exists, may be read or "
@@ -80,7 +80,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def next_steps() -> str:
-    """What a reader who typed nothing else may do, given the runs below `runs/`."""
+    """Return suggestions for a user who typed no command, given the runs below `runs/`."""
     runs = runs_here()
     if not runs:
         return "\n".join(
@@ -111,26 +111,28 @@ def next_steps() -> str:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a study came to its end: every checkpoint asked for is there, and verdicts, which it writes last."""
+    """Return whether a study has ended: every planned checkpoint is there, and the verdicts, which are written last."""
+    from rareneuron.runs.layout import CLAIMS, MANIFEST, STEPS
+
     try:
-        planned = json.loads((run / "run.json").read_text(encoding="utf-8")).get("planned", [])
-    except (OSError, ValueError, AttributeError, RecursionError):  # damaged: opening it says so
+        planned = json.loads((run / MANIFEST).read_text(encoding="utf-8")).get("planned", [])
+    except (OSError, ValueError, AttributeError, RecursionError):  # damaged: opening the run reports it
         return False
-    there = isinstance(planned, list) and all((run / "steps" / str(name)).is_dir() for name in planned)
-    return there and (run / "claims.json").is_file()
+    there = isinstance(planned, list) and all((run / STEPS / str(name)).is_dir() for name in planned)
+    return there and (run / CLAIMS).is_file()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 class RunFolder(click.Path):
-    """A folder that a study wrote; a shell completes those below `runs/` too."""
+    """The type of an argument that names a run folder; a shell completes those below `runs/`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Run folders first, or any folder where there is none."""
+        """Return the run folders that fit, or let the shell offer any folder if there are none."""
         found = [CompletionItem(run) for run in map(str, runs_here()) if run.startswith(incomplete)]
         if ctx.command.name == "figure":  # every word may be a run, or the name that comes last
             from rareneuron.present.figures import FIGURES
@@ -140,8 +142,10 @@ class RunFolder(click.Path):
 
 
 def runs_here() -> list[Path]:
-    """Run folders below `runs/`, where studies write by default; the last used comes first."""
-    found = Path(RUNS).glob("*/run.json")
+    """Return the run folders below `runs/`, where studies write by default; the last used comes first."""
+    from rareneuron.runs.layout import MANIFEST
+
+    found = Path(RUNS).glob(f"*/{MANIFEST}")
     return [manifest.parent for manifest in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
@@ -156,17 +160,17 @@ def emit(content: Any, as_json: bool, text: Callable[[], str]) -> None:
 
 
 def table_text(table: Any) -> str:
-    """A DataFrame for a terminal."""
+    """Return a DataFrame as text for a terminal."""
     return str(table.to_string(index=False, na_rep="–", float_format="{:.4g}".format))
 
 
 def table_records(table: Any) -> Any:
-    """The same as plain JSON: what is missing is null."""
+    """Return a DataFrame as records for JSON; missing values are null."""
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def quiet_libraries() -> None:
-    """No progress bars of other libraries' into a log file; ours notice by themselves."""
+    """Switch off other libraries' progress bars, which would fill log files; ours check for a terminal themselves."""
     from rareneuron.models.loading import hide_progress_bars
 
     hide_progress_bars()

@@ -1,4 +1,4 @@
-"""Completion of commands, options, run folders and figure names by the shell."""
+"""The command that lets a shell complete commands, options, run folders and figure names."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -9,7 +9,7 @@ PROGRAM = "rareneuron"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@cli.command(short_help="A script for your shell.")
+@cli.command(short_help="Print a completion script for your shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @json_option
 def completion(shell: str, as_json: bool) -> None:
@@ -21,6 +21,6 @@ def completion(shell: str, as_json: bool) -> None:
     rareneuron completion fish > ~/.config/fish/completions/rareneuron.fish
     """
     kind = get_completion_class(shell)
-    assert kind is not None, "the choices are those that click has"
+    assert kind is not None, "click has a class for each choice"
     script = kind(cli, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source()
     emit({"shell": shell, "script": script}, as_json, lambda: script)

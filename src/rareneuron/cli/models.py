@@ -1,4 +1,4 @@
-"""Models, their checkpoints and counts: what a study starts from."""
+"""The commands about what a study starts from: models, their checkpoints and counts."""
 
 from dataclasses import asdict
 from math import isfinite
@@ -12,23 +12,26 @@ from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
 if TYPE_CHECKING:
-    from rareneuron.study.suspicions import Audit
+    from rareneuron.study.suspicions import SeriesFacts
 
 
-@cli.command(short_help="Count tokens of a text.")
+@cli.command(short_help="Count the tokens of a text.")
 @click.argument("tokenizer")
 @click.argument("data")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
 @click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
 @click.option("--max-tokens", default=50_000_000, show_default=True, help="Count no more than this.")
 @click.option(
-    "--context-length", default=256, show_default=True, help="Window length, which decides only the remainder."
+    "--context-length",
+    default=256,
+    show_default=True,
+    help="Window length; it only decides how many tokens are left over.",
 )
 @json_option
 def unigrams(
     tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int, as_json: bool
 ) -> None:
-    """Count how often each token of TOKENIZER (a model folder or Hub id) stands in DATA.
+    """Count how often each token of TOKENIZER (a model folder or Hub id) occurs in DATA.
 
     \b
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
@@ -51,7 +54,7 @@ def unigrams(
     "--counts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Unigram counts that the study will use: see now whether they fit.",
+    help="Unigram counts that the study will use: check now whether they fit.",
 )
 @json_option
 def fetch(
@@ -68,7 +71,7 @@ def fetch(
     from rareneuron.study.fetch import fetch as fetch_series
 
     quiet_libraries()
-    found = fetch_series(model, revision, steps, counts=counts, progress=said)
+    found = fetch_series(model, revision, steps, counts=counts, progress=show_progress)
     rows = [{**asdict(f), "folder": str(f.folder)} for f in found]
     total = sum(f.n_bytes for f in found)
     emit(
@@ -77,8 +80,8 @@ def fetch(
         lambda: "\n".join(
             [
                 *(f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit}" for f in found),
-                f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and whole. Their study runs "
-                "with HF_HUB_OFFLINE=1, given a text on this machine (--data).",
+                f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and complete. Their study "
+                "runs with HF_HUB_OFFLINE=1, if the text (--data) is on this machine, too.",
             ]
         ),
     )
@@ -87,21 +90,21 @@ def fetch(
 @cli.command(short_help="List a series, or audit it.")
 @click.argument("model", required=False)
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
-@click.option("--audit", is_flag=True, help="Read every checkpoint (from the Hub: download it), and compare.")
+@click.option("--audit", is_flag=True, help="Read every checkpoint (from the Hub: download it) and compare them.")
 @click.option(
     "--data",
     metavar="PATH|HUB-ID",
     help="Text on which --audit measures losses.  [default: the embedded corpus]",
 )
 @click.option("--text-field", default="text", show_default=True, help="Key or column that holds the text.")
-@click.option("--seed", default=0, show_default=True, help="Decides which windows of the text.")
+@click.option("--seed", default=0, show_default=True, help="Decides which windows of the text are used.")
 @json_option
 def checkpoints(
     model: str | None, revision: str | None, audit: bool, data: str | None, text_field: str, seed: int, as_json: bool
 ) -> None:
-    """List the checkpoints of MODEL (default: the embedded series), and see whether they are what they say.
+    """List the checkpoints of MODEL (default: the embedded series), and check whether they are what their names say.
 
-    The audit hashes every tensor, measures norms and the loss on a small sample of text, and names identical or mixed
+    --audit hashes every tensor, measures norms and the loss on a small sample of text, and reports identical or mixed
     up weights, missing steps, NaN, constant tensors, and jumps out of line with both neighbours.
 
     \b
@@ -109,11 +112,11 @@ def checkpoints(
     rareneuron checkpoints ./series --audit --data texts.jsonl.gz
     """
     if audit:
-        from rareneuron.study.suspicions import audit_series
+        from rareneuron.study.suspicions import examine_series
 
         quiet_libraries()
-        found = audit_series(model, revision, data=data, text_field=text_field, seed=seed, progress=said)
-        emit(audit_as_dict(found), as_json, lambda: audit_as_text(found))
+        found = examine_series(model, revision, data=data, text_field=text_field, seed=seed, progress=show_progress)
+        emit(facts_as_dict(found), as_json, lambda: facts_as_text(found))
         return
     from rareneuron.embedded import SERIES
     from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
@@ -136,21 +139,21 @@ def checkpoints(
     )
 
 
-def said(name: str) -> None:
-    """What is being worked on, on stderr."""
+def show_progress(name: str) -> None:
+    """Print on stderr which checkpoint is at work."""
     click.echo(name, err=True)
 
 
 def step_text(step: int | None) -> str:
-    """A step in its column, with a question mark for one that isn't known."""
+    """Return a step for its column; a question mark stands for an unknown step."""
     return f"{'?' if step is None else step:>8}"
 
 
-def audit_as_dict(audit: "Audit") -> dict[str, Any]:
-    """For JSON: facts per checkpoint without the tensors' own, which are many, and what is suspicious."""
+def facts_as_dict(series: "SeriesFacts") -> dict[str, Any]:
+    """Return facts and suspicions as plain values for JSON, without the many facts about single tensors."""
     return {
-        "text": audit.text,
-        "n_tokens": audit.n_tokens,
+        "text": series.text,
+        "n_tokens": series.n_tokens,
         "checkpoints": [
             {
                 "step": c.step,
@@ -160,42 +163,43 @@ def audit_as_dict(audit: "Audit") -> dict[str, Any]:
                 "loss": c.loss if c.loss is not None and isfinite(c.loss) else None,
                 "error": c.error,
             }
-            for c in audit.checkpoints
+            for c in series.checkpoints
         ],
-        "suspicions": [asdict(s) for s in audit.suspicions],
+        "suspicions": [asdict(s) for s in series.suspicions],
     }
 
 
-def audit_as_text(audit: "Audit") -> str:
-    """A line a checkpoint, and a line a suspicion."""
+def facts_as_text(series: "SeriesFacts") -> str:
+    """Return a line for each checkpoint and one for each suspicion."""
     lines = [f"{'step':>8}  {'weights':<12}  {'numbers':>14}  {'loss':>7}  checkpoint"]
-    for c in audit.checkpoints:
+    for c in series.checkpoints:
         loss = "–" if c.loss is None else f"{c.loss:.3f}"
         lines.append(f"{step_text(c.step)}  {(c.weights or '–')[:12]:<12}  {c.n_params:>14,}  {loss:>7}  {c.name}")
-    lines += ["", f"Loss in nats per token, over {audit.n_tokens:,} tokens of {audit.text}.", ""]
-    return "\n".join(lines + ([s.text for s in audit.suspicions] or ["Nothing suspicious."]))
+    lines += ["", f"Loss in nats per token, over {series.n_tokens:,} tokens of {series.text}.", ""]
+    return "\n".join(lines + ([s.text for s in series.suspicions] or ["Nothing suspicious."]))
 
 
-@cli.command(short_help="The architectures that can be studied.")
+@cli.command(short_help="List the architectures that can be studied.")
 @json_option
 def families(as_json: bool) -> None:
-    """The architectures that can be studied, and how."""
+    """List the architectures that can be studied, and their engines."""
+    from rareneuron.measure.engines import ENGINES
     from rareneuron.models.families import FAMILIES
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
-            "model_type": f.model_type,
-            "norm": f.norm,
-            "gated": f.mlp_gate is not None,
-            "engines": ["patching"] if f.patching_only else ["closed-form", "patching"],
-            "reason": f.patching_only,
+            "model_type": family.model_type,
+            "norm": family.norm,
+            "gated": family.mlp_gate is not None,
+            "engines": [name for name, kind in ENGINES.items() if kind.rules_out(family) is None],
+            "reason": next(filter(None, (kind.rules_out(family) for kind in ENGINES.values())), None),
         }
-        for f in FAMILIES.values()
+        for family in FAMILIES.values()
     ]
     lines = [
-        f"{f.model_type:<14}{f.norm:<7}"
-        + (f"patching only: {f.patching_only}" if f.patching_only else "closed-form, patching")
-        for f in FAMILIES.values()
+        f"{row['model_type']:<14}{row['norm']:<7}"
+        + (", ".join(row["engines"]) if row["reason"] is None else f"{', '.join(row['engines'])} only: {row['reason']}")
+        for row in rows
     ]
     emit(rows, as_json, lambda: "\n".join(lines))
 
@@ -204,7 +208,7 @@ def families(as_json: bool) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
 )
-@click.option("--steps", type=int, help="Train no further than this step; for trying the recipe.")
+@click.option("--steps", type=int, help="Stop at this step, to try the recipe.")
 @json_option
 def train(out: Path, steps: int | None, as_json: bool) -> None:
     """Train the embedded series again: hours on a CPU. The same command continues an interrupted training.

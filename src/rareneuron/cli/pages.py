@@ -1,4 +1,4 @@
-"""Pages, figures and cards of runs."""
+"""The commands that write pages, figures and cards of runs."""
 
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
     emit({"figure": path}, as_json, lambda: path)
 
 
-@cli.command(short_help="Several runs side by side.")
+@cli.command(short_help="Compare several runs side by side.")
 @runs_argument
 @step_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page with curves and tables: FILE.html")
 @json_option
 def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_json: bool) -> None:
-    """Several runs side by side: numbers, verdicts, agreement of rankings, and the settings that differ.
+    """Compare several runs side by side: numbers, verdicts, agreement of rankings, and the settings that differ.
 
     \b
     rareneuron compare runs/embedded runs/other
@@ -74,10 +74,12 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
     from rareneuron.runs.run import open_run
 
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
-        raise click.BadParameter(f"{output.name!r} is no page. Name a file such as compare.html.", param_hint="-o")
+        raise click.BadParameter(
+            f"{output.name!r} is not an HTML page. Name a file such as compare.html.", param_hint="-o"
+        )
     opened = [open_run(run) for run in runs]
     found = side_by_side(opened, step)
-    # A row a run, not a column: runs are data, and names in JSON stay the same.
+    # One row per run, not one column: runs are data, and names in JSON stay the same.
     tables = {
         "runs": found.runs,
         "settings": found.settings.melt("setting", var_name="run"),
@@ -90,22 +92,22 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
     emit(content, as_json, lambda: "\n".join([comparison_text(found), *([f"Page: {output}"] if output else [])]))
 
 
-@cli.command(short_help="A run as Markdown, with BibTeX.")
+@cli.command(short_help="Print a run as Markdown, with BibTeX.")
 @run_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file, such as card.md.")
 @json_option
 def card(run: Path, output: Path | None, as_json: bool) -> None:
-    """A run as Markdown, for a model card or an appendix: verdicts, numbers, provenance, BibTeX.
+    """Print a run as Markdown, for a model card or an appendix: verdicts, numbers, provenance, BibTeX.
 
     \b
     rareneuron card runs/embedded
     rareneuron card runs/embedded -o card.md
     """
-    from rareneuron.present.card import card as written
+    from rareneuron.present.card import card as card_text
     from rareneuron.runs.files import replacing
     from rareneuron.runs.run import open_run
 
-    text = written(open_run(run))
+    text = card_text(open_run(run))
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run found, as text or JSON."""
+"""The commands that print a run's results, as text or JSON."""
 
 import re
 from pathlib import Path
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from rareneuron.runs.rankings import Ranking
 
 
-@cli.command(short_help="Neurons that boost and suppress rare tokens.")
+@cli.command(short_help="List neurons that boost and suppress rare tokens.")
 @run_argument
 @step_option
 @json_option
 def groups(run: Path, step: int | None, as_json: bool) -> None:
-    """The boosting and suppressing neurons of a run, largest mean |Δ| first.
+    """List the boosting and suppressing neurons of a run, largest mean |Δ| first.
 
     \b
     rareneuron groups runs/embedded
@@ -41,14 +41,14 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(table), as_json, lambda: table_text(table))
 
 
-@cli.command(short_help="How the groups act together.")
+@cli.command(short_help="Show how the groups act together.")
 @run_argument
 @step_option
 @json_option
 def geometry(run: Path, step: int | None, as_json: bool) -> None:
-    """How neurons of a group act together (Tables 1-3), against uniform and matched random groups.
+    """Show how neurons of a group act together (Tables 1-3), against uniform and matched random groups.
 
-    One row a statistic and group: its value, the mean of the random groups and p, two-sided, against either kind.
+    One row per statistic and group: its value, the mean of the random groups and p, two-sided, against either kind.
 
     \b
     rareneuron geometry runs/embedded --step 512
@@ -60,14 +60,14 @@ def geometry(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["statistic", "group"])))
 
 
-@cli.command(short_help="How heavy-tailed their weights are.")
+@cli.command(short_help="Show how heavy-tailed the groups' weights are.")
 @run_argument
 @step_option
 @json_option
 def spectrum(run: Path, step: int | None, as_json: bool) -> None:
-    """How heavy the tails of the groups' weight spectra are (Table 4), against random groups and random matrices.
+    """Show how heavy the tails of the groups' weight spectra are (Table 4), against random groups and random matrices.
 
-    One row a matrix, statistic and group; p, two-sided, against uniform and matched groups and Marchenko-Pastur.
+    One row per matrix, statistic and group; p, two-sided, against uniform and matched groups and Marchenko-Pastur.
 
     \b
     rareneuron spectrum runs/embedded
@@ -79,25 +79,25 @@ def spectrum(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(rows), as_json, lambda: table_text(beside_nulls(rows, ["matrix", "statistic", "group"])))
 
 
-@cli.command(short_help="Plateau, power law, decay, or why not.")
+@cli.command(short_help="Show plateau, power law and decay, or why not.")
 @run_argument
 @step_option
 @click.option(
     "--ranking",
     type=click.Choice(["all", "boosting", "suppressing", "common"]),
     help="all: mean |Δ| at rare targets; boosting, suppressing: neurons of one sign; common: at common targets.  "
-    "[default: all; of released definitions boosting]",
+    "[default: all; with released definitions boosting]",
 )
 @click.option(
     "--definitions",
     type=click.Choice(CHOICES["definitions"]),
-    help="Whose; other ones than the run's are computed from its effects.  [default: the run's own]",
+    help="Whose definitions; others than the run's are computed from its effects.  [default: the run's]",
 )
 @json_option
 def phases(
     run: Path, step: int | None, ranking: "Ranking | None", definitions: "Definitions | None", as_json: bool
 ) -> None:
-    """Plateau, power law and decay of a rank curve, each against its nulls; or which of them is missing.
+    """Show plateau, power law and decay of a rank curve, each against its nulls, or which of them is missing.
 
     \b
     rareneuron phases runs/embedded
@@ -128,8 +128,8 @@ def phases(
 COLOURS = {"supported": "green", "not supported": None, "inconclusive": "yellow"}
 
 
-def coloured(text: str) -> str:
-    """Verdicts at the ends of lines in colour, which goes to terminals alone."""
+def colour_verdicts(text: str) -> str:
+    """Return a text with the verdicts at the ends of lines in colour, which only terminals show."""
 
     def paint(match: re.Match[str]) -> str:
         colour = COLOURS[match[2]]
@@ -138,12 +138,12 @@ def coloured(text: str) -> str:
     return re.sub(r"^(.*: )(supported|not supported|inconclusive)\.$", paint, text, flags=re.M)
 
 
-@cli.command(short_help="The findings as hypotheses, with verdicts.")
+@cli.command(short_help="Show the findings as hypotheses, with verdicts.")
 @run_argument
-@click.option("--tests", "of_tests", is_flag=True, help="Every test that the claims rest on: each group and null.")
+@click.option("--tests", "of_tests", is_flag=True, help="Show every test that the claims rest on: each group and null.")
 @json_option
 def claims(run: Path, of_tests: bool, as_json: bool) -> None:
-    """The paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each.
+    """Show the paper's findings, and more, as hypotheses: effect, p, p after Holm, verdict, and a sentence each.
 
     A claim that rests on several tests is judged by its weakest; --tests shows them all, --json holds them.
 
@@ -159,10 +159,10 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
         table = claim_tests(found)
         emit(table_records(table), as_json, lambda: table_text(table.drop(columns="statistic")))
         return
-    emit(claims_record(found), as_json, lambda: coloured(claims_text(found)))
+    emit(claims_record(found), as_json, lambda: colour_verdicts(claims_text(found)))
 
 
-@cli.command(short_help="The paper's Tables 1-4, beside nulls.")
+@cli.command(short_help="Print the paper's Tables 1-4, beside nulls.")
 @runs_argument
 @step_option
 @click.option(
@@ -171,14 +171,14 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     type=click.Choice(["md", "csv", "latex"]),
     default="md",
     show_default=True,
-    help="md, latex: the paper's layout; csv: a row a value and null.",
+    help="md, latex: the paper's layout; csv: one row per value and null.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder for a file a table.  [default: print them]"
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for one file per table.  [default: print them]"
 )
 @json_option
 def tables(runs: tuple[Path, ...], step: int | None, form: str, output: Path | None, as_json: bool) -> None:
-    """The paper's Tables 1-4 for one or more runs: each value beside its nulls, and the paper's where it has the model.
+    """Print the paper's Tables 1-4 for one or more runs: each value beside its nulls and, if known, the paper's.
 
     \b
     rareneuron tables runs/embedded
@@ -203,13 +203,17 @@ TRAJECTORY_COLUMNS = [
 ]
 
 
-@cli.command(short_help="How it all moves over training.")
+@cli.command(short_help="Show how results move over training.")
 @run_argument
-@click.option("--trends", "of_trends", is_flag=True, help="Kendall's τ of every column against the order of steps.")
-@click.option("--onsets", "of_onsets", is_flag=True, help="Since which step groups differ from random ones, at 5 %.")
+@click.option(
+    "--trends", "of_trends", is_flag=True, help="Show Kendall's τ of every column against the order of steps."
+)
+@click.option(
+    "--onsets", "of_onsets", is_flag=True, help="Show since which step groups differ from random ones, at 5 %."
+)
 @json_option
 def trajectory(run: Path, of_trends: bool, of_onsets: bool, as_json: bool) -> None:
-    """Losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them.
+    """Show losses, effects and phases over the checkpoints of a run: the main columns, with --json all of them.
 
     \b
     rareneuron trajectory runs/embedded

@@ -1,4 +1,4 @@
-"""Studies: what to measure, from which model and text."""
+"""The command that runs a study: what to measure, from which model and text."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
 
 def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | tuple[int, ...] | None:
-    """`all`, or numbers separated by commas."""
+    """Return the value of --steps: `all`, or numbers that were separated by commas."""
     if value is None or value == "all":
         return value
     try:
@@ -25,7 +25,7 @@ def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | Non
 
 
 def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A study setting: its default is shown, and None means that it wasn't given, so that a file's value holds."""
+    """Return the option of a setting. Its default is shown, but its value is None unless given: a file's then holds."""
     field = names[-1].removeprefix("--").replace("-", "_")
     default = DEFAULT.get(field)
     if default is not None and "show_default" not in options:
@@ -44,7 +44,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     "[default: the embedded corpus; with a MODEL, C4's validation split]",
 )
 @setting("--text-field", help="Key or column that holds the text.")
-@setting("--max-corpus-tokens", type=int, help="Read no more of the corpus than this.")
+@setting("--max-corpus-tokens", type=int, help="Read at most this many tokens of the corpus.")
 @setting(
     "--counts",
     metavar="FILE",
@@ -58,10 +58,12 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     show_default=False,
     help="Analyse only targets that are whole English words.  [default: on]",
 )
-@setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; of the embedded corpus 2,000]")
+@setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; for the embedded corpus 2,000]")
 @setting("--context-length", type=int, help="Tokens per context, BOS included.")
 @setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
-@setting("--reference", type=click.Choice(CHOICES["reference"]), help="What the mean activation is taken over.")
+@setting(
+    "--reference", type=click.Choice(CHOICES["reference"]), help="Positions over which the mean activation is taken."
+)
 @setting(
     "--engine",
     type=click.Choice(CHOICES["engine"]),
@@ -70,7 +72,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--definitions",
     type=click.Choice(CHOICES["definitions"]),
-    help="Of phases, geometry and spectrum: the paper's text, or what its authors' released scripts compute.",
+    help="Definitions of phases, geometry and spectrum: the paper's, or those of its authors' released scripts.",
 )
 @setting("--group-size", type=int, help="Neurons per group.")
 @setting("--n-random", type=int, help="Random groups, and as many matched ones.")
@@ -79,14 +81,20 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting("--dtype", type=click.Choice(CHOICES["dtype"]), help="Precision of the forward pass.")
 @setting("--memory", type=float, help="GiB that activations and tables may take.")
 @setting("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL]")
-@setting("--executor", type=click.Choice(CHOICES["executor"]), help="Who computes checkpoints (docs/cluster.md).")
+@setting(
+    "--executor",
+    type=click.Choice(CHOICES["executor"]),
+    help="What computes checkpoints: this machine or a Ray cluster (docs/cluster.md).",
+)
 @setting("--workers", type=int, help="Checkpoints computed at a time; here they share cores and --memory.")
-@setting("--address", help="Ray cluster to use, such as 10.0.0.1:6379.  [default: one is started on this machine]")
-@setting("--shard", metavar="I/N", help="Compute the I-th of N parts only; `rareneuron merge` ends the study.")
+@setting(
+    "--address", help="Address of a Ray cluster, such as 10.0.0.1:6379.  [default: one is started on this machine]"
+)
+@setting("--shard", metavar="I/N", help="Compute only the I-th of N shards; `rareneuron merge` ends the study.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, without doing it.")
 @json_option
 def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Measure the effect of every neuron at every checkpoint. The same command continues an interrupted study.
@@ -118,7 +126,9 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
 
     run = run_study(chosen)
     if chosen.shard is not None:
-        finished = ["final" if step is None else str(step) for step in run.steps]
+        from rareneuron.runs.layout import step_folder
+
+        finished = [step_folder(step) for step in run.steps]
         ends = f"When all shards are done, `rareneuron merge {run.path}` ends the study."
         emit(
             {"run": str(run.path), "shard": chosen.shard, "finished": finished},

@@ -1,6 +1,6 @@
-"""Is the measurement itself to be trusted: would another text, another ablation, a frozen norm say the same?
+"""Checks whether the measurement can be trusted: would another text, another ablation, a frozen norm say the same?
 
-Such properties may hold of a random model, too, so they are no claims and no part of Holm's family (docs/claims.md).
+Such properties may hold for a random model too, so they are neither claims nor part of Holm's family (docs/claims.md).
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ WHAT = {
 
 
 def checks(run: Run) -> tuple[Check, ...]:
-    """Properties of the measurement: would another text, another ablation, a frozen norm say the same?"""
+    """Return the checks of the measurement, with 95 % intervals; one that can't be made says why."""
     wanted: list[tuple[str, str, float, Callable[[Run, np.random.Generator], Estimate]]] = [
         ("split-half", "Another half of the text ranks the neurons alike", 0.8, split_half),
-        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, same_groups),
-        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, zero_agrees),
+        ("split-half-groups", "Another half of the text chooses the same groups", 0.8, group_stability),
+        ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, zero_ablation_agreement),
         ("direct", "The groups act directly, not through the final norm's scale", 0.5, direct_share),
     ]
     out = []
@@ -51,22 +51,22 @@ def checks(run: Run) -> tuple[Check, ...]:
 def split_half(run: Run, rng: np.random.Generator) -> Estimate:
     """Return the reliability of mean |Δ| between halves of the contexts."""
     stored = run.context_sums()
-    return reliability.split_half(of_contexts_with_tokens(stored, "abs_delta_loss"), rng)
+    return reliability.split_half(sums_of_contexts(stored, "abs_delta_loss"), rng)
 
 
-def same_groups(run: Run, rng: np.random.Generator) -> Estimate:
+def group_stability(run: Run, rng: np.random.Generator) -> Estimate:
     """Return the share of a group that both halves of the contexts choose."""
     stored, size = run.context_sums(), run.manifest.config.group_size
-    sums, abs_sums = (of_contexts_with_tokens(stored, name) for name in ("delta_loss", "abs_delta_loss"))
+    sums, abs_sums = (sums_of_contexts(stored, name) for name in ("delta_loss", "abs_delta_loss"))
     return reliability.group_stability(sums, abs_sums, size, rng)
 
 
-def of_contexts_with_tokens(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Return a statistic's sums [context, neuron] over the rare targets of contexts that have any, in float64."""
+def sums_of_contexts(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return a statistic's sums [context, neuron] at rare targets, for contexts that have such targets, in float64."""
     return stored[name][stored["n_tokens"] > 0].astype(np.float64)
 
 
-def zero_agrees(run: Run, rng: np.random.Generator) -> Estimate:
+def zero_ablation_agreement(run: Run, rng: np.random.Generator) -> Estimate:
     """Return Spearman's ρ of zero- and mean-ablation at the same tokens."""
     found = read_experiments(run.folder())
     return reliability.rank_agreement(found["mean_ablation"], found["zero_ablation"])

@@ -1,7 +1,8 @@
-"""What a study is asked: each finding of the paper, and what its reader will ask next, with the effect that matters.
+"""Lists the hypotheses: each finding of the paper and the questions that follow from it, with the smallest effect
+that matters.
 
-Stated before any data; docs/claims.md gives the reasons. Effects are in the unit of the statistic: a correlation, a
-cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects.
+They were stated before any data; docs/claims.md gives the reasons. Effects are in the unit of the statistic: a
+correlation, a cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects.
 """
 
 from rareneuron.maths.claims import Hypothesis
@@ -107,5 +108,5 @@ HYPOTHESES = (
 
 
 def hypothesis(name: str) -> Hypothesis:
-    """One of them."""
+    """Return the hypothesis of this name."""
     return next(h for h in HYPOTHESES if h.name == name)

@@ -1,7 +1,7 @@
-"""How the rank curve and its phases move through training (Fig. 1a, 2, 3b): one table over checkpoints, and its trends.
+"""Follows the rank curve and its phases through training (Fig. 1a, 2, 3b): one table over checkpoints, and its trends.
 
-All checkpoints saw the same tokens, so neurons can be followed. What compares rankings is empty where there is nothing
-to compare: no plateau, no step before, or the last step with itself.
+All checkpoints are measured at the same tokens, so neurons can be followed. Columns that compare rankings are empty
+where there is nothing to compare: without a plateau, without an earlier step, or for the last step with itself.
 """
 
 from contextlib import suppress
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RunFolderError
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import participation_ratio, rank_curve
 from rareneuron.maths.reliability import overlap, rank_correlation
@@ -20,16 +20,16 @@ from rareneuron.runs.rankings import SIGNS
 from rareneuron.runs.run import Run
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}  # of mean |Δ| over neurons
-TOP = 50  # neurons whose overlap stands beside the plateau's, which may be absent
+TOP = 50  # neurons of the largest effects, whose overlap is given beside the plateau's, which may be absent
 RELEASED_NUMBERS = ("kappa", "beta", "kappa_late", "beta_late")
-FEWEST_STEPS = 3  # of a trend: two steps always have one
-WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # of the geometry's statistics those in the table
+FEWEST_STEPS = 3  # for a trend: two steps always show one
+WITHIN = ("correlation", "cosine", "d_eff", "d_eff_zscored")  # statistics of the geometry that the table has
 BETWEEN = ("correlation", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """One checkpoint's ranking by mean |Δ|."""
+class CheckpointRanking:
+    """One checkpoint's neurons ranked by mean |Δ|."""
 
     value: Float[np.ndarray, " neuron"]  # in the layer's order
     neuron: Int[np.ndarray, " rank"]
@@ -37,24 +37,24 @@ class Ranked:
 
     @property
     def plateau(self) -> Int[np.ndarray, " member"] | None:
-        """Its neurons, where there is one."""
+        """The plateau's neurons, or None where there is no plateau."""
         return None if self.phases is None or self.phases.plateau_end is None else self.top(self.phases.plateau_end)
 
     def top(self, n: int) -> Int[np.ndarray, " member"]:
-        """The n neurons of the largest effects."""
+        """Return the n neurons of the largest effects."""
         return self.neuron[:n]
 
 
 def trajectory(run: Run) -> pd.DataFrame:
-    """One row a finished checkpoint; columns are described in docs/run-folder.md.
+    """Return one row per finished checkpoint; docs/run-folder.md describes the columns.
 
-    Phases are those of all neurons; by released definitions, of either sign, in columns named so.
+    Phases are those of all neurons; by released definitions, those of each sign, in columns named for it.
     """
     rows, steps = [], run.steps
-    last = ranked_at(run, steps[-1])
-    before: Ranked | None = None
+    last = ranking_at(run, steps[-1])
+    before: CheckpointRanking | None = None
     for step in steps:
-        here, record = ranked_at(run, step), run.step_record(step)
+        here, record = ranking_at(run, step), run.step_record(step)
         after = None if step == steps[-1] else last
         rows.append(
             {
@@ -64,8 +64,8 @@ def trajectory(run: Run) -> pd.DataFrame:
                 **{f"abs_delta_loss_{name}": float(np.quantile(here.value, q)) for name, q in QUANTILES.items()},
                 "n_eff": participation_ratio(here.value),
                 "definitions": run.definitions,
-                **(of_released(run, step) if run.definitions == "released" else of_phases(here.phases)),
-                **of_groups(run, step),
+                **(released_columns(run, step) if run.definitions == "released" else phase_columns(here.phases)),
+                **group_columns(run, step),
                 **overlaps(here, after, "last"),
                 **overlaps(here, before, "previous"),
                 "rank_correlation_last": None if after is None else rank_correlation(here.value, after.value),
@@ -77,18 +77,20 @@ def trajectory(run: Run) -> pd.DataFrame:
     return table.astype({name: kinds.get(str(name), "float64") for name in table})
 
 
-def ranked_at(run: Run, step: int | None) -> Ranked:
-    """A checkpoint's ranking, and its phases where they can be told; released ones are of other rankings."""
+def ranking_at(run: Run, step: int | None) -> CheckpointRanking:
+    """Return a checkpoint's ranking, with its phases where they are known by the paper's definitions."""
     value = run.effects(step)["abs_delta_loss"].to_numpy()
     phases = None
     if run.definitions == "paper":
-        with suppress(TooFewNeurons):
+        with suppress(NotMeasured):
             phases = run.phases(step)
-    return Ranked(value=value, neuron=rank_curve(value).neuron, phases=phases if isinstance(phases, Phases) else None)
+    return CheckpointRanking(
+        value=value, neuron=rank_curve(value).neuron, phases=phases if isinstance(phases, Phases) else None
+    )
 
 
-def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
-    """What the table says about phases; `unavailable` where there are too few neurons to tell."""
+def phase_columns(phases: Phases | None) -> dict[str, float | str | None]:
+    """Return the table's columns about phases; the outcome is `unavailable` where they are unknown."""
     if phases is None:
         numbers = "kappa kappa_low kappa_high beta r_squared plateau_end plateau_share plateau_height decay_start"
         return {"outcome": "unavailable"} | dict.fromkeys(numbers.split())
@@ -108,26 +110,26 @@ def of_phases(phases: Phases | None) -> dict[str, float | str | None]:
     }
 
 
-def of_released(run: Run, step: int | None) -> dict[str, float | None]:
-    """Both lines of both signs; the boundaries are constants, so nothing else can move."""
+def released_columns(run: Run, step: int | None) -> dict[str, float | None]:
+    """Return the numbers of both lines for each sign; the boundaries are constants, so they aren't listed."""
     out: dict[str, float | None] = {}
     for ranking in SIGNS:
         found = None
-        with suppress(TooFewNeurons):
+        with suppress(NotMeasured):
             found = run.phases(step, ranking)
         out |= {f"{name}_{ranking}": getattr(found, name, None) for name in RELEASED_NUMBERS}
     return out
 
 
-def of_groups(run: Run, step: int | None) -> dict[str, float]:
-    """Geometry and spectrum of both groups: value, mean of random groups, and the larger p of both kinds of them.
+def group_columns(run: Run, step: int | None) -> dict[str, float]:
+    """Return geometry and spectrum of both groups: value, mean of random groups, and the larger of both nulls' p.
 
-    That is 1 where the value is above the one kind and below the other: it differs from both, but in no direction.
-    Nothing where there are no groups, or a part of an older run is missing.
+    p is 1 where the value is above one null and below the other: it differs from both, but not in one direction.
+    Empty where there are no groups, or where an older run lacks a part.
     """
     out: dict[str, float] = {}
     for table, names in ((run.geometry, geometry_columns()), (run.spectrum, None)):
-        with suppress(TooFewNeurons, RunFolderError):
+        with suppress(NotMeasured, RunFolderError):
             rows = table(step)
             rows = rows[rows["null"].isin(["uniform", "matched"])]
             if names is None:
@@ -147,7 +149,7 @@ def of_groups(run: Run, step: int | None) -> dict[str, float]:
 
 
 def geometry_columns() -> list[str]:
-    """Those of the geometry's values that the table has."""
+    """Return the names of the geometry's values that the table has."""
     roles = ("boosting", "suppressing")
     pairs = ("boosting_random", "suppressing_random", "boosting_suppressing")
     return [f"{name}_{role}" for name in WITHIN for role in roles] + [
@@ -156,7 +158,7 @@ def geometry_columns() -> list[str]:
 
 
 def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Since which step each value differs from random groups, at 5 %, there and at every later step that has it.
+    """Return since which step each value differs from random groups, at 5 %, at that step and every later one.
 
     column, since (missing where it doesn't at the last), value, means of uniform and of matched groups, p (at the
     last), n (steps that have it). Steps are not corrected for one another.
@@ -182,8 +184,8 @@ def onsets(trajectory: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float | None]:
-    """Of plateaus and of the largest effects, with another step's."""
+def overlaps(here: CheckpointRanking, other: CheckpointRanking | None, name: str) -> dict[str, float | None]:
+    """Return the overlaps of the plateau and of the largest effects with those of another step."""
     plateau, others = here.plateau, None if other is None else other.plateau
     return {
         f"plateau_overlap_{name}": None if plateau is None or others is None else overlap(plateau, others),
@@ -192,18 +194,18 @@ def overlaps(here: Ranked, other: Ranked | None, name: str) -> dict[str, float |
 
 
 def trends(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Kendall's τ of every number against the order of steps, n values present: column, tau, p (two-sided), n.
+    """Return Kendall's τ of every column against the order of steps: column, tau, p (two-sided), n (values present).
 
-    p is exact up to 33 steps, else a normal approximation. Checkpoints of one training
-    follow from one another, so p says that a column moves steadily here, not that another training would do the same;
-    columns are not corrected for one another.
+    p is exact up to 33 steps, else a normal approximation. Checkpoints of one training depend on one another, so p says
+    that a column moves steadily here, not that another training would do the same. p isn't corrected for the number of
+    columns.
     """
     rows = []
     for column in trajectory.select_dtypes("number").columns.drop("step"):
-        if column.endswith("_p"):  # of a test at each step: its trend says nothing
+        if column.endswith("_p"):  # a p at each step: its trend means nothing
             continue
         values = trajectory[column].to_numpy(np.float64)
-        if column == "plateau_share":  # none is a plateau of no neurons, where phases could be told
+        if column == "plateau_share":  # no plateau counts as one of size 0, if the phases are known
             values = np.where(np.isnan(values) & (trajectory["outcome"] != "unavailable"), 0.0, values)
         there = np.flatnonzero(np.isfinite(values))
         tau, p = trend(values[there]) if len(there) >= FEWEST_STEPS else (np.nan, np.nan)

@@ -1,1 +1,1 @@
-"""One checkpoint measured: captured tokens, every neuron's effect, groups, experiments, details; then put in place."""
+"""Measures one checkpoint: captures tokens, computes every neuron's effect, groups, experiments and details."""

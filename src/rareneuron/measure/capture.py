@@ -1,8 +1,8 @@
-"""From contexts to what the neurons of a layer need: residual stream, activations and target of each token.
+"""Captures what effects are computed from: residual stream, activations and target of each analysed token.
 
 The backbone runs without the unembedding; logits are formed later, at analysed tokens only. Contexts stream
-through, so memory is that of one batch whatever the corpus. Targets come from the `Selection`: the shift to the
-next token happened there, where a target's rarity decides which tokens are analysed, and never again.
+through, so memory holds one batch, however large the corpus. Targets come from the `Selection`: the shift to the
+next token happens there, where a target's rarity decides which tokens are analysed, and nowhere else.
 """
 
 from abc import ABC, abstractmethod
@@ -38,13 +38,13 @@ class TokenBatch:
 
 
 def contexts_per_batch(adapter: Adapter, context_length: int, layer: int) -> int:
-    """As many contexts as keep a forward pass's activations below `BATCH_BYTES`."""
+    """Return how many contexts a forward pass may take with its activations below `BATCH_BYTES`."""
     per_token = 4 * (2 * adapter.n_neurons(layer) + 8 * adapter.d_model)  # float32, one layer's worth lives at a time
     return max(1, BATCH_BYTES // (per_token * context_length))
 
 
 def capture(adapter: Adapter, selection: Selection, layer: int = -1) -> Iterator[TokenBatch]:
-    """Run the backbone over all contexts of the selection and keep what stands at analysed tokens."""
+    """Run the backbone over all contexts of the selection, and yield what it computes at analysed tokens."""
     order = np.argsort(selection.context, kind="stable")
     context = selection.context[order]
     size = contexts_per_batch(adapter, selection.windows.shape[1], layer)
@@ -66,19 +66,19 @@ def capture(adapter: Adapter, selection: Selection, layer: int = -1) -> Iterator
         )
 
 
-def joined(batches: Iterable[TokenBatch], n_tokens: int) -> Iterator[TokenBatch]:
-    """Neighbouring batches as one, of at least `n_tokens` tokens but for the last."""
+def join_batches(batches: Iterable[TokenBatch], n_tokens: int) -> Iterator[TokenBatch]:
+    """Join neighbouring batches to batches of at least `n_tokens` tokens; the last may be smaller."""
     waiting: list[TokenBatch] = []
     for batch in batches:
         waiting.append(batch)
         if sum(len(b.index) for b in waiting) >= n_tokens:
-            yield _join(waiting)
+            yield _concatenate(waiting)
             waiting = []
     if waiting:
-        yield _join(waiting)
+        yield _concatenate(waiting)
 
 
-def _join(batches: list[TokenBatch]) -> TokenBatch:
+def _concatenate(batches: list[TokenBatch]) -> TokenBatch:
     if len(batches) == 1:
         return batches[0]
     return TokenBatch(
@@ -99,17 +99,17 @@ def rows_of(selection: Selection, contexts: range) -> Int[np.ndarray, " token"]:
 
 
 class TokenSource(ABC):
-    """The captured tokens of one layer of a checkpoint, which can be gone through again and again."""
+    """The captured tokens of one layer of a checkpoint, which can be iterated any number of times."""
 
     adapter: Adapter
     selection: Selection
     layer: int
-    seconds: float  # that capture took
+    seconds: float  # spent on capture
 
     @abstractmethod
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
-        """Capture all batches, timed."""
+        """Capture all batches, and add the time to `seconds`."""
 
     @abstractmethod
     def again(self) -> Iterator[TokenBatch]:
-        """Return the same batches again."""
+        """Yield the same batches again."""

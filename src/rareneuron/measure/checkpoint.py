@@ -1,8 +1,8 @@
-"""One checkpoint of a study, computed and put in its place whole or not at all, whoever computed it.
+"""Computes one checkpoint of a study and puts it in place, whole or not at all.
 
-It takes the run folder and the settings and gives a folder in `steps/`; tokens were chosen before. It can be repeated:
-what is finished is left, what is damaged is computed again, and the same checkpoint gives the same numbers in any
-process, at any time. So checkpoints are computed in turn, by local processes or on a cluster (`study.workers`) alike.
+It takes the run folder and the settings, with tokens chosen before, and gives a folder in `steps/`. It can be repeated:
+finished checkpoints are left alone, damaged ones are computed again, and a checkpoint gives the same numbers in any
+process, at any time. So checkpoints can be computed in turn, by local processes or on a cluster (`study.workers`).
 A lock on each keeps two processes from the same one. Oracle: tests/study/test_crash.py, an undisturbed run.
 """
 
@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from rareneuron.errors import TooFewNeurons, Unavailable
+from rareneuron.errors import Unavailable
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.effects import LayerEffects, layer_effects
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
-from rareneuron.measure.identity import piece_identity, refuse_removed, step_name
+from rareneuron.measure.identity import piece_identity, refuse_removed
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
 from rareneuron.measure.weights import weight_stamps, weights_record
@@ -34,12 +34,20 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
-from rareneuron.runs.layout import STEP_RECORD, WEIGHTS
+from rareneuron.runs.layout import (
+    CONTEXT_SUMS,
+    EFFECTS,
+    RANK_CURVE,
+    STEP_RECORD,
+    TOKEN_LOSS,
+    WEIGHTS,
+    step_folder,
+)
 from rareneuron.runs.neurons import Explorer, write_explorer
 from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
 from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
 from rareneuron.runs.store import RunStore
-from rareneuron.runs.tokens import TokenStage, load_tokens
+from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
 
 
 def compute_checkpoint(
@@ -52,14 +60,14 @@ def compute_checkpoint(
     adapter: Adapter | None = None,
     progress: bool = False,
 ) -> None:
-    """Compute one checkpoint into its folder, unless it is there and whole; tokens are read where not given."""
+    """Compute one checkpoint into its folder, unless it is there and whole; tokens are read if not given."""
     tokens = tokens or load_tokens(store)
     refuse_removed(store, config, tokens)
-    name = step_name(checkpoint)
+    name = step_folder(checkpoint.step)
     with store.step_locked(name):
         if store.step(name).is_dir() and damage(store.step(name)) is None:
-            remove(store.units(name))
-            return  # another process was here meanwhile
+            remove(store.pieces(name))
+            return  # another process has computed it meanwhile
         measure_checkpoint(
             Measurement(
                 store=store,
@@ -74,7 +82,7 @@ def compute_checkpoint(
 
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
-    """Load one checkpoint, and refuse what the chosen engine cannot do before any work is done."""
+    """Load one checkpoint; refuse a model that the chosen engine can't handle before any work is done."""
     where = checkpoint_folder(checkpoint)
     stamps = weight_stamps(where)  # before loading: weights that change meanwhile then count as changed
     adapter = load_folder(where, dtype=config.dtype, device=config.device)
@@ -85,13 +93,13 @@ def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
 
 @contextmanager
 def bar(label: str, total: int, unit: str, show: bool) -> Iterator[Any]:
-    """A progress bar on stderr, silent where that is no terminal."""
+    """Show a progress bar on stderr, if that is a terminal."""
     with tqdm(total=total, desc=label, unit=unit, unit_scale=True, disable=None if show else True, leave=False) as t:
         yield t.update
 
 
 class Measurement:
-    """One checkpoint at work: what is given, and what the stages have found so far."""
+    """One checkpoint while it is measured: its inputs, and the results of the stages so far."""
 
     def __init__(
         self,
@@ -106,7 +114,7 @@ class Measurement:
     ) -> None:
         self.store, self.config, self.checkpoint, self.adapter = store, config, checkpoint, adapter
         self.tokens, self.is_last, self.progress = tokens, is_last, progress
-        self.name = step_name(checkpoint)
+        self.name = step_folder(checkpoint.step)
         self.selection = tokens.selection
         memory = int(config.memory * 2**30)
         self.held_bytes = int(HELD * memory)  # of captured tokens
@@ -115,7 +123,13 @@ class Measurement:
         self.layer = config.layer % adapter.n_layers
         self.observer = Observer(self.selection, adapter.n_neurons(self.layer)) if is_last else None
         pieces, are_kept = cut_contexts(adapter, self.selection, self.layer, self.kind)
-        self.kept = PieceStore(store.units(self.name), piece_identity(config, adapter, tokens), self.check)
+        identity = piece_identity(
+            config,
+            layer=self.layer,
+            weights=adapter.provenance["weights_sha256"],
+            tokens=selection_digest(tokens.selection),
+        )
+        self.kept = PieceStore(store.pieces(self.name), identity, self.check)
         self.source = CapturedPieces(
             adapter,
             self.selection,
@@ -132,18 +146,18 @@ class Measurement:
 
     @property
     def effects(self) -> LayerEffects:
-        """What the stage `effects` has found."""
+        """The result of the stage `effects`."""
         return self.found["effects"]
 
     @property
     def groups(self) -> ComparedGroups:
-        """What the stage `groups` has found."""
+        """The result of the stage `groups`."""
         return self.found["groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of a checkpoint's results, computed from what the stages above it have found."""
+    """One part of a checkpoint's results, computed from the results of the stages above it."""
 
     name: str  # of its seconds in step.json
     compute: Callable[[Measurement], Any]
@@ -152,7 +166,7 @@ class Stage:
 
 
 def measure_checkpoint(work: Measurement) -> None:
-    """Go through the stages, then put everything in place as one folder that exists only when complete."""
+    """Run all stages, then put the results in place as one folder, which exists only when complete."""
     stages = [stage for stage in STAGES if work.is_last or not stage.at_last]
     timings: dict[str, float] = {}
     for stage in stages:
@@ -166,11 +180,11 @@ def measure_checkpoint(work: Measurement) -> None:
             stage.write(folder, work, work.found[stage.name])
         record = step_record(work, timings | work.effects.timings, file_sums(folder))
         write_json(folder / STEP_RECORD, as_json(record))
-    remove(work.store.units(work.name))
+    remove(work.store.pieces(work.name))
 
 
 def compute_effects(work: Measurement) -> LayerEffects:
-    """Compute every neuron's effect, with bars, piece by piece."""
+    """Compute every neuron's effect piece by piece, and show progress."""
     pieces = StepPieces(work.source, work.kept, work.observer)
     with (
         bar(f"step {work.name} capture", work.selection.windows.size, "tok", work.progress) as capture_progress,
@@ -194,14 +208,14 @@ def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> Non
     role = np.full(len(effects.table), "other", dtype=object)
     for name, neurons in work.groups.role.items():
         role[neurons] = name
-    write_table(folder / "effects.parquet", effects.table.assign(role=role))
+    write_table(folder / EFFECTS, effects.table.assign(role=role))
     curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
-    write_table(folder / "rank_curve.parquet", curve_table(curve, effects.table["neuron"].to_numpy()))
-    write_tensors(folder / "context_sums.safetensors", effects.context_sums)
-    write_tensors(folder / "token_loss.safetensors", {"loss": effects.token_loss})
+    write_table(folder / RANK_CURVE, curve_table(curve, effects.table["neuron"].to_numpy()))
+    write_tensors(folder / CONTEXT_SUMS, effects.context_sums)
+    write_tensors(folder / TOKEN_LOSS, {"loss": effects.token_loss})
 
 
-def compute_phases(work: Measurement) -> dict[Ranking, Found | TooFewNeurons]:
+def compute_phases(work: Measurement) -> dict[Ranking, Found | Unavailable]:
     """Fit the phases of every ranking."""
     effects, config = work.effects, work.config
     return fit_rankings(effects.table, effects.context_sums, config.seed, config.definitions, is_last=work.is_last)
@@ -213,7 +227,7 @@ def compute_experiments(work: Measurement) -> dict[str, np.ndarray] | Unavailabl
 
 
 def compute_neurons(work: Measurement) -> Explorer:
-    """Put together what the explorer of the report shows."""
+    """Gather the details of neurons that the explorer of the report shows."""
     assert work.observer is not None, "the last checkpoint is observed"
     return explore(work.source, work.observer, work.effects.table)
 
@@ -251,7 +265,7 @@ STAGES = (
 
 
 def step_record(work: Measurement, timings: dict[str, float], files: dict[str, str]) -> StepRecord:
-    """Return what `step.json` says of a checkpoint: model, losses, audit, seconds."""
+    """Return the record for `step.json`: model, losses, audit, seconds."""
     effects, rare, adapter = work.effects, work.selection.rare, work.adapter
     embedded = {"source": f"embedded series, step {work.name}"} if work.config.is_embedded_model else {}
     return StepRecord(
@@ -269,7 +283,7 @@ def step_record(work: Measurement, timings: dict[str, float], files: dict[str, s
 
 
 def curve_table(curve: RankCurve, name: np.ndarray) -> pd.DataFrame:
-    """The rank curve with everything that it holds per rank; columns are named as in the table of effects."""
+    """Return a rank curve as a table, one row per rank; columns are named as in the table of effects."""
     columns = {"rank": curve.rank, "neuron": name[curve.neuron]}
     columns |= {f.name: getattr(curve, f.name) for f in fields(curve) if f.name != "neuron"}
     table = pd.DataFrame({k: v for k, v in columns.items() if np.shape(v) == np.shape(curve.value)})

@@ -1,8 +1,8 @@
-"""The effect of every neuron of one layer at one checkpoint, over all analysed tokens (Eq. 3-4).
+"""Measures the effect of every neuron of one layer at one checkpoint, over all analysed tokens (Eq. 3-4).
 
-An engine computes effects block by block (`measure.engines`); here tokens stream through it in whole contexts, and
+An engine computes effects block by block (`measure.engines`). Here tokens stream through it in whole contexts, and
 means, standard errors clustered by context, and per-context sums for the bootstrap are kept. Contexts come in pieces
-whose sums are added in their order, so it doesn't matter when, where and by whom each was computed (`Pieces`).
+whose sums are added in order, so the result doesn't depend on when and where each was computed (`Pieces`).
 Oracle: tests/study/test_crash.py.
 """
 
@@ -28,7 +28,7 @@ from rareneuron.runs.seeds import generator
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEffects:
-    """All neurons of one layer at one checkpoint. Columns of `table` are described in docs/run-folder.md."""
+    """The effects of all neurons of one layer at one checkpoint; docs/run-folder.md describes `table`."""
 
     table: pd.DataFrame
     context_sums: dict[str, np.ndarray]
@@ -40,7 +40,7 @@ class LayerEffects:
 
 @runtime_checkable
 class Pieces(Protocol):
-    """The pieces of a checkpoint's contexts, and where their sums are kept once known (`measure.pieces`)."""
+    """The pieces of a checkpoint's contexts, and a store for their sums (`measure.pieces`)."""
 
     @property
     def pieces(self) -> Sequence[range]:
@@ -52,18 +52,18 @@ class Pieces(Protocol):
         ...
 
     def read(self, contexts: range, given: str) -> Mapping[str, np.ndarray] | None:
-        """Return a piece's sums, if they were computed before from the same mean activations."""
+        """Return a piece's sums if they were computed before from the same mean activations, else None."""
         ...
 
     def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a piece's sums, where that is worth it."""
+        """Store a piece's sums, if they are worth keeping."""
         ...
 
 
 def mean_activations(source: TokenSource, reference: str, progress: Progress) -> MeanActivations:
-    """Over the analysed tokens of each kind (`analysed`, the paper), or over every position (`all`).
+    """Return mean activations over analysed tokens of each kind (`analysed`, the paper) or over all positions (`all`).
 
-    Each kind has its own mean: common targets ablated to the mean at rare ones would differ by more than the neuron.
+    Each kind has its own mean: at common targets, the mean over rare ones would change more than the neuron's signal.
     """
     zero = torch.zeros(source.adapter.n_neurons(source.layer), dtype=torch.float64, device=source.adapter.model.device)
     sums = {True: zero, False: zero.clone()}
@@ -97,7 +97,7 @@ def layer_effects(
 ) -> LayerEffects:
     """Mean-ablate every neuron of the source's layer, one at a time, at every analysed token (Eq. 3-4).
 
-    `memory`: bytes that the engine's tables may take. `observe` is shown every block, of whole contexts, as it goes by.
+    `memory`: bytes that the engine's tables may take. `observe` is called with every block, of whole contexts.
     """
     adapter, selection, layer = source.adapter, source.selection, source.layer
     means = mean_activations(source, reference, capture_progress)
@@ -129,7 +129,7 @@ def gather(
     observe: Callable[[EffectBlock], None],
     progress: Progress,
 ) -> tuple[Gathered, float]:
-    """Add up the sums of all pieces; also the seconds that those read back once took, more than reading them now."""
+    """Return the sums over all pieces, and the seconds that it once took to compute those that were read back."""
     n_neurons = source.adapter.n_neurons(source.layer)
     n_contexts, n_tokens = len(source.selection.windows), len(source.selection.context)
     given = digest({name: as_array(mean) for name, mean in vars(means).items()})
@@ -163,7 +163,7 @@ def refuse_overflow(loss: Float[np.ndarray, " token"]) -> None:
 
 
 def effects_table(adapter: Adapter, layer: int, sums: dict[bool, EffectSums], means: MeanActivations) -> pd.DataFrame:
-    """One row a neuron, in neuron order; rank 1 is the largest mean |Δ|."""
+    """Return a table with one row per neuron, in neuron order; rank 1 is the largest mean |Δ|."""
     number = layer % adapter.n_layers
     rare = sums[True].columns()
     table = pd.DataFrame(

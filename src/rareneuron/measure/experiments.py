@@ -1,22 +1,23 @@
-"""What claims need beyond every neuron's effect, at the last checkpoint only: groups ablated at once, zero-ablation.
+"""Measures what claims need beyond every neuron's effect, at the last checkpoint only.
 
-A seeded sample of whole contexts, since these cost a full readout a group and token. Kept per neuron: zero- beside
-mean-ablation at the same tokens; per context and neuron, effects and shifts at rare and at common targets, once more at
-equal clean loss; of either group at every rare token of the sample, and of random groups over some of them: the joint
-effect beside the sum of single ones.
+It uses a seeded sample of whole contexts, since a joint effect costs a full readout per group and token. It keeps, per
+neuron, zero- beside mean-ablation at the same tokens; per context and neuron, effects and shifts at rare and at common
+targets, once more at equal clean loss; and the joint effect of a group beside the sum of single effects, for either
+group at every rare token of the sample, and for random groups over some of these tokens.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.errors import RareNeuronError, Unavailable
-from rareneuron.maths.ablation import AblationEngine
+from rareneuron.maths.ablation import AblationEffects, AblationEngine
 from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
@@ -26,13 +27,13 @@ from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.options import with_option
 from rareneuron.runs.seeds import generator
 
-RARE_TOKENS = 600  # of the sample, at most, but for the rest of the last context
-JOINT_TOKENS = 128  # of those, at most, at which random groups are ablated, too
+RARE_TOKENS = 600  # of the sample; the last context is taken whole
+JOINT_TOKENS = 128  # of these, at most, at which random groups are ablated, too
 JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of its time on these
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
-TOKENS_AT_ONCE = 128  # whose distributions are held
-RANDOM_GROUPS = 400  # of each kind
-GROUPS_AT_ONCE = 32  # whose moves are held
+TOKENS_AT_ONCE = 128  # whose distributions are in memory
+RANDOM_GROUPS = 400  # of each null
+GROUPS_AT_ONCE = 32  # whose moves are in memory
 
 
 def experiments(
@@ -42,52 +43,83 @@ def experiments(
     memory: int,
     seed: int,
 ) -> dict[str, np.ndarray] | Unavailable:
-    """Return the arrays of docs/run-folder.md; or why there are none."""
+    """Return the arrays that docs/run-folder.md describes, or why there are none."""
     if isinstance(groups, RareNeuronError):
         return Unavailable(with_option(groups))
     readout, W_out = source.adapter.readout_behind(source.layer), source.adapter.weights(source.layer).W_out
     if isinstance(readout, Unavailable):
         return Unavailable(f"Groups are ablated at once by the readout behind their layer. {readout.why}")
     sample = Sample(source, generator(seed, "experiments"))
-    device = W_out.device
-    act, resid, target, rare = sample.act, sample.resid, sample.target, sample.rare
-    mean = torch.tensor(effects["mean_act"].to_numpy()).to(device)
-    common_mean = torch.tensor(effects["common_mean_act"].to_numpy()).to(device)
-    on_rare = torch.from_numpy(np.flatnonzero(rare)).to(device)
-    on_common = torch.from_numpy(np.flatnonzero(~rare)).to(device)
-    whole = AblationEngine(readout, W_out, memory=memory)
-    shift = mean - act[on_rare].double()
-    found = whole.effects(resid[on_rare], shift, target[on_rare])
-    zeroed = whole.effects(resid[on_rare], -act[on_rare].double(), target[on_rare], direct=False).delta_loss
-    assert found.direct_delta_loss is not None
-    members = {"boosting": groups.boosting, "suppressing": groups.suppressing}
-    both = np.concatenate(list(members.values()))
-    out: dict[str, Any] = {
-        "mean_ablation": found.delta_loss.double().abs().mean(0),
-        "zero_ablation": zeroed.double().abs().mean(0),
-    }
-    size, direct = found.delta_loss.double().abs(), found.direct_delta_loss.double()
-    rows, n_contexts = sample.rows, sample.n_contexts
-    out |= by_context("rare", "", size, shift, rows[rare], n_contexts)
-    if len(on_common):
-        common_shift = common_mean - act[on_common].double()
-        found_common = whole.effects(resid[on_common], common_shift, target[on_common], direct=False)
-        of_common = found_common.delta_loss.double().abs()
-        weights = weights_at_equal_loss(found.loss.double().cpu().numpy(), found_common.loss.double().cpu().numpy())
-        at_rare, at_common = (torch.from_numpy(w).to(device)[:, None] for w in weights)
-        out |= by_context("common", "", of_common, common_shift, rows[~rare], n_contexts)
-        out |= by_context("rare", "_equal_loss", at_rare * size, at_rare * shift, rows[rare], n_contexts)
-        out |= by_context(
-            "common", "_equal_loss", at_common * of_common, at_common * common_shift, rows[~rare], n_contexts
-        )
-        out["common_n_eff"] = np.array([effective_number(w) for w in (np.ones(len(on_common)), weights[1])])
-    out |= {
-        "context": sample.context[rare],
-        "rare_total": size[:, both].mean(1),
-        "rare_norm_part": (found.delta_loss.double() - direct)[:, both].abs().mean(1),
-    }
-    out |= joint_effects(readout, resid[on_rare], target[on_rare], shift, W_out, groups, found.delta_loss.double())
+    engine = AblationEngine(readout, W_out, memory=memory)
+    rare = ablate(engine, sample, sample.rare, effects["mean_act"], direct=True)
+    out = both_ablations(engine, sample, rare)
+    out |= by_context("rare", "", rare.size, rare.shift, rare.row, sample.n_contexts)
+    if not sample.rare.all():
+        common = ablate(engine, sample, ~sample.rare, effects["common_mean_act"], direct=False)
+        out |= beside_common(rare, common, sample.n_contexts)
+    out |= {"context": sample.context[sample.rare]} | norm_share(rare, groups)
+    out |= joint_effects(readout, W_out, rare, groups)
     return {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in out.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablated:
+    """Tokens of the sample of one kind, and the effects of ablating each neuron to its mean there, one at a time."""
+
+    resid: Float[Tensor, "token d_model"]
+    target: Int[Tensor, " token"]
+    row: Int[np.ndarray, " token"]  # of the sums by context
+    shift: Float[Tensor, "token neuron"]  # n̄ − n
+    effects: AblationEffects
+    size: Float[Tensor, "token neuron"]  # |Δ| in nats
+
+
+def ablate(
+    engine: AblationEngine, sample: "Sample", chosen: Bool[np.ndarray, " token"], mean: pd.Series, *, direct: bool
+) -> Ablated:
+    """Ablate every neuron to its mean at some tokens of the sample."""
+    at = torch.from_numpy(np.flatnonzero(chosen)).to(sample.act.device)
+    shift = torch.tensor(mean.to_numpy()).to(sample.act.device) - sample.act[at].double()
+    resid, target = sample.resid[at], sample.target[at]
+    effects = engine.effects(resid, shift, target, direct=direct)
+    return Ablated(
+        resid=resid,
+        target=target,
+        row=sample.rows[chosen],
+        shift=shift,
+        effects=effects,
+        size=effects.delta_loss.double().abs(),
+    )
+
+
+def both_ablations(engine: AblationEngine, sample: "Sample", rare: Ablated) -> dict[str, Any]:
+    """Return each neuron's mean |Δ| by mean- and by zero-ablation, at the rare tokens of the sample."""
+    at = torch.from_numpy(np.flatnonzero(sample.rare)).to(sample.act.device)
+    zero = engine.effects(rare.resid, -sample.act[at].double(), rare.target, direct=False).delta_loss
+    return {"mean_ablation": rare.size.mean(0), "zero_ablation": zero.double().abs().mean(0)}
+
+
+def beside_common(rare: Ablated, common: Ablated, n_contexts: int) -> dict[str, Any]:
+    """Return effects at common targets by context, both kinds at equal clean loss, and how many tokens that is worth.
+
+    `common_n_eff`: the effective number of common tokens, as they are and weighted to equal loss.
+    """
+    losses = (x.effects.loss.double().cpu().numpy() for x in (rare, common))
+    weights = weights_at_equal_loss(*losses)
+    out = by_context("common", "", common.size, common.shift, common.row, n_contexts)
+    for kind, of_kind, weight in (("rare", rare, weights[0]), ("common", common, weights[1])):
+        w = torch.from_numpy(weight).to(of_kind.size.device)[:, None]
+        out |= by_context(kind, "_equal_loss", w * of_kind.size, w * of_kind.shift, of_kind.row, n_contexts)
+    out["common_n_eff"] = np.array([effective_number(w) for w in (np.ones(len(common.target)), weights[1])])
+    return out
+
+
+def norm_share(rare: Ablated, groups: NeuronGroups) -> dict[str, Any]:
+    """Return, per rare token, mean |Δ| and mean |Δ − direct Δ| (the final norm's part) of both groups' neurons."""
+    assert rare.effects.direct_delta_loss is not None
+    both = np.concatenate([groups.boosting, groups.suppressing])
+    by_norm = rare.effects.delta_loss.double() - rare.effects.direct_delta_loss.double()
+    return {"rare_total": rare.size[:, both].mean(1), "rare_norm_part": by_norm[:, both].abs().mean(1)}
 
 
 def by_context(
@@ -98,20 +130,20 @@ def by_context(
     row: Int[np.ndarray, " token"],
     n_contexts: int,
 ) -> dict[str, Any]:
-    """Sums of |Δ| and of |shift| over the tokens of each context, in float32 as the effects' own."""
+    """Return sums of |Δ| and of |shift| over the tokens of each context, in float32 like those of the effects."""
     rows = torch.from_numpy(row).to(size.device)
     sums = {"ablation": size, "shift": shift.abs()}
     return {f"{kind}_{name}{suffix}": sums_by_context(x, rows, n_contexts).float() for name, x in sums.items()}
 
 
 class Sample:
-    """Whole contexts until there are enough rare tokens, in the selection's order."""
+    """Tokens of whole contexts drawn until there are enough rare ones, in the selection's order."""
 
     def __init__(self, source: TokenSource, rng: np.random.Generator) -> None:
         selection = source.selection
         n_rare = np.bincount(selection.context[selection.rare], minlength=len(selection.windows))
         order = rng.permutation(len(selection.windows))
-        # At most half of the contexts: groups are chosen on the others where the sample judges them.
+        # At most half of the contexts: groups that the sample judges are chosen on the others.
         enough = max(1, min(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, len(order) // 2))
         chosen = np.zeros(len(selection.windows), bool)
         chosen[order[:enough]] = True
@@ -123,53 +155,78 @@ class Sample:
         act, resid, target, context, rare = zip(*parts, strict=True)
         self.act, self.resid, self.target = torch.cat(act), torch.cat(resid), torch.cat(target)
         self.context, self.rare = np.concatenate(context).astype(np.int64), np.concatenate(rare)
-        contexts, self.rows = np.unique(self.context, return_inverse=True)  # of the sums per context
+        contexts, self.rows = np.unique(self.context, return_inverse=True)  # of the sums by context
         self.n_contexts = len(contexts)
 
 
 def joint_effects(
-    readout: Readout,
-    resid: Float[Tensor, "token d_model"],
-    target: Int[Tensor, " token"],
-    shift: Float[Tensor, "token neuron"],
-    W_out: Float[Tensor, "neuron d_model"],
-    groups: NeuronGroups,
-    single: Float[Tensor, "token neuron"],
+    readout: Readout, W_out: Float[Tensor, "neuron d_model"], rare: Ablated, groups: NeuronGroups
 ) -> dict[str, Any]:
-    """Of either group per token: joint Δ, sum of single Δ, sum of single |Δ|. Of random groups their means over some.
+    """Return the joint effects of groups beside the sums of their neurons' single effects.
 
-    `joint_at` says which tokens these are, evenly spread over the sample.
+    For either group per rare token: joint Δ, sum of single Δ, sum of single |Δ|. For random groups the means of these
+    over the tokens `joint_at`, which are evenly spread over the sample.
     """
-    drawn = {"uniform": groups.random[:RANDOM_GROUPS]}
-    drawn |= {f"matched_{role}": of[:RANDOM_GROUPS] for role, of in groups.matched.items()}
+    moves = GroupMoves(shift=rare.shift, single=rare.effects.delta_loss.double(), W_out=W_out.double())
+    random = {"uniform": groups.random[:RANDOM_GROUPS]}
+    random |= {f"matched_{role}": drawn[:RANDOM_GROUPS] for role, drawn in groups.matched.items()}
+    n = n_joint_tokens(readout, len(rare.resid), 2 + sum(len(drawn) for drawn in random.values()))
+    some = torch.linspace(0, len(rare.resid) - 1, n, dtype=torch.float64).round().long().to(rare.shift.device)
+    out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some}
+    joint = JointAblation(readout, rare.resid[some], rare.target[some])
+    return out | {f"joint_{name}": mean_joint_effects(joint, moves, some, drawn) for name, drawn in random.items()}
+
+
+def n_joint_tokens(readout: Readout, n_rare: int, n_groups: int) -> int:
+    """Return at how many rare tokens the random groups can be ablated within `JOINT_OPERATIONS`."""
     vocab, d_model = readout.W_U.shape
-    n_groups = 2 + sum(len(of) for of in drawn.values())
-    affordable = min(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), len(resid) / JOINT_SHARE)
-    n = min(len(resid), int(np.clip(affordable, 16, JOINT_TOKENS)))
-    W = W_out.double()
+    affordable = min(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), n_rare / JOINT_SHARE)
+    return min(n_rare, int(np.clip(affordable, 16, JOINT_TOKENS)))
 
-    def moves(at: Tensor, of: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """How far each group moves each token, and single Δ: [group, token, d_model] and [group, token, neuron]."""
-        moved, alone = shift[at], single[at]
-        members = [torch.from_numpy(group).to(shift.device) for group in of]
-        return torch.stack([moved[:, i] @ W[i] for i in members]), torch.stack([alone[:, i] for i in members])
 
+@dataclass(frozen=True, kw_only=True)
+class GroupMoves:
+    """How far ablating each neuron moves the residual stream at each token, added up over groups."""
+
+    shift: Float[Tensor, "token neuron"]
+    single: Float[Tensor, "token neuron"]  # Δ of each neuron alone
+    W_out: Float[Tensor, "neuron d_model"]
+
+    def at(
+        self, tokens: Int[Tensor, " token"], groups: Iterable[Int[np.ndarray, " member"]]
+    ) -> tuple[Float[Tensor, "group token d_model"], Float[Tensor, "group token member"]]:
+        """Return how far each group moves each token, and the single effects of its neurons there."""
+        shift, single = self.shift[tokens], self.single[tokens]
+        members = [torch.from_numpy(group).to(shift.device) for group in groups]
+        moves = torch.stack([shift[:, i] @ self.W_out[i] for i in members])
+        return moves, torch.stack([single[:, i] for i in members])
+
+
+def joint_effects_of_roles(
+    readout: Readout, rare: Ablated, moves: GroupMoves, groups: NeuronGroups
+) -> dict[str, Float[Tensor, " token"]]:
+    """Return the joint Δ, the sum of single Δ and of single |Δ| of both groups at every rare token."""
     parts: dict[str, list[Tensor]] = {}
-    for at in torch.arange(len(resid), device=shift.device).split(TOKENS_AT_ONCE):
-        joint = JointAblation(readout, resid[at], target[at])
+    for at in torch.arange(len(rare.resid), device=rare.shift.device).split(TOKENS_AT_ONCE):
+        joint = JointAblation(readout, rare.resid[at], rare.target[at])
         for role in ("boosting", "suppressing"):
-            move, alone = moves(at, [getattr(groups, role)])
+            move, single = moves.at(at, [getattr(groups, role)])
             together = joint.delta_loss(move).double()
-            for name, x in (("joint", together), ("sum", alone.sum(-1)), ("abs_sum", alone.abs().sum(-1))):
+            for name, x in (("joint", together), ("sum", single.sum(-1)), ("abs_sum", single.abs().sum(-1))):
                 parts.setdefault(f"{name}_{role}", []).append(x[0])
-    out: dict[str, Any] = {name: torch.cat(xs) for name, xs in parts.items()}
-    some = torch.linspace(0, len(resid) - 1, n, dtype=torch.float64).round().long().to(shift.device)
-    joint, out["joint_at"] = JointAblation(readout, resid[some], target[some]), some
-    for name, of in drawn.items():
-        rows = []
-        for first in range(0, len(of), GROUPS_AT_ONCE):
-            move, alone = moves(some, of[first : first + GROUPS_AT_ONCE])
-            sizes = joint.delta_loss(move).double(), alone.sum(-1), alone.abs().sum(-1)
-            rows.append(torch.stack([x.mean(-1) for x in sizes], 1).cpu().numpy())
-        out[f"joint_{name}"] = np.concatenate(rows)
-    return out
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def mean_joint_effects(
+    joint: JointAblation,
+    moves: GroupMoves,
+    tokens: Int[Tensor, " token"],
+    drawn: Int[np.ndarray, "group member"],
+) -> Float[np.ndarray, "group 3"]:
+    """Return each group's joint Δ, sum of single Δ and of single |Δ|, as means over some tokens."""
+    rows = []
+    for first in range(0, len(drawn), GROUPS_AT_ONCE):
+        move, single = moves.at(tokens, drawn[first : first + GROUPS_AT_ONCE])
+        sizes = joint.delta_loss(move).double(), single.sum(-1), single.abs().sum(-1)
+        rows.append(torch.stack([x.mean(-1) for x in sizes], 1).cpu().numpy())
+    return np.concatenate(rows)

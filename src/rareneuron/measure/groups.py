@@ -1,7 +1,7 @@
-"""The groups of a checkpoint, how their neurons act together, and what their weights look like, as a run keeps them.
+"""Chooses a checkpoint's groups, and measures how their neurons act together and what their weights look like.
 
-Groups are known once effects are, so activations are gone through once more: those of the groups' neurons at rare
-targets, whose second moments stream in float64. Where there are too few neurons of a sign, every file says so.
+Groups are known only after the effects, so the activations of their neurons at rare targets are read once more; their
+second moments are summed in float64. Where there are too few neurons of a sign, every part holds that reason.
 """
 
 from typing import Any
@@ -23,22 +23,22 @@ from rareneuron.runs.seeds import generator
 
 
 def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFrame) -> ComparedGroups:
-    """Choose the groups and compare them with random ones."""
-    groups = chosen_groups(config, effects)
+    """Choose the groups, and compare them with random ones."""
+    groups = choose_groups(config, effects)
     if isinstance(groups, RareNeuronError):
         return ComparedGroups(groups=groups, balance={}, geometry=groups, spectrum=groups)
     found: list[Any] = []
-    for compute in (geometry_at, spectrum_at):
+    for compute in (group_geometry, group_spectrum):
         try:
             found.append(compute(config, source, groups))
         except NotMeasured as error:
             found.append(error)
-    balance = matching(groups, effects[MATCHED_ON].to_numpy())
+    balance = match_quality(groups, effects[MATCHED_ON].to_numpy())
     return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])
 
 
-def chosen_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | TooFewNeurons:
-    """Groups, or why there are none: too few neurons of a sign is recorded, not skipped."""
+def choose_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | TooFewNeurons:
+    """Return the groups, or the error that says why there are none, to be recorded."""
     try:
         return neuron_groups(
             effects["delta_loss"].to_numpy(),
@@ -54,8 +54,8 @@ def chosen_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | 
         return error
 
 
-def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Geometry:
-    """On the analysed rare tokens, all groups on the same ones."""
+def group_geometry(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Geometry:
+    """Return the geometry of the groups at the analysed rare tokens, the same tokens for all groups."""
     moments = SecondMoments(members(groups))
     for batch in source.again():
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
@@ -64,8 +64,8 @@ def geometry_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     return geometry_of(moments, groups, rng, definitions=config.whose_definitions)
 
 
-def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
-    """Of every matrix that the layer's MLP has."""
+def group_spectrum(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:
+    """Return the spectra of the groups in every matrix of the layer's MLP."""
     weights = source.adapter.weights(source.layer)
     given = {"W_in": weights.W_in, "W_out": weights.W_out, "W_gate": weights.W_gate}
     rng = generator(config.seed, "spectrum")
@@ -74,10 +74,11 @@ def spectrum_at(config: StudyConfig, source: TokenSource, groups: NeuronGroups) 
     )
 
 
-def matching(groups: NeuronGroups, covariate: np.ndarray) -> dict[str, dict[str, float]]:
-    """How well matched draws are matched: mean covariate of group, matched and uniform draws; what they share.
+def match_quality(groups: NeuronGroups, covariate: np.ndarray) -> dict[str, dict[str, float]]:
+    """Return how well matched draws match: the mean covariate of group, matched and uniform draws, and the overlap.
 
-    `shared` is the mean share of a matched draw that belongs to the group itself, `distinct` the neurons of all draws.
+    `shared` is the mean share of a matched draw that belongs to the group itself, `distinct` the number of neurons
+    that occur in any draw.
     """
     return {
         role: {

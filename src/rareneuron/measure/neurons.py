@@ -1,11 +1,10 @@
-"""What a reader wants to see of single neurons: where they act, what they write, when they fire, with whom.
+"""Gathers details of single neurons: where they act, which tokens they promote, when they fire, and with which others.
 
-Contexts and the range of activations are gathered while the engine's blocks go by (`Observer`), since Δ per token is
-kept nowhere; histograms and correlations take one more pass over the tokens, whose activations need no forward pass
-where they are held. Memory: top contexts of every neuron of the layer (at most neurons · 5 · 53 numbers), and one
-number per detailed neuron and neuron of the layer. In wide layers the `MOST_DETAILED` largest effects have details.
-Works with either engine; what a neuron promotes needs the closed form's readout. Oracles: tests/study/
-test_explorer.py, loops over tokens and neurons.
+Contexts and the range of activations are gathered from the engine's blocks (`Observer`), since Δ per token isn't kept.
+Histograms and correlations take one more pass over the tokens, without a forward pass if activations are held. Memory:
+top contexts of every neuron of the layer (at most neurons · 5 · 53 numbers), and one number per detailed neuron and
+neuron of the layer. In wide layers the `MOST_DETAILED` largest effects have details. It works with any engine; what a
+neuron promotes needs a readout behind its layer. Oracles: tests/measure/test_neurons.py, loops over tokens and neurons.
 """
 
 from collections.abc import Mapping
@@ -38,13 +37,13 @@ from rareneuron.runs.neurons import (
     text_span,
 )
 
-NEURONS_AT_ONCE = 64  # whose logits over the vocabulary, or correlations with the layer, are held
-TOKENS_AT_ONCE = 256  # whose activations are held once more, in float64
-SEEN = ("sum", "low", "high", "size", "token", "delta")  # what an observer holds
+NEURONS_AT_ONCE = 64  # of which logits over the vocabulary, or correlations with the layer, are in memory
+TOKENS_AT_ONCE = 256  # of which activations are in memory once more, in float64
+SEEN = ("sum", "low", "high", "size", "token", "delta")  # the arrays of an observer
 
 
-def nearby(selection: Selection) -> Int[np.ndarray, "token near"]:
-    """Of each rare token, the analysed tokens of its context whose targets stand in the text shown around its own."""
+def tokens_near(selection: Selection) -> Int[np.ndarray, "token near"]:
+    """Return, for each rare token, the analysed tokens whose targets stand in the text shown around its own."""
     order = np.lexsort((selection.position, selection.context))
     context, position = selection.context[order], selection.position[order]
     place = context.astype(np.int64) * (selection.windows.shape[1] + BEFORE + AFTER + 1) + position
@@ -58,10 +57,10 @@ def nearby(selection: Selection) -> Int[np.ndarray, "token near"]:
 
 
 class Observer:
-    """Looks at the blocks of `layer_effects`: each neuron's top contexts, and the range of its activations."""
+    """Gathers each neuron's top contexts and the range of its activations from the blocks of `layer_effects`."""
 
     def __init__(self, selection: Selection, n_neurons: int) -> None:
-        self.near = nearby(selection)
+        self.near = tokens_near(selection)
         self.n_rare = int(selection.rare.sum())
         self._forget(n_neurons)
 
@@ -106,19 +105,19 @@ class Observer:
         self.delta = torch.where(is_new[..., None], new, old).transpose(1, 2).contiguous()
         self.token = token.gather(0, chosen)
 
-    def fresh(self) -> "Observer":
-        """One that has seen nothing yet, for a part of the tokens."""
+    def empty_copy(self) -> "Observer":
+        """Return an observer that has seen nothing yet, for a part of the tokens."""
         out = copy(self)
         out._forget(len(self.sum))
         return out
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that was seen, to be stored and absorbed by another."""
+        """Return all that was seen, to be stored and absorbed by another observer."""
         out = {name: getattr(self, name).cpu().numpy() for name in SEEN}
         return out | {"n_tokens": np.array([self.n_tokens])}
 
     def absorb(self, part: Mapping[str, np.ndarray]) -> None:
-        """Add what another has seen of other contexts."""
+        """Add what another observer has seen of other contexts."""
         given = {name: torch.from_numpy(np.array(part[name])).to(self.sum.device) for name in SEEN}
         self.n_tokens += int(part["n_tokens"][0])
         self.sum += given["sum"]
@@ -129,7 +128,7 @@ class Observer:
         self.delta = delta.gather(0, chosen[:, None].expand(-1, delta.shape[1], -1))
 
     def refuse_gaps(self) -> None:
-        """Tokens that went by unseen would leave contexts out without a word."""
+        """Refuse to go on if some tokens weren't seen: contexts would silently be missing."""
         if self.n_tokens != self.n_rare:
             raise RareNeuronError(
                 f"The explorer saw {self.n_tokens:,} of {self.n_rare:,} rare tokens, so the contexts that it calls a "
@@ -137,7 +136,7 @@ class Observer:
             )
 
     def _near_in_block(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, "token near"]:
-        """The tokens near each token of a block, as rows of the block."""
+        """Return the tokens near each token of a block, as rows of the block."""
         row = np.full(len(self.near) + 1, NONE)  # the last one answers for NONE
         row[index] = np.arange(len(index))
         return torch.from_numpy(row[self.near[index]])
@@ -150,7 +149,7 @@ class Observer:
 def largest_of_contexts(
     size: Float[Tensor, "token neuron"], context: Int[np.ndarray, " token"]
 ) -> tuple[Float[Tensor, "context neuron"], Int[Tensor, "context neuron"]]:
-    """Of each context and neuron the largest, and its row."""
+    """Return the largest size in each context for each neuron, and its row."""
     order = torch.from_numpy(np.argsort(context, kind="stable")).to(size.device)
     counts = np.unique(context, return_counts=True)[1].tolist()
     found = [size[rows].max(0) for rows in order.split(counts)]
@@ -159,13 +158,13 @@ def largest_of_contexts(
 
 
 def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explorer:
-    """Put together what was seen and what the activations and weights say; the model must still be there."""
+    """Return the details of neurons from what was seen, the activations and the weights; needs the loaded model."""
     seen.refuse_gaps()
     adapter, selection = source.adapter, source.selection
     shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
     weights = adapter.weights(source.layer)
-    histogram, neighbour, correlation = activations(source, seen, shown)
-    listed = writes(adapter, source, weights, shown)
+    histogram, neighbour, correlation = activation_statistics(source, seen, shown)
+    listed = promoted_tokens(adapter, source, weights, shown)
     written, logit = (None, None) if isinstance(listed, Unavailable) else listed
     at = torch.from_numpy(shown).to(seen.token.device)
     token = seen.token[:, at].T.cpu().numpy()
@@ -190,14 +189,14 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
 
 
 def norms(W: Float[Tensor, "neuron d_model"]) -> Float[np.ndarray, " neuron"]:
-    """Lengths of a matrix's rows."""
+    """Return the lengths of a matrix's rows."""
     return W.double().norm(dim=1).cpu().numpy()
 
 
-def activations(
+def activation_statistics(
     source: TokenSource, seen: Observer, shown: Int[np.ndarray, " shown"]
 ) -> tuple[Int[np.ndarray, "shown bin"], Int[np.ndarray, "shown neighbour"], Float[np.ndarray, "shown neighbour"]]:
-    """Histograms of the shown neurons at rare tokens, and the neurons of the layer whose activations follow theirs.
+    """Return histograms of the shown neurons at rare tokens, their most correlated neurons, and the correlations.
 
     Activations are centred by their known mean before they are multiplied, so no digits cancel.
     """
@@ -209,7 +208,7 @@ def activations(
     cross = torch.zeros(len(at), len(mean), dtype=torch.float64, device=device)
     square = torch.zeros_like(mean)
     spread = (seen.high - seen.low).double()
-    scale = spread.where(spread > 0, torch.nan)  # a neuron that never changes follows none
+    scale = spread.where(spread > 0, torch.nan)  # a neuron that never changes has no correlation
     for batch in source.again():
         for act in batch.act[torch.from_numpy(batch.rare).to(device)].split(TOKENS_AT_ONCE):
             part = (act[:, at].float() - low) / span.clamp_min(torch.finfo(torch.float32).tiny)
@@ -220,15 +219,15 @@ def activations(
             square += centred.double().square().sum(0)
     length = square.sqrt()
     pieces = zip(cross.split(NEURONS_AT_ONCE), at.split(NEURONS_AT_ONCE), strict=True)
-    found = [closest(rows, which, length) for rows, which in pieces]
+    found = [nearest_neurons(rows, which, length) for rows, which in pieces]
     neighbour, value = (torch.cat(parts) for parts in zip(*found, strict=True))
     return counts.cpu().numpy(), neighbour.cpu().numpy(), value.cpu().numpy()
 
 
-def closest(
+def nearest_neurons(
     cross: Float[Tensor, "some neuron"], at: Int[Tensor, " some"], length: Float[Tensor, " neuron"]
 ) -> tuple[Int[Tensor, "some neighbour"], Float[Tensor, "some neighbour"]]:
-    """The neurons whose correlation with some is largest either way, and that correlation."""
+    """Return the neurons whose correlation with each of some is largest in size, and the correlation."""
     rho = cross / (length[at, None] * length)
     rho[torch.arange(len(at)), at] = torch.nan
     size, neighbour = rho.abs().nan_to_num(-1).topk(min(N_NEIGHBOURS, len(length)), dim=1)
@@ -236,26 +235,29 @@ def closest(
     return neighbour, rho.gather(1, neighbour.clamp_min(0)).masked_fill(neighbour == NONE, torch.nan).clamp(-1, 1)
 
 
-def writes(
+def promoted_tokens(
     adapter: Adapter, source: TokenSource, weights: LayerWeights, shown: Int[np.ndarray, " shown"]
 ) -> tuple[Int[np.ndarray, "shown written"], Float[np.ndarray, "shown written"]] | Unavailable:
-    """Return the ids that each neuron promotes and demotes most, or why that can't be told."""
+    """Return the ids that each neuron promotes and demotes most, with their logits, or why they are unknown."""
     readout = adapter.readout_behind(source.layer)
     if isinstance(readout, Unavailable):
         return Unavailable(
-            "What a neuron promotes is read off the final norm and the unembedding behind its layer, and here other "
-            f"things stand between. {readout.why}"
+            "What a neuron promotes is read off the final norm and the unembedding behind its layer, and "
+            f"this layer has no such readout. {readout.why}"
         )
     n_ids = min(adapter.vocab, len(adapter.tokenizer))
     W = weights.W_out[torch.from_numpy(shown).to(weights.W_out.device)]
-    ids, logits = promoted(readout, W, n_ids)
+    ids, logits = extreme_logits(readout, W, n_ids)
     return ids.cpu().numpy(), logits.cpu().numpy()
 
 
-def promoted(
+def extreme_logits(
     readout: Readout, W_out: Float[Tensor, "neuron d_model"], n_ids: int
 ) -> tuple[Int[Tensor, "neuron written"], Float[Tensor, "neuron written"]]:
-    """W_U (γ ⊙ ŵ_out) less its mean over the first `n_ids` tokens: the largest, then the smallest, outermost first."""
+    """Return the ids and values of the largest, then the smallest W_U (γ ⊙ ŵ_out), less its mean over `n_ids` tokens.
+
+    Both lists begin with the most extreme value.
+    """
     A = readout.logits_per_direction(torch.float32)[:n_ids]
     A = A - A.mean(0)
     n = min(N_TOKENS, n_ids)
@@ -271,7 +273,7 @@ def promoted(
 def shown_ids(
     selection: Selection, token: Int[np.ndarray, "shown context"], written: Int[np.ndarray, "shown written"] | None
 ) -> Int[np.ndarray, " id"]:
-    """Every token id of the texts and lists."""
+    """Return every token id that the texts and lists contain."""
     found = [] if written is None else [written.ravel()]
     for i in np.unique(token[token != NONE]):
         span = text_span(int(selection.position[i]), selection.windows.shape[1])

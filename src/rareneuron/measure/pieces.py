@@ -1,11 +1,11 @@
-"""Work that survives: a checkpoint's contexts in pieces, each kept until the checkpoint is finished.
+"""Cuts a checkpoint's contexts into pieces, and keeps each piece's results until the checkpoint is finished.
 
-A piece is a range of contexts worth about a minute of work, so small checkpoints have one, of which nothing is kept.
-Where there are more, a piece's sums of effects, and its captured tokens where forward passes are dear, lie in
+A piece is a range of contexts worth about a minute of work. A small checkpoint has one piece, and nothing of it is
+kept. Where there are more, a piece's sums of effects, and its captured tokens where forward passes are slow, lie in
 `RUN/units/<step>/<sha256>.safetensors`, named by everything that decides them: weights, tokens, settings, contexts. A
-killed study reads them back, and ends with the same bits; one that is damaged is said to be, and computed again.
-Sums are added in float64 in the order of contexts, whether they were just computed or read.
-Pieces are cut by counting operations, never by measured time, which would cut them differently each time.
+killed study reads them back, and ends with the same bits; a damaged file is reported, and its piece computed again.
+Sums are added in float64 in the order of contexts, whether they were just computed or read back.
+Pieces are cut by counting operations, not by measured time, which would cut them differently each time.
 Domain: the same bits on CPU with the same number of threads. Oracle: tests/study/test_crash.py.
 """
 
@@ -34,7 +34,7 @@ from rareneuron.measure.sums import as_array
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.files import read_tensors, remove, write_tensors
 
-FORMAT = 1  # of kept pieces; those of another are not found
+FORMAT = 1  # of kept pieces; pieces of another format are not found
 PIECE_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s
 CAPTURED_BYTES = 512 * 2**20  # of a piece whose captured tokens are kept
 BY_TOKEN = ("resid", "act", "target", "context", "rare", "index")
@@ -68,27 +68,27 @@ def cut_contexts(
 
 
 def piece_work(adapter: Adapter) -> float:
-    """Operations worth keeping the result of."""
+    """Return how many operations a piece should take: about a minute's."""
     return PIECE_WORK["cpu" if adapter.model.device.type == "cpu" else "gpu"]
 
 
 @dataclass
 class PieceStore:
-    """Arrays by what they are computed from. `identity` is what all of them share: weights, tokens, settings."""
+    """Stores arrays under names made from all they are computed from; `identity` is what they share."""
 
     folder: Path
     identity: Mapping[str, Any]
     check: Callable[[], None] = lambda: None  # raises where the run folder is no longer this study's
 
     def path(self, kind: str, contexts: range, given: str = "") -> Path:
-        """Return where a piece lies; `given`: digest of what else it is computed from."""
+        """Return the path of a piece's file; `given` is a digest of its further inputs."""
         what = {"format": FORMAT, "rareneuron": version("rareneuron"), "kind": kind, "given": given}
         what |= {"contexts": [contexts.start, contexts.stop], **self.identity}
         name = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{name}.safetensors"
 
     def read(self, path: Path) -> dict[str, np.ndarray] | None:
-        """What was kept; None where there is nothing, or nothing that can be trusted, which is said and removed."""
+        """Return the stored arrays, or None where there are none; a damaged file is reported and removed."""
         if not path.is_file():
             return None
         try:
@@ -100,13 +100,13 @@ class PieceStore:
         return found
 
     def write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a piece."""
+        """Store the arrays of a piece."""
         self.check()
         write_tensors(path, arrays)
 
 
 class CapturedPieces(TokenSource):
-    """A checkpoint's tokens piece by piece: held where they fit, else read back where kept, else captured again."""
+    """A checkpoint's tokens in pieces: held if they fit the memory, else read back if stored, else captured again."""
 
     def __init__(
         self,
@@ -126,10 +126,12 @@ class CapturedPieces(TokenSource):
         self._held: dict[range, list[TokenBatch]] = {}
 
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
-        """Capture, or read what was captured before."""
+        """Capture all batches, or read back those that were captured before."""
         for contexts in self.pieces:
             for batch in (
-                self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept, is_first=True)
+                self._capture(contexts)
+                if self.kept is None
+                else self._read_or_capture(contexts, self.kept, is_first=True)
             ):
                 if self.fits:
                     self._held.setdefault(contexts, []).append(batch)
@@ -137,15 +139,15 @@ class CapturedPieces(TokenSource):
                 progress(batch.n_positions)
 
     def again(self) -> Iterator[TokenBatch]:
-        """Return all batches again."""
+        """Yield all batches again."""
         for contexts in self.pieces:
-            yield from self.of(contexts)
+            yield from self.batches_of(contexts)
 
-    def of(self, contexts: range) -> Iterable[TokenBatch]:
+    def batches_of(self, contexts: range) -> Iterable[TokenBatch]:
         """Return the batches of one piece again."""
         if self.fits:
             return self._held[contexts]
-        return self._capture(contexts) if self.kept is None else self._kept(contexts, self.kept)
+        return self._capture(contexts) if self.kept is None else self._read_or_capture(contexts, self.kept)
 
     def _capture(self, contexts: range) -> Iterator[TokenBatch]:
         part, rows = part_of(self.selection, contexts)
@@ -155,7 +157,7 @@ class CapturedPieces(TokenSource):
             yield replace(batch, context=batch.context + contexts.start, index=rows[batch.index])
             start = time.perf_counter()
 
-    def _kept(self, contexts: range, kept: PieceStore, *, is_first: bool = False) -> list[TokenBatch]:
+    def _read_or_capture(self, contexts: range, kept: PieceStore, *, is_first: bool = False) -> list[TokenBatch]:
         path = kept.path("capture", contexts)
         found = kept.read(path)
         if found is None:
@@ -164,12 +166,12 @@ class CapturedPieces(TokenSource):
             kept.write(path, batches_as_arrays(batches) | {"seconds": np.array([self.seconds - before])})
             return batches
         if is_first:
-            self.seconds += found["seconds"].item()  # it took that long, if not now
+            self.seconds += found["seconds"].item()  # what it took when it was captured
         return batches_from_arrays(found, self.adapter.model.device)
 
 
 def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
-    """Some contexts of a selection, and the rows of the token table that theirs were."""
+    """Return the part of a selection that some contexts make up, and the rows of its tokens in the token table."""
     rows = rows_of(selection, contexts)
     chosen = slice(contexts.start, contexts.stop)
     part = replace(
@@ -185,7 +187,7 @@ def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.nd
 
 
 def batches_as_arrays(batches: Sequence[TokenBatch]) -> dict[str, np.ndarray]:
-    """Batches as arrays that remember where one ends: sums over tokens run batch by batch."""
+    """Return batches as arrays, with the size of each: sums over tokens run batch by batch."""
     columns = {name: np.concatenate([as_array(getattr(b, name)) for b in batches]) for name in BY_TOKEN}
     return columns | {
         "all_act_sum": np.stack([as_array(b.all_act_sum) for b in batches]),
@@ -195,10 +197,10 @@ def batches_as_arrays(batches: Sequence[TokenBatch]) -> dict[str, np.ndarray]:
 
 
 def batches_from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device) -> list[TokenBatch]:
-    """The batches again."""
+    """Return the batches that `batches_as_arrays` stored."""
     ends = np.cumsum(arrays["n_tokens"])[:-1]
     columns = {name: np.split(arrays[name], ends) for name in BY_TOKEN}
-    # Copied to where torch allocates: a matrix product's last bits depend on how its arguments are aligned.
+    # Copied into torch's own memory: the last bits of a matrix product depend on how its arguments are aligned.
     on_device = {name: [torch.tensor(a, device=device) for a in columns[name]] for name in ("resid", "act", "target")}
     return [
         TokenBatch(
@@ -216,13 +218,13 @@ def batches_from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device) 
 
 
 class StepPieces:
-    """The pieces of one checkpoint for `layer_effects`, with what an observer sees of each."""
+    """The pieces of one checkpoint for `layer_effects`; an observer's results are stored with each."""
 
     def __init__(self, source: CapturedPieces, store: PieceStore, observer: Observer | None) -> None:
         self.source, self.store, self.observer = source, store, observer
         self.pieces = source.pieces
-        self.is_split = len(self.pieces) > 1  # of one piece nothing is kept
-        self._part = observer.fresh() if observer is not None and self.is_split else observer
+        self.is_split = len(self.pieces) > 1  # a single piece isn't stored
+        self._part = observer.empty_copy() if observer is not None and self.is_split else observer
 
     def observe(self, block: EffectBlock) -> None:
         """Show the observer a block of the piece at hand."""
@@ -231,10 +233,10 @@ class StepPieces:
 
     def batches(self, contexts: range) -> Iterable[TokenBatch]:
         """Return the captured tokens of a piece."""
-        return self.source.of(contexts)
+        return self.source.batches_of(contexts)
 
     def read(self, contexts: range, given: str) -> dict[str, np.ndarray] | None:
-        """Return what was kept of a piece; the observer sees it too."""
+        """Return the stored arrays of a piece, or None; the observer absorbs its part of them."""
         if not self.is_split:
             return None
         found = self.store.read(self._path(contexts, given))
@@ -243,14 +245,14 @@ class StepPieces:
         return found
 
     def write(self, contexts: range, given: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a piece, where there are several."""
+        """Store the arrays of a piece, if there are several pieces."""
         if not self.is_split:
             return
         seen: dict[str, np.ndarray] = {}
         if self._part is not None and self.observer is not None:
             seen = self._part.arrays()
             self.observer.absorb(seen)
-            self._part = self.observer.fresh()
+            self._part = self.observer.empty_copy()
         self.store.write(self._path(contexts, given), {**arrays, **{SEEN + k: v for k, v in seen.items()}})
 
     def _path(self, contexts: range, given: str) -> Path:

@@ -1,7 +1,7 @@
-"""Sums of effects over tokens and contexts, in parts that can be kept, read back and added.
+"""Sums effects over tokens and contexts, piece by piece; the sums of a piece can be stored, read back and added.
 
-A part covers a range of contexts. Parts are added in the order of contexts, in float64, so the total has the same
-bits whenever and by whomever each was computed. Oracle: tests/study/test_crash.py.
+Pieces are added in the order of contexts, in float64, so the total has the same bits whenever and wherever each was
+computed. Oracle: tests/study/test_crash.py.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rareneuron.maths.clustered import ClusteredMean, sums_by_context
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.runs.layout import kept_rows
 
-# In the order of the table's columns, which parts that were read back don't have.
+# In the order of the table's columns, which pieces that were read back don't keep.
 STATISTICS = ("delta_loss", "abs_delta_loss", "kl", "abs_shift", "direct_delta_loss", "direct_abs_delta_loss")
 KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
 KIND = {True: "rare.", False: "common."}
@@ -28,7 +28,7 @@ class EffectSums:
 
     n_neurons: int
     n_contexts: int  # of the study
-    contexts: range  # those that may come
+    contexts: range  # whose tokens are added
     means: dict[str, ClusteredMean] = field(default_factory=dict)
     per_context: dict[str, np.ndarray] = field(init=False)
     tokens_per_row: np.ndarray = field(init=False)
@@ -39,7 +39,7 @@ class EffectSums:
         self.per_context = {name: np.zeros((len(rows), self.n_neurons), np.float32) for name in KEPT_PER_CONTEXT}
 
     def _rows(self, contexts: range) -> range:
-        """The rows that keep some contexts' sums."""
+        """Return the rows that hold some contexts' sums."""
         first, last = kept_rows(np.array([contexts.start, contexts.stop - 1]), self.n_contexts).tolist()
         return range(first, last + 1)
 
@@ -57,12 +57,12 @@ class EffectSums:
                 np.add.at(self.per_context[name], kept_row, sums.cpu().numpy().astype(np.float32))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, to be kept and absorbed."""
+        """Return all sums, to be stored and absorbed later."""
         means = {f"mean.{k}.{name}": v for k, mean in self.means.items() for name, v in mean.arrays().items()}
         return {"tokens_per_row": self.tokens_per_row, **self.per_context, **means}
 
     def absorb(self, part: Mapping[str, np.ndarray], contexts: range, device: torch.device) -> None:
-        """Add the sums of some contexts."""
+        """Add the stored sums of some contexts."""
         first = self._rows(self.contexts).start
         rows = slice(self._rows(contexts).start - first, self._rows(contexts).stop - first)
         self.tokens_per_row[rows] += part["tokens_per_row"]
@@ -76,7 +76,7 @@ class EffectSums:
             self.means.setdefault(statistic, ClusteredMean(self.n_neurons, device)).absorb(arrays)
 
     def columns(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """Mean and standard error of every statistic, per neuron."""
+        """Return mean and standard error of every statistic, per neuron."""
         out = {}
         for name in (name for name in STATISTICS if name in self.means):
             mean = self.means[name]
@@ -86,7 +86,7 @@ class EffectSums:
 
 
 def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tensor) -> dict[str, Tensor]:
-    """The reported statistics of a block of tokens; without a closed form there is no direct effect."""
+    """Return the reported statistics of a block of tokens; without a closed form there is no direct effect."""
     out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl, "abs_shift": shift.abs()}
     if direct is not None:
         out |= {"direct_delta_loss": direct, "direct_abs_delta_loss": direct.abs()}
@@ -94,12 +94,12 @@ def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tenso
 
 
 def as_array(value: Tensor | np.ndarray | float | int) -> np.ndarray:
-    """A tensor, an array, or a number as an array of one."""
+    """Return a tensor, an array or a number as an array; a number gives an array of one."""
     return value.cpu().numpy() if isinstance(value, Tensor) else np.atleast_1d(value)
 
 
 class Gathered:
-    """What the blocks of some contexts add up to."""
+    """The sums and losses of some contexts, added up block by block."""
 
     def __init__(self, n_neurons: int, n_contexts: int, contexts: range, n_tokens: int) -> None:
         self.contexts = contexts
@@ -114,7 +114,7 @@ class Gathered:
         loss: Float[Tensor, " token"],
         full_share: float | None,
     ) -> None:
-        """Add what an engine says about a batch of whole contexts (`EffectBlock`)."""
+        """Add an engine's results for a batch of whole contexts (`EffectBlock`)."""
         for kind, sums in self.sums.items():
             chosen = batch.rare == kind
             if chosen.any():
@@ -124,12 +124,12 @@ class Gathered:
         self.full_pairs += (1.0 if full_share is None else full_share) * len(batch.index)
 
     def arrays(self, index: Int[np.ndarray, " token"]) -> dict[str, np.ndarray]:
-        """Everything, to be kept and absorbed; `index` are the rows of its tokens."""
+        """Return all of it, to be stored and absorbed later; `index` are the rows of its tokens."""
         sums = {f"{KIND[kind]}{name}": v for kind, s in self.sums.items() for name, v in s.arrays().items()}
         return {"index": index, "loss": self.loss[index], "full_pairs": np.array([self.full_pairs]), **sums}
 
     def absorb(self, part: Mapping[str, np.ndarray], contexts: range, device: torch.device) -> None:
-        """Add what was gathered of some contexts; in the order of contexts, so that the sum is always the same."""
+        """Add stored sums; call it in the order of contexts, so that the total always has the same bits."""
         for kind, sums in self.sums.items():
             prefix = KIND[kind]
             of_kind = {k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)}
@@ -139,7 +139,7 @@ class Gathered:
 
 
 def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
-    """Per-context sums and token counts of both kinds of target, for the bootstrap."""
+    """Return per-context sums and token counts of both kinds of target, for the bootstrap."""
     out: dict[str, np.ndarray] = {}
     for prefix, kind in (("", True), ("common_", False)):
         out |= {f"{prefix}{name}": value for name, value in sums[kind].per_context.items()}

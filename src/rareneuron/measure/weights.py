@@ -1,4 +1,4 @@
-"""Facts about a checkpoint's weight files: stamps, what their tensors hold, and whether they have changed."""
+"""Records facts about a checkpoint's weight files and their tensors, and tells whether files have changed."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,9 +12,9 @@ from rareneuron.runs.records import ModelRecord
 
 
 def weight_stamps(where: ModelFolder) -> dict[str, list[int]] | None:
-    """Size and time of the last change (ns) of each weight file; None on the Hub, where the commit says it all.
+    """Return the size and time of the last change (ns) of each weight file; None on the Hub, where the commit suffices.
 
-    Files with the same stamps are taken for the same, so that gigabytes needn't be hashed each time a run continues.
+    Files with the same stamps count as the same, so that gigabytes needn't be hashed each time a run continues.
     """
     if not is_local(where.source):
         return None
@@ -23,7 +23,7 @@ def weight_stamps(where: ModelFolder) -> dict[str, list[int]] | None:
 
 
 def changed_weights(checkpoint: Checkpoint, recorded: ModelRecord) -> str | None:
-    """How a checkpoint's weights differ from those that `step.json` records; None where they don't."""
+    """Return how a checkpoint's weights differ from those that `step.json` records, or None where they don't."""
     name, now = "commit", checkpoint.commit
     if is_local(checkpoint.source):
         where = checkpoint_folder(checkpoint)
@@ -35,7 +35,7 @@ def changed_weights(checkpoint: Checkpoint, recorded: ModelRecord) -> str | None
 
 
 def weights_record(adapter: Adapter) -> dict[str, Any]:
-    """Facts about the tensors that a model was loaded from, for `weights.json` in a step's folder."""
+    """Return facts about the tensors that a model was loaded from, for `weights.json` in a step's folder."""
     assert adapter.folder is not None, "a model in memory has no files"
     found = tensor_facts(adapter.folder)
     return {"tensors": {name: asdict(fact) for name, fact in found.items()}}

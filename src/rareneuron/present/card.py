@@ -6,7 +6,7 @@ is escaped, so that a name is never markup.
 
 from collections.abc import Sequence
 
-from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RunFolderError
 from rareneuron.maths.claims import Claim
 from rareneuron.present.findings import Findings, findings
 from rareneuron.present.readable import claims_or_reason
@@ -100,7 +100,7 @@ def group_rows(run: Run) -> list[str]:
     """Return the neurons with the largest effects of either sign, or say why there are no groups."""
     try:
         groups, table = run.groups(), run.effects()
-    except (TooFewNeurons, RunFolderError) as error:
+    except (NotMeasured, RunFolderError) as error:
         return [text(f"No groups. {error}"), ""]
     rows = [
         (
@@ -135,7 +135,7 @@ def facts(found: Findings) -> list[str]:
         ("text", f"{found.data.corpus}, fingerprint {found.data.fingerprint}"),
         ("definitions", found.run.definitions),
         ("seed", str(found.config.seed)),
-        ("effects", audit_line(record.audit).removeprefix("audit: ")),
+        ("effects", audit_line(record).removeprefix("audit: ")),
         ("environment", environment_text(found.manifest.environment)),
     ]
     return [f"- **{name}**: {text(value)}" for name, value in told]

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rareneuron.errors import RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RunFolderError
 from rareneuron.maths import Definitions
 from rareneuron.maths.claims import Claim
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.significance import LEVEL
 from rareneuron.present.wording import significant
-from rareneuron.runs.groups import available
+from rareneuron.runs.groups import read_part
 from rareneuron.runs.rankings import Found, Ranking
 from rareneuron.runs.run import Run
 
@@ -49,7 +49,7 @@ def found_or_reason(run: Run, step: int | None, ranking: Ranking | None, definit
     """Return a ranking's phases by either definitions, or the reason why the run has none."""
     try:
         return run.phases(step, ranking, definitions)
-    except TooFewNeurons as error:
+    except NotMeasured as error:
         return str(error)
     except RunFolderError:
         return NO_PHASES
@@ -79,7 +79,7 @@ def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str
     """Return the rows of a checkpoint's geometry or spectrum, or the reason why there are none."""
     try:
         return run.geometry(step) if part == "geometry" else run.spectrum(step)
-    except TooFewNeurons as error:
+    except NotMeasured as error:
         return str(error)
     except RunFolderError:
         return (
@@ -91,6 +91,6 @@ def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str
 def part_record(run: Run, part: Part | Literal["groups"], step: int | None) -> dict[str, Any]:
     """Return everything in a checkpoint's groups.json, geometry.json or spectrum.json.
 
-    Raises `TooFewNeurons` where the checkpoint has no groups.
+    Raises `NotMeasured` where the checkpoint has no groups.
     """
-    return available(run.folder(step) / f"{part}.json")
+    return read_part(run.folder(step) / f"{part}.json")

@@ -9,9 +9,10 @@ import pandas as pd
 from rareneuron.maths import Definitions
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
+from rareneuron.present.engines import engine_words
 from rareneuron.present.readable import claims_or_reason, found_or_reason, verdict
 from rareneuron.runs.rankings import SIGNS, Ranking
-from rareneuron.runs.records import Audit
+from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
 
 MOST_NAMED = 3  # claims of a verdict, in a line
@@ -33,7 +34,7 @@ def study_summary(run: Run) -> dict[str, Any]:
         largest_effect(top, median),
         (
             f"{int((table['delta_loss'] > 0).sum()):,} neurons boost rare tokens (ablation hurts), "
-            f"{int((table['delta_loss'] < 0).sum()):,} suppress them; {audit_line(audit)}"
+            f"{int((table['delta_loss'] < 0).sum()):,} suppress them; {audit_line(record)}"
         ),
         phases_line(run),
         claims_line(run),
@@ -54,10 +55,11 @@ def study_summary(run: Run) -> dict[str, Any]:
     }
 
 
-def audit_line(audit: Audit | None) -> str:
-    """Say how exact the effects are."""
+def audit_line(record: StepRecord) -> str:
+    """Say how exact the effects of a checkpoint are."""
+    audit = record.audit
     if audit is None:
-        return "audit: none, the patching engine is itself the standard"
+        return f"audit: {engine_words(record.engine).in_short}"
     return (
         f"audit: {audit.n_pairs:,} pairs recomputed in float64, rms error {audit.rms_error:.1e} nats, largest "
         f"{audit.max_error:.1e}"

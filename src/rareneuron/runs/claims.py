@@ -1,4 +1,4 @@
-"""The verdicts of a run as `claims.json` keeps them; `conclude` writes them."""
+"""Reads and encodes the verdicts of a run, `claims.json`, which `conclude` writes."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,13 +9,12 @@ import numpy as np
 from rareneuron.maths.claims import Check, Claim, Claims, Comparison
 from rareneuron.maths.significance import finite
 from rareneuron.runs.files import read_json
-
-FILE = "claims.json"
+from rareneuron.runs.layout import CLAIMS
 
 
 def read_claims(root: Path) -> Claims:
     """Return the verdicts of a run."""
-    record: Any = read_json(root / FILE)
+    record: Any = read_json(root / CLAIMS)
     return Claims(
         claims=tuple(from_record(claim) for claim in record["claims"]),
         checks=tuple(Check(**{f.name: check[f.name] for f in fields(Check)}) for check in record["checks"]),
@@ -24,7 +23,7 @@ def read_claims(root: Path) -> Claims:
 
 
 def as_record(claim: Claim) -> dict[str, Any]:
-    """Return a claim as plain JSON, in which numbers that aren't finite are None."""
+    """Return a claim as plain JSON, with None in place of numbers that aren't finite."""
     tests = [
         {name: finite(value) if isinstance(value, float) else value for name, value in asdict(test).items()}
         for test in claim.tests
@@ -33,7 +32,7 @@ def as_record(claim: Claim) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Claim:
-    """Return the claim of a record; those of older versions, which kept no tests, give a claim without any."""
+    """Return the claim that a record holds; it has no tests where an older version, which kept none, wrote it."""
     numbers = {f.name for f in fields(Comparison) if f.type is float}
     tests = []
     for test in record.get("tests", ()):

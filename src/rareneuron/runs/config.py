@@ -1,4 +1,4 @@
-"""What a study is asked to do: one frozen record, from Python, the command line or a TOML file."""
+"""The settings of a study: one frozen record, made in Python, from the command line or from a TOML file."""
 
 import math
 import re
@@ -80,8 +80,8 @@ class StudyConfig:
             raise InvalidConfig(f"percentile = {self.percentile} must lie between 0 and 100; 50 is the paper's.")
         if not 0 < self.memory * 2**30 < math.inf:
             raise InvalidConfig(
-                f"memory = {self.memory} GiB is no amount that blocks can be cut to. Give a positive number; 4 is the "
-                "default."
+                f"memory must be a positive number of GiB, not {self.memory}: blocks of work are cut to fit it. The "
+                "default is 4."
             )
         if self.steps not in (None, "all"):
             self._check_steps()
@@ -103,7 +103,7 @@ class StudyConfig:
 
     @property
     def tokens_wanted(self) -> int:
-        """Rare targets to analyse."""
+        """How many rare targets to analyse."""
         if self.n_tokens is not None:
             return self.n_tokens
         return EMBEDDED_TOKENS if self.is_embedded_corpus else PAPER_TOKENS
@@ -120,12 +120,12 @@ class StudyConfig:
 
     @property
     def is_embedded_corpus(self) -> bool:
-        """Whether the text is the standard library's and the held-out packages' docstrings."""
+        """Whether the text is the embedded corpus: docstrings of the standard library and of held-out packages."""
         return self.data is None and self.is_embedded_model
 
     @property
     def part(self) -> tuple[int, int]:
-        """Which of how many commands this one is, from 1; (1, 1) where it is the only one."""
+        """`shard` as two numbers (i, n), from 1: this command is the i-th of n. (1, 1) where it is the only one."""
         if self.shard is None:
             return 1, 1
         found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", self.shard)
@@ -138,16 +138,16 @@ class StudyConfig:
 
     @property
     def run_folder(self) -> Path:
-        """Where the results go."""
+        """The folder that results are written to."""
         if self.out is not None:
             return Path(self.out)
         name = "embedded" if self.model is None else Path(self.model).name.replace("@", "-")
         return Path("runs") / name
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the results; the rest may change between a run and its continuation.
+        """Return the settings that decide the results; the others may change when a run is continued.
 
-        Which steps are asked for is no part of it: a run may be continued with further checkpoints.
+        `steps` isn't among them: a run may be continued with further checkpoints.
         """
         return {name: value for name, value in asdict(self).items() if name not in FREE} | {
             "n_tokens": self.tokens_wanted
@@ -175,7 +175,7 @@ class StudyConfig:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], origin: str, **overrides: Any) -> "StudyConfig":
-        """Check names and types, then build."""
+        """Return a config from settings by name, once their names and types are checked; `overrides` win."""
         known = {f.name: f for f in fields(cls)}
         unknown = sorted(set(settings) - set(known))
         if unknown:
@@ -195,13 +195,13 @@ class StudyConfig:
 
 
 def default_of(field: "Field[Any]") -> Any:
-    """A field's default, which every setting has."""
+    """Return a setting's default; every setting has one."""
     assert field.default is not MISSING
     return field.default
 
 
 def fits(field: "Field[Any]", value: Any) -> bool:
-    """Whether a TOML value has the field's type; whole numbers pass for decimals, true and false for neither."""
+    """Return whether a TOML value has the field's type. Whole numbers pass for decimals; true and false don't."""
     if isinstance(value, tuple):
         return field.name == "steps" and all(type(step) is int for step in value)
     if get_args(field.type) and all(isinstance(choice, str) for choice in get_args(field.type)):

@@ -3,7 +3,7 @@
 A file is written beside its place under a temporary name, flushed, and renamed over it; a folder likewise. So a
 reader never sees half a result, and a study killed at any moment leaves only finished work and `*.partial` names.
 Tables are Parquet, tensors safetensors, the rest JSON: nothing is pickled. Every file carries a checksum, which reading
-compares, so a damaged one is refused and gives no wrong number; a finished step lists those of its files.
+compares, so that a damaged file is refused; a finished step lists the checksums of its files.
 Domain: file systems whose `rename` is that of POSIX. Oracle: tests/study/test_crash.py.
 """
 
@@ -27,15 +27,15 @@ from safetensors.numpy import save_file
 
 from rareneuron.errors import RunFolderError
 from rareneuron.runs.layout import CHECKSUM, MANIFEST, PARTIAL, REFITTED, STEP_RECORD, STEPS, UNITS
-from rareneuron.runs.records import Misfit, Missing, from_json
-from rareneuron.runs.untrusted import refuse_link, too_large, unpacks_too_large
+from rareneuron.runs.records import Misfit, Missing, StepRecord, from_json
+from rareneuron.runs.untrusted import refuse_link, why_too_large, why_unpacks_too_large
 
 R = TypeVar("R")
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turns the operating system's refusals into an error that says what to do."""
+def explaining(path: Path, doing: str) -> Iterator[None]:
+    """Turn errors of the operating system into a `RunFolderError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
                 "choose another with --out (a file: -o)."
             ) from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            what = "a link to nothing" if path.is_symlink() and not path.exists() else "something that isn't a folder"
+            what = "a broken link" if path.is_symlink() and not path.exists() else "something that isn't a folder"
             raise RunFolderError(
                 f"{doing} {path} failed: {what} lies there ({os.strerror(error.errno)}). Choose "
                 "another place with --out (a file: -o)."
@@ -63,14 +63,14 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on success it takes the place of `path`, on failure it is removed.
+    """Give a temporary path to write to; on success it takes the place of `path`, on failure it is removed.
 
-    A folder in its place is removed first: it is an unfinished one, or it would not be written.
+    A folder that stands in its place is removed first: only unfinished folders are written again.
     """
     if {STEPS, UNITS} & {path.parent.name, path.parent.parent.name} or (path.parent.parent / MANIFEST).is_file():
         refuse_link(path.parent)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")  # is_living reads that
-    with explained(path, "writing"):
+    with explaining(path, "writing"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -85,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names: a rename is lost with the power otherwise."""
+    """Force a file's content, or a folder's names, to the disk: otherwise a power cut can undo a rename."""
     if os.name != "posix" and path.is_dir():
         return  # Windows opens no folders, and its file system writes names by itself
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -96,7 +96,7 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder that may not exist; of a link, the link."""
+    """Remove a file, a folder or a link (not what it leads to); it need not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -104,25 +104,25 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """With a checksum. NaN is refused: JSON has none, and a result that isn't a number should be said in words."""
+    """Write a JSON file with a checksum. NaN is refused: JSON has none, and the reason should be given in words."""
     sealed = {**content, CHECKSUM: text_digest(content)}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def text_digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of content as JSON; what was read gives what was written, since Python's floats read back exactly."""
+    """Return the SHA-256 of content as JSON; it is the same after reading, since Python's floats read back exactly."""
     return hashlib.sha256(json.dumps(content, allow_nan=False).encode()).hexdigest()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A Parquet file of plain columns, without the index."""
+    """Write a table as Parquet, without its index."""
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Arrays by name, as safetensors; the same arrays give the same bytes."""
+    """Write arrays by name as safetensors; the same arrays give the same bytes."""
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         # One entry, as safetensors writes several in any order.
@@ -138,7 +138,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over the names, types, shapes and contents of arrays."""
+    """Return the SHA-256 of the names, types, shapes and contents of arrays."""
     out = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         out.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -147,131 +147,131 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 class Record(dict[str, Any]):
-    """What a file of a run holds, by name. A name that it lacks is an error that says which file."""
+    """The content of a run's file by name. Asking for a name that it lacks raises an error that names the file."""
 
     def __init__(self, content: Mapping[str, Any], path: Path) -> None:
         super().__init__(content)
         self.path = path
 
     def __missing__(self, name: str) -> NoReturn:
-        raise lacking(self.path, name)
+        raise missing_name_error(self.path, name)
 
 
-def lacking(path: Path, name: str) -> RunFolderError:
+def missing_name_error(path: Path, name: str) -> RunFolderError:
     """Return the error for a name that a file lacks."""
     return RunFolderError(
-        f"{path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. {remedy(path)}"
+        f"{path} has no {name!r}: it is damaged, or another version of rareneuron wrote it. {how_to_restore(path)}"
     )
 
 
-def remedy(path: Path) -> str:
-    """How to get a file of a run back."""
+def how_to_restore(path: Path) -> str:
+    """Return a sentence that says how to get a file of a run back."""
     if path.parent.parent.name == STEPS and path.name not in REFITTED:
         return "Run the same study again: only that checkpoint is computed again."
     if path.name == MANIFEST:
-        return "Restore it, or start over in another folder with --out: what the run was can't be told without it."
+        return "Restore it, or start over in another folder with --out: without it nobody can tell what the run was."
     return "Run the same study again: what is missing is made again, and finished checkpoints are kept."
 
 
-def damaged(path: Path, why: object) -> RunFolderError:
-    """The error for a file that is there and cannot be trusted."""
-    return RunFolderError(f"{path} is damaged and cannot be read ({why}). {remedy(path)}")
+def damage_error(path: Path, why: object) -> RunFolderError:
+    """Return the error for a file that exists but can't be trusted."""
+    return RunFolderError(f"{path} is damaged and cannot be read ({why}). {how_to_restore(path)}")
 
 
-CHANGED = "its content is not that which its checksum was made of"
+CHANGED = "its content doesn't match its checksum"
 
 
 def refuse_missing(path: Path) -> None:
-    """A file that isn't there, or leads elsewhere, or is larger than such a file can be."""
+    """Refuse a file that is missing, is a link, or is larger than such a file can be."""
     refuse_link(path)
     if not path.is_file():
-        raise RunFolderError(f"{path} is missing, so that part of the study can't be read. {remedy(path)}")
-    if (why := too_large(path)) is not None:
-        raise damaged(path, why)
+        raise RunFolderError(f"{path} is missing, so that part of the study can't be read. {how_to_restore(path)}")
+    if (why := why_too_large(path)) is not None:
+        raise damage_error(path, why)
 
 
 def read_json(path: Path) -> Record:
-    """A JSON object, or an error that names the file; objects inside it are records too."""
+    """Return the JSON object in a file, or raise an error that names the file; objects inside it are records too."""
     refuse_missing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Record(found, path))
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
     if not isinstance(content, Record):
-        raise damaged(path, f"it should hold a JSON object and holds a {type(content).__name__}")
+        raise damage_error(path, f"it should hold a JSON object and holds a {type(content).__name__}")
     recorded = content.pop(CHECKSUM, None)
     if recorded is None:
-        raise damaged(path, "it has no checksum, or comes from a version that wrote none")
+        raise damage_error(path, "it has no checksum, or comes from a version that wrote none")
     try:
         changed = recorded != text_digest(content)
     except ValueError as error:  # NaN, which no run writes
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
     if changed:
-        raise damaged(path, CHANGED)
+        raise damage_error(path, CHANGED)
     return content
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """Return what a JSON file holds as a record, or an error that names the file."""
+    """Return the content of a JSON file as a record of this kind, or raise an error that names the file."""
     return as_record(read_json(path), path, kind)
 
 
 def as_record(content: Mapping[str, Any], path: Path, kind: type[R]) -> R:
-    """Return the content of a file as a record; a value of another kind is damage."""
+    """Return a file's content as a record of this kind; values of other types count as damage."""
     try:
         return from_json(kind, content)
     except Missing as error:
-        raise lacking(path, str(error)) from error
+        raise missing_name_error(path, str(error)) from error
     except Misfit as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet table, or an error that names the file."""
+    """Return the table in a Parquet file, or raise an error that names the file."""
     refuse_missing(path)
     try:
-        if (why := unpacks_too_large(path)) is not None:
-            raise damaged(path, why)
+        if (why := why_unpacks_too_large(path)) is not None:
+            raise damage_error(path, why)
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
 
 
 def read_tensors(path: Path) -> Record:
-    """All arrays of a safetensors file, or an error that names the file."""
+    """Return all arrays of a safetensors file, or raise an error that names the file."""
     refuse_missing(path)
     try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             recorded = json.loads((file.metadata() or {}).get("record", "{}")).get("sha256")
     except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
     if digest(tensors) != recorded:
-        raise damaged(path, CHANGED)
+        raise damage_error(path, CHANGED)
     return Record(tensors, path)
 
 
 def file_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a step that can't be made again from the others."""
+    """Return the SHA-256 of each file of a step, except those that can be made again from the others."""
     return {path.name: file_sum(path) for path in sorted(folder.iterdir()) if path.name not in REFITTED}
 
 
 def file_sum(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def damage(folder: Path) -> RunFolderError | None:
-    """What is wrong with a finished step, every byte of it read; None where it is whole."""
+    """Read every byte of a finished step; return an error that says what is wrong, or None where it is whole."""
     try:
-        for name, recorded in read_json(folder / STEP_RECORD)["files"].items():
+        for name, recorded in read_record(folder / STEP_RECORD, StepRecord).files.items():
             path = folder / Path(name).name
             refuse_missing(path)
             if file_sum(path) != recorded:
-                raise damaged(path, CHANGED)
+                raise damage_error(path, CHANGED)
     except RunFolderError as error:
         return error
     except OSError as error:
-        return damaged(folder, error)
+        return damage_error(folder, error)
     return None

@@ -1,6 +1,6 @@
-"""Groups, geometry and spectrum of a checkpoint as its run folder keeps them.
+"""Writes and reads the groups, geometry and spectrum of a checkpoint.
 
-Where there are too few neurons of a sign, every file says so in place of its numbers.
+Where there are too few neurons of a sign, every file holds the reason in place of its numbers.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,39 +10,39 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareneuron.errors import RareNeuronError, RunFolderError, TooFewNeurons
+from rareneuron.errors import NotMeasured, RareNeuronError, RunFolderError
 from rareneuron.maths.geometry import Geometry
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.layout import GEOMETRY, GROUP_DRAWS, GROUPS, SPECTRUM
 from rareneuron.runs.options import with_option
 
 # How far ablation moves the residual stream, E|n̄ − n| · ‖w_out‖. Mean |Δ| follows that in any model, a random one too
 # (Spearman 0.96), so groups differ from neurons in general by it alone.
 MATCHED_ON = "move"
-MOST_CANDIDATES = 4096  # neurons that random groups are drawn from; of a wider layer, that many at random
-GROUPS, DRAWS, GEOMETRY, SPECTRUM = "groups.json", "groups.safetensors", "geometry.json", "spectrum.json"
+MOST_CANDIDATES = 4096  # neurons that random groups are drawn from; in a wider layer, a random sample of that many
 UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedGroups:
-    """What is said about the groups of one checkpoint; in place of a part, why there is none."""
+    """The groups of one checkpoint and their statistics; an error in place of a part says why there is none."""
 
     groups: NeuronGroups | RareNeuronError
-    balance: dict[str, dict[str, float]]  # how alike groups and matched draws are
+    balance: dict[str, dict[str, float]]  # how well matched draws match the groups
     geometry: Geometry | RareNeuronError
     spectrum: Spectrum | RareNeuronError
 
     @property
     def role(self) -> dict[str, np.ndarray]:
-        """Neurons by role."""
+        """The neurons of each role; empty where there are no groups."""
         found = self.groups
         return {"boosting": found.boosting, "suppressing": found.suppressing} if isinstance(found, NeuronGroups) else {}
 
 
 def write_groups(folder: Path, compared: ComparedGroups) -> None:
-    """Four files: what is short and read by people as JSON, the draws as tensors."""
+    """Write four files: short records as JSON, the draws as tensors."""
     groups = compared.groups
     if isinstance(groups, RareNeuronError):
         record: dict[str, Any] = {UNAVAILABLE: with_option(groups)}
@@ -52,7 +52,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
             "matched_random": groups.matched_random,
             "matched_pairs": groups.matched_pairs,
         }
-        write_tensors(folder / DRAWS, {k: v.astype(np.int32) for k, v in draws.items() if v is not None})
+        write_tensors(folder / GROUP_DRAWS, {k: v.astype(np.int32) for k, v in draws.items() if v is not None})
         record = {
             "boosting": groups.boosting.tolist(),
             "suppressing": groups.suppressing.tolist(),
@@ -66,7 +66,7 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
 
 
 def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
-    """Its rows, and what they rest on."""
+    """Return geometry.json: the rows, and what they were computed from."""
     if isinstance(geometry, RareNeuronError):
         return {UNAVAILABLE: with_option(geometry)}
     record = asdict(geometry)
@@ -74,7 +74,7 @@ def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
 
 
 def spectrum_record(spectrum: Spectrum | RareNeuronError) -> dict[str, Any]:
-    """Its rows, and the eigenvalues of each group: of `random` the mean over draws, rank by rank."""
+    """Return spectrum.json: the rows, and each group's eigenvalues (for `random`, the mean over draws at each rank)."""
     if isinstance(spectrum, RareNeuronError):
         return {UNAVAILABLE: with_option(spectrum)}
     eigenvalues: dict[str, dict[str, list[float]]] = {}
@@ -89,18 +89,18 @@ def spectrum_record(spectrum: Spectrum | RareNeuronError) -> dict[str, Any]:
     }
 
 
-def available(path: Path) -> dict[str, Any]:
-    """A record of a part that could be computed."""
+def read_part(path: Path) -> dict[str, Any]:
+    """Return the record of a part. Raises `NotMeasured` with the reason where the part couldn't be computed."""
     record = read_json(path)
     if UNAVAILABLE in record:
-        raise TooFewNeurons(record[UNAVAILABLE])
+        raise NotMeasured(record[UNAVAILABLE])
     return record
 
 
 def read_groups(folder: Path) -> NeuronGroups:
-    """The groups of a checkpoint."""
-    record = available(folder / GROUPS)
-    draws = read_tensors(folder / DRAWS)
+    """Return the groups of a checkpoint."""
+    record = read_part(folder / GROUPS)
+    draws = read_tensors(folder / GROUP_DRAWS)
     matched, pairs = draws.get("matched_random"), draws.get("matched_pairs")
     groups = NeuronGroups(
         boosting=np.array(record["boosting"], np.int64),
@@ -112,18 +112,19 @@ def read_groups(folder: Path) -> NeuronGroups:
     )
     if not len(groups.boosting) == len(groups.suppressing) == groups.random.shape[-1]:
         raise RunFolderError(
-            f"{folder / GROUPS} and {folder / DRAWS} hold groups of different sizes, so they are not of one "
-            f"checkpoint. Remove {folder} and run the same study again: only that checkpoint is computed again."
+            f"{folder / GROUPS} and {folder / GROUP_DRAWS} hold groups of different sizes, so they belong to "
+            f"different checkpoints. Remove {folder} and run the same study again: only that checkpoint is computed "
+            "again."
         )
     return groups
 
 
 def read_geometry(folder: Path) -> pd.DataFrame:
-    """One row a statistic, group and null."""
-    return pd.DataFrame(available(folder / GEOMETRY)["rows"])
+    """Return a table of a checkpoint's geometry: one row for each statistic, group and null."""
+    return pd.DataFrame(read_part(folder / GEOMETRY)["rows"])
 
 
 def read_spectrum(folder: Path) -> pd.DataFrame:
-    """One row a matrix, statistic, group and null."""
-    record = available(folder / SPECTRUM)
+    """Return a table of a checkpoint's spectra: one row for each matrix, statistic, group and null."""
+    record = read_part(folder / SPECTRUM)
     return pd.DataFrame(record["rows"]).assign(definitions=record["definitions"])

@@ -1,4 +1,4 @@
-"""Details of single neurons as a run folder keeps them, for the explorer of the report.
+"""Writes and reads details of single neurons, for the explorer of the report.
 
 Arrays are tensors, words are JSON; only the last planned checkpoint has them.
 """
@@ -11,17 +11,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.layout import NEURON_ARRAYS, NEURONS
 
-ARRAYS, RECORD = "explorer.safetensors", "explorer.json"
-MOST_DETAILED = 1_024  # neurons, by rank: a page of more would be too heavy to mail
+MOST_DETAILED = 1_024  # neurons, by rank: a page with more would be too heavy to mail
 N_CONTEXTS, N_TOKENS, N_BINS, N_NEIGHBOURS = 5, 8, 20, 5
 BEFORE, AFTER = 40, 12  # tokens of text shown before and after a target
-NONE = -1  # fills what a neuron has less of
+NONE = -1  # fills the rows of neurons that have fewer entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explorer:
-    """Details of the neurons `shown`, largest mean |Δ| first; `NONE` and NaN where there is nothing.
+    """Details of the neurons `shown`, largest mean |Δ| first; missing entries are `NONE` or NaN.
 
     A token is a row of the token table; its text is that of its target, at its position + 1.
     """
@@ -44,28 +44,31 @@ class Explorer:
 
 
 def text_span(position: int, context_length: int) -> range:
-    """Positions of the text shown around a token, whose target stands at position + 1."""
+    """Return the positions of the text shown around a token, whose target stands at position + 1."""
     return range(max(0, position + 1 - BEFORE), min(context_length, position + 2 + AFTER))
 
 
 def write_explorer(folder: Path, explorer: Explorer) -> None:
-    """Arrays as tensors, words as JSON."""
+    """Write the arrays as tensors and the words as JSON."""
     given = {f.name: getattr(explorer, f.name) for f in fields(explorer)}
     arrays = {
         name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         for name, value in given.items()
         if isinstance(value, np.ndarray)
     }
-    write_tensors(folder / ARRAYS, arrays)
+    write_tensors(folder / NEURON_ARRAYS, arrays)
     texts = {str(i): text for i, text in explorer.texts.items()}
-    write_json(folder / RECORD, {"no_readout": explorer.no_readout, "texts": texts})
+    write_json(folder / NEURONS, {"no_readout": explorer.no_readout, "texts": texts})
 
 
 def read_explorer(folder: Path) -> Explorer | None:
-    """The details of a checkpoint; None where it has none, as all but the last planned one. Half of them: an error."""
-    if not any((folder / name).exists() for name in (ARRAYS, RECORD)):
+    """Return the details of a checkpoint's neurons, or None for checkpoints without details.
+
+    Only the last planned checkpoint has details. Raises if only one of the two files is there.
+    """
+    if not any((folder / name).exists() for name in (NEURON_ARRAYS, NEURONS)):
         return None
-    record, arrays = read_json(folder / RECORD), read_tensors(folder / ARRAYS)
+    record, arrays = read_json(folder / NEURONS), read_tensors(folder / NEURON_ARRAYS)
     optional = ("W_gate_norm", "written", "written_logit")
     given: dict[str, Any] = {f.name: arrays[f.name] for f in fields(Explorer) if f.name in arrays}
     given |= {name: arrays.get(name) for name in optional}

@@ -1,4 +1,4 @@
-"""The command line's words for the arguments that errors of `maths` speak of."""
+"""The command line's options for the arguments that errors of `maths` name."""
 
 from rareneuron.errors import RareNeuronError
 

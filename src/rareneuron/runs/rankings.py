@@ -1,8 +1,8 @@
-"""The four rankings of a layer's neurons, their rank curves, and the phases of each as a run folder keeps them.
+"""Ranks a layer's neurons in four ways, fits each rank curve's phases, and writes and reads them.
 
 `all`: mean |Δ| at rare targets (Eq. 1, the paper); `boosting` and `suppressing`: neurons of one sign by |mean Δ|;
 `common`: mean |Δ| at matched common targets, the contrast that says whether phases are about rare tokens at all. The
-released scripts know one sign at a time only, and their numbers cost so little that they are computed when asked for.
+released scripts rank one sign at a time only; their numbers cost so little that they are computed when asked for.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
-from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, RunFolderError, TooFewNeurons, Unavailable
 from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.maths.phases import ContextSums, Phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
+from rareneuron.runs.layout import PHASE_ARRAYS, PHASES
 from rareneuron.runs.options import with_option
 from rareneuron.runs.seeds import generator
 
@@ -36,16 +37,18 @@ COLUMN = {
 }
 N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
 LAST_DRAWS = 400  # of the ranking `all` at the last checkpoint, which a claim rests on: Holm asks for p near 1/300
-FILE, ARRAYS = "phases.json", "phases.safetensors"
+UNAVAILABLE = "unavailable"  # holds the reason why a ranking has no phases
 NOT_IN_JSON = ("deviation", "band", "slope")  # arrays
 
 
 def layer_curve(effects: pd.DataFrame, ranking: str = "all") -> RankCurve:
-    """The rank curve of one ranking; `neuron` is the index in the layer."""
+    """Return the rank curve of one ranking; `neuron` is the index in the layer."""
     if ranking not in RANKINGS:
-        raise InvalidConfig(f"There is no ranking {ranking!r}, so no neurons to sort. Choose of {', '.join(RANKINGS)}.")
+        raise InvalidConfig(
+            f"There is no ranking {ranking!r}, so no neurons to sort. Choose one of {', '.join(RANKINGS)}."
+        )
     if COLUMN[ranking] not in effects:
-        raise TooFewNeurons(
+        raise NotMeasured(
             "No common target was analysed at this checkpoint, so no neuron has an effect there to be ranked by. Give "
             "more text (--data), or use another ranking."
         )
@@ -60,7 +63,7 @@ def layer_curve(effects: pd.DataFrame, ranking: str = "all") -> RankCurve:
 
 
 def sign(ranking: str) -> int:
-    """What turns a ranking's column into the sizes that it sorts."""
+    """Return the sign that turns a ranking's column into the sizes that it sorts."""
     return -1 if ranking == "suppressing" else 1
 
 
@@ -71,9 +74,9 @@ def fit_rankings(
     definitions: str = "paper",
     *,
     is_last: bool = False,
-) -> dict[Ranking, Found | TooFewNeurons]:
-    """Phases of every ranking that the definitions know, or why they can't be told."""
-    out: dict[Ranking, Found | TooFewNeurons] = {}
+) -> dict[Ranking, Found | Unavailable]:
+    """Return the phases of every ranking of these definitions, or why it has none."""
+    out: dict[Ranking, Found | Unavailable] = {}
     for ranking in RANKINGS if definitions == "paper" else SIGNS:
         try:
             out[ranking] = (
@@ -83,8 +86,8 @@ def fit_rankings(
                 if definitions == "paper"
                 else released_ranking(effects, ranking)
             )
-        except TooFewNeurons as error:
-            out[ranking] = error
+        except NotMeasured as error:
+            out[ranking] = Unavailable(with_option(error))
     return out
 
 
@@ -95,7 +98,7 @@ def fit_ranking(
     seed: int,
     n_draws: int = N_DRAWS,
 ) -> Phases:
-    """One ranking's phases by the paper's definitions, with nulls and bootstrap."""
+    """Return one ranking's phases by the paper's definitions, with nulls and bootstrap."""
     curve = layer_curve(effects, ranking)
     by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
     sums = ranked_sums(curve, context_sums, ranking)
@@ -103,65 +106,65 @@ def fit_ranking(
 
 
 def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:
-    """One sign's numbers as the released scripts compute them."""
+    """Return one sign's numbers as the released scripts compute them."""
     if ranking not in SIGNS:
         raise InvalidConfig(
             f"The released scripts rank neurons of one sign, so there are no released phases of the ranking {ranking!r}"
-            f". Choose of {', '.join(SIGNS)}, or use the definitions `paper`."
+            f". Choose one of {', '.join(SIGNS)}, or use the definitions `paper`."
         )
     return released_phases(layer_curve(effects, ranking))
 
 
 def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
-    """What the bootstrap resamples, columns by rank, of contexts with such targets; None where the nulls decide alone.
+    """Return the sums that the bootstrap resamples: columns by rank, for contexts that have such targets.
 
-    That is so with fewer than two contexts, and for one sign: a mean that may cross 0 in a draw has no logarithm there,
-    and what stood in its place would decide the interval.
+    None, so no bootstrap, with fewer than two contexts, and for the rankings of one sign: a mean that crosses 0 in a
+    draw has no logarithm there, and any substitute would decide the interval.
     """
     if COLUMN[ranking] == "delta_loss":
         return None
     n_tokens = context_sums["common_n_tokens" if ranking == "common" else "n_tokens"]
-    held = n_tokens > 0
-    if held.sum() < 2:
+    has_tokens = n_tokens > 0
+    if has_tokens.sum() < 2:
         return None
-    sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][held][:, curve.neuron]
-    return ContextSums(sums=sums, n_tokens=n_tokens[held])
+    sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][has_tokens][:, curve.neuron]
+    return ContextSums(sums=sums, n_tokens=n_tokens[has_tokens])
 
 
-def as_record(phases: Found | TooFewNeurons) -> dict[str, Any]:
-    """All of it but the arrays, for JSON."""
-    if isinstance(phases, TooFewNeurons):
-        return {"unavailable": with_option(phases)}
+def as_record(phases: Found | Unavailable) -> dict[str, Any]:
+    """Return phases as plain JSON, without their arrays."""
+    if isinstance(phases, Unavailable):
+        return {UNAVAILABLE: phases.why}
     return {k: v for k, v in asdict(phases).items() if k not in NOT_IN_JSON}
 
 
-def as_stored(
-    phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str
+def stored_form(
+    phases: Mapping[Ranking, Found | Unavailable], definitions: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the two files hold."""
+    """Return the contents of the two files: the record for JSON, and the arrays."""
     record = {"definitions": definitions} | {ranking: as_record(p) for ranking, p in phases.items()}
     arrays = {f"{ranking}.{name}": getattr(p, name, None) for ranking, p in phases.items() for name in NOT_IN_JSON}
     return record, {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def write_phases(folder: Path, phases: Mapping[Ranking, Found | TooFewNeurons], definitions: str = "paper") -> None:
-    """`phases.json` last: with it the phases are complete."""
-    record, arrays = as_stored(phases, definitions)
-    write_tensors(folder / ARRAYS, arrays)
-    write_json(folder / FILE, record)
+def write_phases(folder: Path, phases: Mapping[Ranking, Found | Unavailable], definitions: str = "paper") -> None:
+    """Write both files, `phases.json` last: once it is there, the phases are complete."""
+    record, arrays = stored_form(phases, definitions)
+    write_tensors(folder / PHASE_ARRAYS, arrays)
+    write_json(folder / PHASES, record)
 
 
 def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases:
-    """One ranking's phases by the paper; κ(u) is computed again from the curve, the rest is read."""
+    """Read one ranking's phases by the paper's definitions; only κ(u) is computed again, from the curve."""
     curve = layer_curve(effects, ranking)
-    if not (folder / FILE).is_file():
+    if not (folder / PHASES).is_file():
         raise RunFolderError(
-            f"{folder} has no {FILE}, as in a run of an earlier version, so its phases are unknown. Run the same study "
-            "again: phases are added, and effects kept."
+            f"{folder} has no {PHASES}, as in a run of an earlier version, so its phases are unknown. Run the same "
+            "study again: phases are added, and effects kept."
         )
-    stored, arrays = read_json(folder / FILE)[ranking], read_tensors(folder / ARRAYS)
-    if "unavailable" in stored:
-        raise TooFewNeurons(stored["unavailable"])
+    stored, arrays = read_json(folder / PHASES)[ranking], read_tensors(folder / PHASE_ARRAYS)
+    if UNAVAILABLE in stored:
+        raise NotMeasured(stored[UNAVAILABLE])
     scalars: dict[str, Any] = {f.name: stored[f.name] for f in fields(Phases) if f.name in stored}
     scalars |= {
         "n_draws": stored.get("n_draws", N_DRAWS),
@@ -178,16 +181,16 @@ def read_phases(folder: Path, ranking: Ranking, effects: pd.DataFrame) -> Phases
 
 
 def phases_are_whole(folder: Path, effects: pd.DataFrame, definitions: str) -> bool:
-    """Whether every ranking's phases, or why there are none, can be read, and are of these definitions."""
+    """Return whether every ranking's phases, or why it has none, can be read and follow these definitions."""
     try:
         if definitions == "released":
-            record, arrays = as_stored(fit_rankings(effects, {}, 0, definitions), definitions)
-            there = read_tensors(folder / ARRAYS)
-            return read_json(folder / FILE) == record and there.keys() == arrays.keys()
-        if read_json(folder / FILE)["definitions"] != definitions:
+            record, arrays = stored_form(fit_rankings(effects, {}, 0, definitions), definitions)
+            there = read_tensors(folder / PHASE_ARRAYS)
+            return read_json(folder / PHASES) == record and there.keys() == arrays.keys()
+        if read_json(folder / PHASES)["definitions"] != definitions:
             return False
         for ranking in RANKINGS:
-            with suppress(TooFewNeurons):
+            with suppress(NotMeasured):
                 read_phases(folder, ranking, effects)
     except RunFolderError:
         return False

@@ -1,8 +1,8 @@
-"""What `run.json` and each `step.json` hold, as frozen records; reading refuses in words what is of another kind.
+"""Defines what `run.json` and each `step.json` hold, as frozen records; values of other types are refused.
 
 A checksum says that a file is as it was written, not who wrote it: a run from elsewhere may hold anything. Every field
-is read by its annotation; a range among the annotations is what a whole number may lie in. A field with a default may
-be missing, as in runs of older versions, and names that no field has are left out. Oracle: tests/test_fuzz_readers.py.
+is read by its annotation; a range there limits a whole number. A field with a default may be missing, as in runs of
+older versions, and unknown names are left out. Oracle: tests/test_fuzz_readers.py.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ R = TypeVar("R")
 
 
 class Misfit(Exception):
-    """A value of a record that is not of its kind; says which and why."""
+    """A value in a record has the wrong type; the text says which value and why."""
 
 
 class Missing(Misfit):
-    """A name that a record lacks; its text is the name."""
+    """A record lacks a name; the text is that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Audit:
     n_pairs: Count
     max_error: float  # nats, over all three
     rms_error: float  # nats, of the total Δ
-    rms_delta_loss: float  # of the same pairs, to see the error against
+    rms_delta_loss: float  # of the same pairs, for comparison with the error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class CountsRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RarityRecord:
-    """The rule by which a type is rare, and what it came out as."""
+    """The rule by which a type is rare, and the threshold that it gave."""
 
     rule: Rule
     percentile: float | None
@@ -171,20 +171,18 @@ class Manifest:
 
 
 def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
-    """Return a record as plain values for JSON; of the settings those that decide results."""
+    """Return a record as plain values for JSON, with only those settings that decide results."""
     out = asdict(record)
     return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out
 
 
 def from_json(kind: type[R], content: Mapping[str, Any]) -> R:
-    """Return the record that a file holds; raises `Misfit` where a value is of another kind, and
-    `Missing` where there is none.
-    """
+    """Return a file's content as a record. Raises `Misfit` for a value of the wrong type, `Missing` for no value."""
     return read(kind, content, "")
 
 
 def read(kind: Any, value: Any, where: str) -> Any:
-    """Return a value as its annotation wants it; `where` is the way to it, for the words of a misfit."""
+    """Return a value in the form that its annotation asks for; `where` is its path in the file, for errors."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is StudyConfig:
         return read_settings(expect(dict, value, where))
@@ -196,19 +194,19 @@ def read(kind: Any, value: Any, where: str) -> Any:
         return read_one_of(arguments, value, where)
     if origin is dict:
         found = expect(dict, value, where)
-        return {name: read(arguments[1], one, f"{where}.{cut(name)}".lstrip(".")) for name, one in found.items()}
+        return {name: read(arguments[1], one, f"{where}.{shorten(name)}".lstrip(".")) for name, one in found.items()}
     if origin in (list, tuple):
         found = expect(list, value, where)
         return origin(read(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(found))
     if origin is not None:  # Literal
         if value not in arguments:
-            raise Misfit(f"`{where}` should be one of {', '.join(arguments)} and is {shown(value)}")
+            raise Misfit(f"`{where}` should be one of {', '.join(arguments)} and is {short_form(value)}")
         return value
     return expect(kind, value, where)
 
 
 def read_fields(kind: type, found: Mapping[str, Any], where: str) -> Any:
-    """Return a dataclass of what stands under its fields' names."""
+    """Return a dataclass made of the values under its fields' names."""
     values, hints = {}, hints_of(kind)
     for f in fields(kind):
         if f.name in found:
@@ -223,24 +221,24 @@ def read_fields(kind: type, found: Mapping[str, Any], where: str) -> Any:
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """Return a dataclass's annotations, ranges included."""
+    """Return a dataclass's annotations, with their ranges."""
     return get_type_hints(kind, include_extras=True)
 
 
 def read_annotated(kind: Any, value: Any, where: str) -> Any:
-    """Return a whole number in its range, or a list that isn't empty."""
+    """Return a whole number, refused outside its range, or a list, refused where it is empty."""
     base, limit = get_args(kind)
     if limit is ...:
         if isinstance(value, list) and not value:
-            raise Misfit(f"`{where}` should be a list with something in it and is a list")
+            raise Misfit(f"`{where}` should be a list with something in it and is empty")
         return read(base, value, where)
     if type(value) is not int or value not in limit:
-        raise Misfit(f"`{where}` should be a whole number from {limit.start} on and is {shown(value)}")
+        raise Misfit(f"`{where}` should be a whole number from {limit.start} on and is {short_form(value)}")
     return value
 
 
 def read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Return a value that is of one of several kinds; the misfit of the last but None speaks for all."""
+    """Return a value that fits one of several types; the error is that of the last type other than None."""
     misfit = Misfit("")
     for kind in sorted(kinds, key=lambda kind: kind is not NoneType):
         try:
@@ -251,7 +249,7 @@ def read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def read_settings(found: Mapping[str, Any]) -> StudyConfig:
-    """Return the settings of a study; those that this version doesn't know are left out, missing ones have defaults."""
+    """Return the settings of a study; unknown ones are left out, and missing ones get their defaults."""
     known = {f.name: default_of(f) for f in fields(StudyConfig) if f.name not in FREE}
     given = {name: found[name] for name in known if name in found}
     try:
@@ -259,11 +257,11 @@ def read_settings(found: Mapping[str, Any]) -> StudyConfig:
             {name: value for name, value in given.items() if value is not None or known[name] is not None}, "`config`"
         )
     except InvalidConfig as error:
-        raise Misfit(cut(str(error).partition(". ")[0])) from error
+        raise Misfit(shorten(str(error).partition(". ")[0])) from error
 
 
 def expect(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of a plain type; whole numbers pass for decimals, true and false for neither."""
+    """Return a value of a plain type. Whole numbers pass for decimals; true and false don't."""
     if kind is float:
         fits = type(value) in (int, float) and abs(value) < LARGEST
     elif kind is int:
@@ -272,19 +270,19 @@ def expect(kind: Any, value: Any, where: str) -> Any:
         fits = isinstance(value, kind)
     if not fits:
         wanted = {dict: "an object", list: "a list"}.get(kind) or WORDS[kind]
-        raise Misfit(f"`{where}` should be {wanted} and is {shown(value)}")
+        raise Misfit(f"`{where}` should be {wanted} and is {short_form(value)}")
     return float(value) if kind is float else value
 
 
-def shown(value: Any) -> str:
-    """Return a short form of a value that is refused."""
+def short_form(value: Any) -> str:
+    """Return a short text for a value that is refused."""
     if value is None:
         return "null"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST:
-        return "a number of many digits"  # Python prints none of over 4,300 digits
-    return cut(repr(value)) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        return "a number of many digits"  # Python refuses to print more than 4,300 digits
+    return shorten(repr(value)) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
-def cut(text: str) -> str:
-    """Return the beginning of a long text."""
+def shorten(text: str) -> str:
+    """Return a text, or its beginning where it is long."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

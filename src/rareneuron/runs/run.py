@@ -1,4 +1,4 @@
-"""A finished or growing run folder, opened for reading: tables as DataFrames, the rest as frozen records."""
+"""Opens a finished or growing run folder for reading: tables as DataFrames, the rest as frozen records."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,17 @@ from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
 from rareneuron.runs.files import read_record, read_table, read_tensors
-from rareneuron.runs.layout import MANIFEST, STEP_RECORD, TRAJECTORY, UNKNOWN_STEP_NAME
+from rareneuron.runs.layout import (
+    CONTEXT_SUMS,
+    EFFECTS,
+    MANIFEST,
+    STEP_RECORD,
+    TOKEN_LOSS,
+    TOKENS,
+    TRAJECTORY,
+    step_folder,
+    step_of,
+)
 from rareneuron.runs.rankings import Found, Ranking, fit_ranking, layer_curve, read_phases, released_ranking
 from rareneuron.runs.records import Manifest, StepRecord
 from rareneuron.runs.store import RunStore
@@ -41,10 +51,10 @@ class Run(Shown):
     @property
     def steps(self) -> list[int | None]:
         """Finished checkpoints by step; None stands for one whose step is unknown."""
-        return [None if name == UNKNOWN_STEP_NAME else int(name) for name in self._store.finished_steps()]
+        return [step_of(name) for name in self._store.finished_steps()]
 
     def folder(self, step: int | None = None) -> Path:
-        """Where the results of a checkpoint lie."""
+        """Return the folder that holds the results of a checkpoint."""
         names = self._store.finished_steps()
         if not names:
             raise RunFolderError(f"{self.path} has no finished checkpoint yet. Run the same `rareneuron study` again.")
@@ -57,23 +67,23 @@ class Run(Shown):
         return self._store.step(name)
 
     def tokens(self) -> pd.DataFrame:
-        """The analysed tokens: context, position, target, text, frequency, rare, loss at the last step."""
-        return read_table(self.path / "tokens.parquet")
+        """Return the analysed tokens: context, position, target, text, frequency, rare, loss at the last step."""
+        return read_table(self.path / TOKENS)
 
     def effects(self, step: int | None = None) -> pd.DataFrame:
-        """One row a neuron: effects in nats per token with standard errors, rank and role."""
-        return read_table(self.folder(step) / "effects.parquet")
+        """Return one row per neuron: effects in nats per token with standard errors, rank and role."""
+        return read_table(self.folder(step) / EFFECTS)
 
     def context_sums(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """Sums of Δ and |Δ| per context and neuron, and tokens per context: what the bootstrap resamples."""
-        return read_tensors(self.folder(step) / "context_sums.safetensors")
+        """Return sums of Δ and |Δ| per context and neuron, and tokens per context, which the bootstrap resamples."""
+        return read_tensors(self.folder(step) / CONTEXT_SUMS)
 
     def token_loss(self, step: int | None = None) -> np.ndarray:
-        """Clean loss of every analysed token, in the order of `tokens()`."""
-        return read_tensors(self.folder(step) / "token_loss.safetensors")["loss"]
+        """Return the clean loss of every analysed token in nats, in the order of `tokens()`."""
+        return read_tensors(self.folder(step) / TOKEN_LOSS)["loss"]
 
     def rank_curve(self, step: int | None = None, ranking: Ranking = "all") -> RankCurve:
-        """Effects sorted from the largest; `neuron` is the index in the layer.
+        """Return effects sorted from the largest; `neuron` is the index in the layer.
 
         `all`: mean |Δ| at rare targets; `boosting`, `suppressing`: neurons of one sign by |mean Δ|; `common`: mean |Δ|
         at common targets.
@@ -82,15 +92,15 @@ class Run(Shown):
 
     @property
     def definitions(self) -> Definitions:
-        """Whose definitions of phases the study was asked for; runs of before there was a choice have the paper's."""
+        """Whose definitions of phases the study used; runs of versions without this setting used the paper's."""
         return self.manifest.config.whose_definitions
 
     def phases(
         self, step: int | None = None, ranking: Ranking | None = None, definitions: Definitions | None = None
     ) -> Found:
-        """Plateau, power law and decay of a rank curve, or which of them is missing.
+        """Return plateau, power law and decay of a rank curve, or which of them is missing.
 
-        `ranking` is `all` by default, of released definitions `boosting`. Other `definitions` than the run's own are
+        `ranking` is `all` by default, with released definitions `boosting`. Other `definitions` than the run's own are
         computed from its effects: `released` at once, `paper` with nulls and bootstrap in seconds.
         """
         definitions = definitions or self.definitions
@@ -102,37 +112,37 @@ class Run(Shown):
         return read_phases(self.folder(step), ranking or "all", effects)
 
     def trajectory(self) -> pd.DataFrame:
-        """One row a checkpoint: losses, effects, phases, and how much of the ranking stays (docs/run-folder.md)."""
+        """Return one row per checkpoint: losses, effects, phases, overlap of rankings (docs/run-folder.md)."""
         return read_table(self.path / TRAJECTORY)
 
     def groups(self, step: int | None = None) -> NeuronGroups:
-        """Boosting, suppressing and random groups."""
+        """Return the boosting, suppressing and random groups."""
         from rareneuron.runs.groups import read_groups
 
         return read_groups(self.folder(step))
 
     def geometry(self, step: int | None = None) -> pd.DataFrame:
-        """How groups act together (Tables 1-3): statistic, group, value, and the same of random groups, with p."""
+        """Return how groups act together (Tables 1-3): statistic, group, value, the same of random groups, and p."""
         from rareneuron.runs.groups import read_geometry
 
         return read_geometry(self.folder(step))
 
     def spectrum(self, step: int | None = None) -> pd.DataFrame:
-        """Tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
+        """Return the tails of the groups' weight spectra (Table 4): matrix, statistic, group, value, nulls, p."""
         from rareneuron.runs.groups import read_spectrum
 
         return read_spectrum(self.folder(step))
 
     def claims(self) -> "Claims":
-        """The paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
+        """Return the paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
         from rareneuron.runs.claims import read_claims
 
         return read_claims(self.path)
 
     def shown_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """What was studied, by what, and where it lies."""
+        """Return what was studied, with which settings, and the folder, as a table for notebooks."""
         config, data = self.manifest.config, self.manifest.data
-        steps = ", ".join("final" if step is None else f"{step:,}" for step in self.steps)
+        steps = ", ".join(step_folder(None) if step is None else f"{step:,}" for step in self.steps)
         return ["", ""], [
             ("folder", self.path),
             ("model", config.model or "embedded series"),
@@ -146,18 +156,39 @@ class Run(Shown):
         ]
 
     def step_record(self, step: int | None = None) -> StepRecord:
-        """Model, weights, timings and audit of one checkpoint."""
+        """Return the model, weights, timings and audit of one checkpoint."""
         return read_record(self.folder(step) / STEP_RECORD, StepRecord)
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder written by `run_study`."""
+    """Open a run folder written by `run_study`.
+
+    Args:
+        path: The run folder; its study may be finished or still running.
+
+    Returns:
+        The run. Tables are read when they are asked for; neither torch nor transformers is loaded.
+
+    Raises:
+        RunFolderError: The folder holds no run, or one that is damaged or of another format.
+
+    Source:
+        docs/run-folder.md describes every file.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> try:
+        ...     rn.open_run("no/such/folder")
+        ... except rn.RareNeuronError as error:
+        ...     print(str(error).partition(":")[0])
+        no/such/folder is not a run folder
+    """
     path = Path(path)
     if not (path / MANIFEST).is_file():
         raise RunFolderError(
-            f"{path} is no run folder: it has no {MANIFEST}. Give the folder that `rareneuron study --out` wrote, "
+            f"{path} is not a run folder: it has no {MANIFEST}. Give the folder that `rareneuron study --out` wrote, "
             "or the one it named at its end."
         )
     run = Run(path)
-    _ = run.manifest  # refuses one that is damaged or of another format
+    _ = run.manifest  # raises where it is damaged or of another format
     return run

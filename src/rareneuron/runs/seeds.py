@@ -1,7 +1,7 @@
-"""Every stream of random numbers of a study, by name: two never share a seed, and one more changes no other.
+"""All streams of random numbers of a study, by name: no two share a seed, and adding one changes no other.
 
-A generator is seeded by the study's seed, the number of its stream, and where there are several of a kind their names
-or indices. Numbers are never used again for something else, since reported values depend on them. `claims` and
+A generator is seeded by the study's seed, the number of its stream, and a name or index where a stream has several
+generators. A number is never given to another stream, since reported values depend on it. `claims` and
 `checks` are seeded by the name of each claim, so that a further one leaves the p-values of the others as they are.
 """
 
@@ -23,7 +23,7 @@ STREAMS = {
 
 
 def generator(seed: int, stream: str, *which: str | int) -> np.random.Generator:
-    """Return the generator of one stream; `which` tells those of one stream apart.
+    """Return the generator of one stream; `which` names one of several in a stream.
 
     >>> bool(generator(0, "claims", "slope-kink").random() == generator(0, "claims", "dimension").random())
     False

@@ -1,7 +1,7 @@
-"""A run folder as places and locks: which checkpoints are finished, and who may write.
+"""The places and locks of a run folder: which checkpoints are finished, and who may write.
 
-Locks belong to living processes: the run's to who writes its tables, a step's to who computes it. What a killed process
-left half-written is removed by the next one that holds the lock.
+Locks belong to living processes: a run's lock to the process that writes its tables, a step's lock to the one that
+computes it. Files that a killed process left half-written are removed by the next one that holds the lock.
 Domain: file systems whose `flock` is that of POSIX. Oracle: tests/study/test_crash.py.
 """
 
@@ -15,12 +15,24 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rareneuron.errors import RunFolderError
-from rareneuron.runs.files import as_record, explained, read_json, read_record, remove, write_json
-from rareneuron.runs.layout import FORMAT, MANIFEST, PARTIAL, STEP_RECORD, STEPS, UNITS, UNKNOWN_STEP_NAME, is_step
+from rareneuron.runs.files import as_record, explaining, read_json, read_record, remove, write_json
+from rareneuron.runs.layout import (
+    FIGURES,
+    FORMAT,
+    LOCK,
+    MANIFEST,
+    PARTIAL,
+    STEP_RECORD,
+    STEPS,
+    TABLES,
+    UNITS,
+    UNKNOWN_STEP_NAME,
+    is_step,
+)
 from rareneuron.runs.records import Manifest, StepRecord, as_json
 from rareneuron.runs.untrusted import INNER_FOLDERS, refuse_link
 
-PATIENCE = 20.0  # seconds for a process that was just killed to be gone, on this machine or another
+PATIENCE = 20.0  # seconds to wait until a process that was just killed has ended, on this machine or another
 
 
 class RunStore:
@@ -31,19 +43,19 @@ class RunStore:
 
     @property
     def manifest(self) -> Path:
-        """`run.json`: config, provenance, stage states, timings, audit."""
+        """The path of `run.json`."""
         return self.root / MANIFEST
 
     def step(self, name: str) -> Path:
-        """The folder of one checkpoint's results; it exists only when complete."""
+        """Return the folder of one checkpoint's results; it exists only when complete."""
         return self.root / STEPS / name
 
-    def units(self, name: str) -> Path:
-        """Where shards of a checkpoint are kept until it is finished."""
+    def pieces(self, name: str) -> Path:
+        """Return the folder where pieces of a checkpoint are kept until it is finished."""
         return self.root / UNITS / name
 
     def read_manifest(self) -> Manifest:
-        """Return `run.json`, of the format that this version knows."""
+        """Return `run.json`. Raises where its format isn't the one that this version knows."""
         found = read_json(self.manifest)
         if found["format"] != FORMAT:
             raise RunFolderError(
@@ -62,28 +74,28 @@ class RunStore:
         return read_record(self.step(name) / STEP_RECORD, StepRecord)
 
     def finished_steps(self) -> list[str]:
-        """Names of finished checkpoints, by step; whatever else lies in the folder is none of ours."""
-        names = [path.parent.name for path in self.root.glob(f"{STEPS}/*/step.json") if is_step(path.parent.name)]
+        """Return the names of finished checkpoints, by step; anything else in the folder is ignored."""
+        names = [path.parent.name for path in self.root.glob(f"{STEPS}/*/{STEP_RECORD}") if is_step(path.parent.name)]
         return sorted(names, key=lambda name: (name == UNKNOWN_STEP_NAME, int(name) if name.isdecimal() else 0))
 
     @contextmanager
     def locked(self, *, wait: bool = False) -> Iterator[None]:
-        """Hold the folder for writing; where another process does, refuse, or wait for as long as it takes."""
-        with explained(self.root, "making the run folder"):
+        """Hold the folder for writing; where another process holds it, refuse, or wait as long as necessary."""
+        with explaining(self.root, "making the run folder"):
             self.root.mkdir(parents=True, exist_ok=True)
         whose = f"Another process is working on {self.root}. Wait until it has finished, or choose another folder"
-        with held(self.root / ".lock", -1.0 if wait else 0.0, f"{whose} with --out."):
+        with held(self.root / LOCK, -1.0 if wait else 0.0, f"{whose} with --out."):
             self.refuse_links()
             self.remove_partials()
             yield
 
     @contextmanager
     def step_locked(self, name: str) -> Iterator[None]:
-        """Hold one checkpoint, which is being computed; a process that was just killed has time to be gone."""
+        """Hold one checkpoint while it is computed; a process that was just killed gets time to end."""
         whose = f"Another process is computing step {name} of {self.root}. Run the same command again when it has"
         lock = self.step(name).with_name(f".{name}.lock")
-        with explained(lock, "locking"):
-            lock.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays removed
+        with explaining(lock, "locking"):
+            lock.parent.mkdir(exist_ok=True)  # without parents: a run folder that was removed isn't made again
         with held(lock, PATIENCE, f"{whose} finished."):
             self.refuse_links()
             for path in self.partials_of_step(name):
@@ -91,7 +103,7 @@ class RunStore:
             yield
 
     def refuse_links(self) -> None:
-        """Ways out of the run among its folders, before anything in them is written or removed."""
+        """Refuse symbolic links among the run's folders, before anything in them is written or removed."""
         for inner in INNER_FOLDERS:
             refuse_link(self.root / inner)
         for inner in (STEPS, UNITS):
@@ -99,17 +111,17 @@ class RunStore:
                 refuse_link(path)
 
     def partials_of_step(self, name: str) -> list[Path]:
-        """What a killed process left half-written of a checkpoint."""
+        """Return the files of a checkpoint that a killed process left half-written."""
         folder = self.step(name)
         return [
             *folder.parent.glob(f".{name}.*{PARTIAL}"),
             *folder.glob(f".*{PARTIAL}"),
-            *self.units(name).glob(f".*{PARTIAL}"),
+            *self.pieces(name).glob(f".*{PARTIAL}"),
         ]
 
     def remove_partials(self) -> None:
-        """Remove what a killed process left half-written, but not what a living one is at: a step, a report."""
-        for pattern in (f".*{PARTIAL}", f"figures/.*{PARTIAL}", f"tables/.*{PARTIAL}"):
+        """Remove files that a killed process left half-written, but not those that a living process is writing."""
+        for pattern in (f".*{PARTIAL}", f"{FIGURES}/.*{PARTIAL}", f"{TABLES}/.*{PARTIAL}"):
             for path in self.root.glob(pattern):
                 if not is_living(path):
                     remove(path)
@@ -123,9 +135,9 @@ class RunStore:
 
 
 def is_living(partial: Path) -> bool:
-    """Whether another process of this machine is writing it: reports are written without the lock.
+    """Return whether another process of this machine is writing a file: reports are written without the lock.
 
-    This process writes nothing yet; where one died with its number in a container of its name, the file is that one's.
+    A file with our own PID is stale: a dead process in a container of the same host name left it.
     """
     writer = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+){re.escape(PARTIAL)}$", partial.name)
     if os.name != "posix" or writer is None or int(writer[1]) == os.getpid():  # on Windows 0 would be Ctrl-C
@@ -141,10 +153,10 @@ def is_living(partial: Path) -> bool:
 
 @contextmanager
 def held(path: Path, timeout: float, refusal: str) -> Iterator[None]:
-    """A lock that the operating system frees when its process dies; a negative timeout waits for ever."""
-    refuse_link(path)  # filelock would truncate what it leads to, or refuse in the system's words
+    """Hold a lock that the operating system frees when its process dies; a negative timeout waits for ever."""
+    refuse_link(path)  # filelock would truncate the file that it leads to, or raise an error of the system
     lock = FileLock(path)
-    with explained(path, "locking"):
+    with explaining(path, "locking"):
         try:
             lock.acquire(timeout=timeout)
         except Timeout as error:

@@ -1,6 +1,6 @@
-"""The analysed tokens of a study as its run folder keeps them: a table, the contexts, and how they were chosen.
+"""Writes and reads the analysed tokens of a study: a table, the contexts, and how they were chosen.
 
-A study continues from these without its corpus, and a digest says whether two runs analysed the same tokens.
+A study continues from these without its corpus; a digest tells whether two runs analysed the same tokens.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ import pandas as pd
 
 from rareneuron.data.selection import Selection, Stage
 from rareneuron.runs.files import digest, read_table, read_tensors, write_table, write_tensors
+from rareneuron.runs.layout import CONTEXTS, TOKENS
 from rareneuron.runs.records import DataRecord
 from rareneuron.runs.store import RunStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStage:
-    """The analysed tokens, their table as stored, and the record of how they came about."""
+    """The analysed tokens, their table as stored, and the record of how they were chosen."""
 
     selection: Selection
     table: pd.DataFrame
@@ -26,19 +27,19 @@ class TokenStage:
 def save_tokens(store: RunStore, tokens: TokenStage) -> None:
     """Write the token table and the contexts, so that a study continues without its corpus."""
     selection = tokens.selection
-    write_table(store.root / "tokens.parquet", tokens.table)
+    write_table(store.root / TOKENS, tokens.table)
     write_tensors(
-        store.root / "contexts.safetensors",
+        store.root / CONTEXTS,
         {"windows": selection.windows, "context_index": selection.context_index},
         {"fingerprint": tokens.record.fingerprint},
     )
 
 
 def load_tokens(store: RunStore) -> TokenStage:
-    """The tokens of a study that was begun before."""
+    """Return the tokens of a study that was begun before."""
     record = store.read_manifest().data
-    table = read_table(store.root / "tokens.parquet")
-    contexts = read_tensors(store.root / "contexts.safetensors")
+    table = read_table(store.root / TOKENS)
+    contexts = read_tensors(store.root / CONTEXTS)
     selection = Selection(
         windows=contexts["windows"],
         context_index=contexts["context_index"],
@@ -57,6 +58,6 @@ def load_tokens(store: RunStore) -> TokenStage:
 
 
 def selection_digest(selection: Selection) -> str:
-    """SHA-256 of which tokens are analysed."""
+    """Return the SHA-256 of the choice of tokens: contexts, positions, targets."""
     names = ("windows", "context_index", "context", "position", "target", "rare")
     return digest({name: getattr(selection, name) for name in names})

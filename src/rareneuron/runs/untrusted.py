@@ -1,7 +1,7 @@
-"""What a run folder from strangers may not do: lead out of itself, or unpack to all memory.
+"""Refuses what an untrusted run folder could do: lead out of itself, or fill all memory when it is read.
 
-No study makes a link in its run, so any is refused, to be read through or written through. Sizes are compared with what
-such files hold, before they are read.
+Studies make no links in their runs, so every link is refused, for reading and for writing. Sizes are compared with
+those of real runs before files are read.
 """
 
 from pathlib import Path
@@ -11,14 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rareneuron.errors import RunFolderError
+from rareneuron.runs.layout import FIGURES, STEPS, TABLES, UNITS
 
-INNER_FOLDERS = {"steps", "units", "figures", "tables"}
-# What a file of a run may hold, in bytes and rows; those of real runs have a hundredth of it.
+INNER_FOLDERS = {STEPS, UNITS, FIGURES, TABLES}
+# The most that a file of a run may hold, in bytes and rows; files of real runs have a hundredth of it.
 MOST_BYTES, MOST_JSON, MOST_ROWS = 4 * 2**30, 256 * 2**20, 50_000_000
 
 
 def link_in(path: Path) -> Path | None:
-    """A link among a file and the folders of the run above it; the run itself may be one."""
+    """Return the first link among a file and the run's folders above it, or None; the run itself may be a link."""
     places = [path]
     if path.parent.name in INNER_FOLDERS:
         places.append(path.parent)
@@ -28,30 +29,31 @@ def link_in(path: Path) -> Path | None:
 
 
 def refuse_link(path: Path) -> None:
-    """A way out of the run folder, which one from elsewhere may have."""
+    """Refuse a symbolic link: it could lead outside the run folder."""
     if (link := link_in(path)) is not None:
         raise RunFolderError(
-            f"{link} is a link to {link.readlink()}, and a run holds none: any file could be read or written so. Put a "
-            "copy of what it leads to in its place."
+            f"{link} is a link to {link.readlink()}, and runs hold no links: any file could be read or written "
+            "through them. Replace the link by a copy of what it leads to."
         )
 
 
-def too_large(path: Path) -> str | None:
-    """Why a file is larger than any of its kind; None where it isn't."""
+def why_too_large(path: Path) -> str | None:
+    """Return why a file is too large to be read, or None where it isn't."""
     size, most = path.stat().st_size, MOST_JSON if path.suffix == ".json" else MOST_BYTES
     return f"it has {size:,} bytes, and no such file needs more than {most:,}" if size > most else None
 
 
-def unpacks_too_large(path: Path) -> str | None:
-    """Why a Parquet table of a few bytes would fill all memory; None where it wouldn't.
+def why_unpacks_too_large(path: Path) -> str | None:
+    """Return why a Parquet table, though small on disk, would fill all memory; None where it wouldn't.
 
-    By its own account, or by long texts that are stored once and repeated; those are counted without being unpacked.
+    Either its own metadata says so, or it repeats long texts that are stored once; those are counted without being
+    unpacked.
     """
     with pq.ParquetFile(path) as file:
         meta = file.metadata
         unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
         if meta.num_rows > MOST_ROWS or unpacked > MOST_BYTES:
-            return f"it claims {meta.num_rows:,} rows and {unpacked:,} bytes, which no table of a run has"
+            return f"it claims {meta.num_rows:,} rows and {unpacked:,} bytes, and no table of a run has so many"
         strings = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_binary(f.type)]
     if not strings:
         return None
@@ -60,12 +62,12 @@ def unpacks_too_large(path: Path) -> str | None:
         for batch in file.iter_batches(columns=strings):
             total += sum(unpacked_bytes(column) for column in batch.columns)
             if total > MOST_BYTES:
-                return f"its texts take more than {MOST_BYTES:,} bytes, which those of no run do"
+                return f"its texts take more than {MOST_BYTES:,} bytes, and those of a run never do"
     return None
 
 
 def unpacked_bytes(column: pa.Array) -> int:
-    """Of texts, each at the length that it has in every row."""
+    """Return the size of a column in memory; each text counts in every row that holds it."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     return int(pc.sum(pc.binary_length(column.dictionary).cast("int64").take(column.indices)).as_py() or 0)

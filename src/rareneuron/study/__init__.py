@@ -1,1 +1,1 @@
-"""A whole study: planned, its tokens chosen, its checkpoints given to workers, its end written."""
+"""Runs a whole study: plans it, chooses its tokens, gives its checkpoints to workers, writes its conclusions."""

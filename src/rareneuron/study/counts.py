@@ -1,4 +1,4 @@
-"""Count a corpus with a tokenizer: what a study reads as `--counts`."""
+"""Counts a corpus with a tokenizer; a study reads the result as `--counts`."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rareneuron.models.loading import load_tokenizer
 def count_corpus(
     tokenizer: str, data: str, output: Path, text_field: str, max_tokens: int, context_length: int
 ) -> tuple[int, int, int]:
-    """Write the counts; returns tokens counted, types seen, types in all."""
+    """Count a corpus and write the counts; return tokens counted, types seen, and types in all."""
     refuse_other_suffix(output)  # before anything is fetched or counted
     if max_tokens < context_length - 1:
         raise InvalidConfig(

@@ -1,4 +1,4 @@
-"""Where a number came from: versions, commit, machine, weights. Stored in every run, and compared when it continues."""
+"""Records where numbers came from: versions, commit and machine. Every run stores this."""
 
 import platform
 import subprocess
@@ -23,7 +23,7 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computed the numbers, the package's commit where it runs from a checkout, and the machine."""
+    """Return the versions of the libraries, the package's commit if it runs from a checkout, and the machine."""
     return {
         "rareneuron": version("rareneuron"),
         "commit": package_commit(),
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def package_commit() -> str | None:
-    """The git commit of this checkout, marked `+changes` where it has any; None for an installed package."""
+    """Return the git commit of this checkout, with `+changes` if files differ; None for an installed package."""
     here = Path(__file__).resolve().parents[3]
     if not (here / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What the open part of a plan takes, from shapes and a matrix product timed here."""
+"""Estimates time, memory and disk of a plan's open checkpoints, from shapes and a matrix product timed here."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -9,13 +9,13 @@ import torch
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Workload
-from rareneuron.measure.identity import step_name
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
+from rareneuron.runs.layout import step_folder
 from rareneuron.study.plan import Plan
 
 RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
-LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take by being there
+LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take once imported
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
 LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
@@ -24,7 +24,7 @@ OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the open part of a plan takes: orders of magnitude, from shapes and a matrix product timed here."""
+    """Time, memory and disk of a plan's open checkpoints: orders of magnitude."""
 
     shape: ModelShape
     n_open: int
@@ -39,13 +39,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """For all open checkpoints."""
+        """Seconds for all open checkpoints."""
         each = self.capture_seconds + self.effects_seconds + self.phases_seconds + self.groups_seconds
         return self.n_open * each + self.last_seconds
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Time, memory and disk of what is open. Reads configs, not weights; the corpus stays unread."""
+    """Return the time, memory and disk of the open checkpoints. Reads configs, but neither weights nor the corpus."""
     shape = plan.shape
     rate = float32_rate()
     n_rare = plan.config.tokens_wanted
@@ -82,13 +82,13 @@ def estimate(plan: Plan) -> Estimate:
 
 
 def phases_seconds(definitions: str, n_neurons: int) -> float:
-    """Of the four rankings with their nulls and bootstrap; nothing to speak of where nothing is tested."""
+    """Return the seconds of the four rankings with nulls and bootstrap; 0 where definitions test nothing."""
     fixed, per_neuron = PHASES_SECONDS
     return fixed + per_neuron * n_neurons if definitions == "paper" else 0.0
 
 
 def float32_rate(n: int = 1024, repeats: int = 3) -> float:
-    """Floating-point operations per second of a float32 matrix product on this machine."""
+    """Return the floating-point operations per second of a float32 matrix product on this machine."""
     a = torch.ones(n, n)
     a @ a  # warm up
     start = time.perf_counter()
@@ -98,14 +98,14 @@ def float32_rate(n: int = 1024, repeats: int = 3) -> float:
 
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan and its estimate, for JSON."""
+    """Return the plan and its estimate as plain values for JSON."""
     e = estimate(plan)
     return {
         "out": str(plan.out),
         "checkpoints": [label(c) for c in plan.checkpoints],
         "finished": list(plan.finished),
         "damaged": list(plan.damaged),
-        "open": [step_name(c) for c in plan.open],
+        "open": [step_folder(c.step) for c in plan.open],
         "rare_tokens": plan.config.tokens_wanted,
         "pairs": 2 * plan.config.tokens_wanted * e.shape.d_mlp * e.n_open,
         **{k: v for k, v in asdict(e).items() if k != "n_open"},
@@ -114,7 +114,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def plan_as_text(plan: Plan) -> str:
-    """The plan and its estimate, to read."""
+    """Return the plan and its estimate as text for a terminal."""
     p = plan_as_dict(plan)
     shape = p["shape"]
     return "\n".join(
@@ -134,7 +134,7 @@ def plan_as_text(plan: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return seconds as text with a suitable unit: s, min or h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,7 @@
-"""Download ahead, so that a study runs with the network off: weights, config and tokenizer of each checkpoint.
+"""Downloads weights, config and tokenizer of each checkpoint, so that a study runs with the network off.
 
-Files go to the Hub's cache (HF_HOME) and are compared with the hashes that the Hub told. What is there already is kept,
-so the same command continues; one checkpoint that can't be had doesn't stop the others.
+Files go to the Hub's cache (HF_HOME) and are compared with the Hub's hashes. Files that are there already are kept, so
+the same command continues; a checkpoint that can't be fetched doesn't stop the others.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,8 +17,8 @@ from rareneuron.models.shape import model_shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A checkpoint that is on this machine, whole."""
+class FetchedCheckpoint:
+    """A complete checkpoint on this machine."""
 
     step: int | None
     checkpoint: str
@@ -34,16 +34,16 @@ def fetch(
     *,
     counts: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Fetched, ...]:
-    """Download the checkpoints that a study with the same arguments would load, and see that it could use them.
+) -> tuple[FetchedCheckpoint, ...]:
+    """Download the checkpoints that a study with the same arguments would load, and check that it could use them.
 
-    `counts` is a file of this machine, which is compared with the model's vocabulary while there is still a network to
-    get another one from.
+    `counts` is a file on this machine; it is checked against the model's vocabulary while there is still a network from
+    which to get another one.
     """
     name, _ = split_revision(model, revision)
     if is_local(name):
         raise InvalidConfig(
-            f"{name} is a folder of this machine, so there is nothing to fetch. Study it as it is, or give a Hub id "
+            f"{name} is a folder on this machine, so there is nothing to fetch. Study it as it is, or give a Hub id "
             "such as `EleutherAI/pythia-70m`."
         )
     checkpoints = list_checkpoints(model, revision, steps)
@@ -51,7 +51,7 @@ def fetch(
     for checkpoint in checkpoints:
         progress(label(checkpoint))
         try:
-            found.append(fetched(checkpoint))
+            found.append(fetch_checkpoint(checkpoint))
         except RareNeuronError as error:
             if len(checkpoints) == 1:
                 raise
@@ -69,12 +69,12 @@ def fetch(
     return tuple(found)
 
 
-def fetched(checkpoint: Checkpoint) -> Fetched:
-    """One checkpoint, downloaded and read as far as headers go."""
+def fetch_checkpoint(checkpoint: Checkpoint) -> FetchedCheckpoint:
+    """Download one checkpoint, and read its config and the headers of its weights."""
     where = checkpoint_folder(checkpoint)
     read_config(where.folder)
     header = read_header(where.folder)
-    return Fetched(
+    return FetchedCheckpoint(
         step=checkpoint.step,
         checkpoint=label(checkpoint),
         commit=where.commit,

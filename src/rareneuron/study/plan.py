@@ -1,4 +1,4 @@
-"""What a study will do, what it will take, and whether it can be done, before it does it. No weights are read."""
+"""Plans a study: which checkpoints to compute, and whether that is possible. No weights are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from rareneuron.maths.groups import remedy
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Asked
-from rareneuron.measure.identity import check_same_settings, check_same_weights, step_name
+from rareneuron.measure.identity import check_same_settings, check_same_weights
 from rareneuron.models.adapter import device_named
 from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
@@ -20,17 +20,17 @@ from rareneuron.models.hub import ModelFolder
 from rareneuron.models.loading import load_tokenizer, read_config
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import damage, explained
-from rareneuron.runs.layout import PARTIAL
+from rareneuron.runs.files import damage, explaining
+from rareneuron.runs.layout import CONTEXTS, LOCK, PARTIAL, TOKENS, step_folder
 from rareneuron.runs.store import RunStore
 from rareneuron.study.tokens import study_corpus
 
-BEFORE_MANIFEST = {".lock", "tokens.parquet", "contexts.safetensors"}  # a study killed in its first stage left these
+BEFORE_MANIFEST = {LOCK, TOKENS, CONTEXTS}  # left by a study that was killed in its first stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The checkpoints of a study, and those that are finished."""
+    """The checkpoints of a study, and which of them are finished."""
 
     config: StudyConfig
     checkpoints: tuple[Checkpoint, ...]
@@ -41,28 +41,28 @@ class Plan:
 
     @property
     def open(self) -> list[Checkpoint]:
-        """Checkpoints to compute, the last one first: it is the one most people came for. Of a shard, only its own."""
-        return [c for c in of_shard(self.config, self.checkpoints) if step_name(c) not in self.finished]
+        """Checkpoints to compute, the last one first, as most readers want it first; for a shard, only its own."""
+        return [c for c in shard_checkpoints(self.config, self.checkpoints) if step_folder(c.step) not in self.finished]
 
     @property
     def n_workers(self) -> int:
-        """How many checkpoints are computed at a time: no more than are open. On one machine they share its memory."""
+        """How many checkpoints are computed at a time, at most those that are open. Local ones share the memory."""
         return max(1, min(self.config.workers, len(self.open)))
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Of the last checkpoint, from its config."""
+        """The last checkpoint's shape, from its config."""
         return model_shape(self.last.folder, self.config.layer)
 
 
-def of_shard(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Every n-th checkpoint from the last one back; all of them where there is one shard."""
+def shard_checkpoints(config: StudyConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return every n-th checkpoint from the last one back; all of them if there is one shard."""
     i, n = config.part
     return list(reversed(checkpoints))[i - 1 :: n]
 
 
 def plan_study(config: StudyConfig) -> Plan:
-    """Resolve the checkpoints, see what is already there, and refuse what can't be done; writes nothing."""
+    """Plan a study: resolve checkpoints, find finished ones, refuse what can't be done. Writes nothing."""
     source = str(SERIES) if config.model is None else config.model
     device_named(config.device)
     series = list_checkpoints(source, config.revision, None if config.steps is None else "all")
@@ -70,16 +70,16 @@ def plan_study(config: StudyConfig) -> Plan:
     last = checkpoint_folder(checkpoints[-1], weights=False)
     checkpoints[-1] = pin(checkpoints[-1], last)
     store = RunStore(config.run_folder)
-    with explained(store.root, "opening"):
+    with explaining(store.root, "opening"):
         begun = is_begun(store)
         if begun:
             check_same_settings(store, config)
-        mine = {step_name(c) for c in of_shard(config, checkpoints)}  # the other shards look after theirs
+        mine = {step_folder(c.step) for c in shard_checkpoints(config, checkpoints)}  # other shards check their own
         found = {name: damage(store.step(name)) for name in store.finished_steps() if name in mine} if begun else {}
         finished = tuple(name for name, wrong in found.items() if wrong is None)
         if begun:
             whole = set(store.finished_steps()) - (found.keys() - set(finished))
-            check_same_weights(store, [c for c in series if step_name(c) in whole])
+            check_same_weights(store, [c for c in series if step_folder(c.step) in whole])
     wrong = tuple(str(error) for error in found.values() if error is not None)
     plan = Plan(
         config=config, checkpoints=tuple(checkpoints), last=last, finished=finished, damaged=wrong, out=store.root
@@ -92,7 +92,7 @@ def plan_study(config: StudyConfig) -> Plan:
 
 
 def is_begun(store: RunStore) -> bool:
-    """Whether a run folder is there to be continued; a place that holds something else is refused."""
+    """Return whether a run folder exists, to be continued; refuse a folder that holds something else."""
     if store.manifest.is_file():
         return True
     if store.root.is_file():
@@ -107,7 +107,7 @@ def is_begun(store: RunStore) -> bool:
 
 
 def check_model(plan: Plan) -> None:
-    """Whether this layer, this engine and these groups are possible at all."""
+    """Refuse a layer, engine or group size that the model doesn't allow."""
     config, shape = plan.config, plan.shape
     layer_index(config.layer, shape.n_layers)
     if 3 * config.group_size > shape.d_mlp:
@@ -127,7 +127,7 @@ def check_model(plan: Plan) -> None:
 
 
 def check_data(plan: Plan) -> None:
-    """Text that isn't there, or counts of another vocabulary, are said before anything is computed."""
+    """Refuse a missing text, or counts of another vocabulary, before anything is computed."""
     study_corpus(plan.config)
     if plan.config.counts is not None:
         tokenizer = load_tokenizer(plan.last.folder, None)

@@ -1,9 +1,9 @@
-"""A study: the same tokens at every checkpoint, every neuron's effect, groups and phases, into a run folder.
+"""Runs a study: the same tokens at every checkpoint, every neuron's effect, groups and phases, into a run folder.
 
 Stages: `tokens` (texts → contexts → analysed tokens, once), then every checkpoint (`measure.checkpoint`: effects,
-groups with their geometry and weight spectrum, phases) by whichever executor, and at the end the trajectory over
-checkpoints and the claims. What is finished is never computed again, so the same call continues a study that was
-interrupted. Everything that depends on what is in the folder, the plan too, is done under its lock.
+groups with their geometry and weight spectrum, phases) by any executor, and at the end the trajectory over checkpoints
+and the claims. Finished checkpoints are never computed again, so the same call continues an interrupted study.
+Everything that depends on the folder's content, the plan included, is done under its lock.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from rareneuron.conclude.evidence import write_claims
 from rareneuron.conclude.trajectory import trajectory
 from rareneuron.errors import RunFolderError
 from rareneuron.measure.checkpoint import load_checkpoint
-from rareneuron.measure.identity import resolved, step_name
+from rareneuron.measure.identity import canonical_names
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.files import explained, write_table
-from rareneuron.runs.layout import FORMAT, TRAJECTORY, UNITS
+from rareneuron.runs.files import explaining, write_table
+from rareneuron.runs.layout import CONTEXTS, FORMAT, TOKENS, TRAJECTORY, UNITS, step_folder
 from rareneuron.runs.rankings import fit_rankings, phases_are_whole, write_phases
 from rareneuron.runs.records import Manifest, StudyTiming
 from rareneuron.runs.run import Run
@@ -38,15 +38,42 @@ from rareneuron.study.workers.dispatch import compute_open
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
-    """Run or continue a study; returns the run, whose folder holds every result.
+    """Run or continue a study, and return the run, whose folder holds every result.
 
-    Progress bars go to stderr where that is a terminal. Interrupted, it leaves finished checkpoints, and the same
-    call continues. Of a shard there are its checkpoints only, until `study.merge` ends the study.
+    An interrupted study keeps its finished checkpoints, and the same call continues it. A shard computes only its own
+    checkpoints, until `study.merge` ends the study.
+
+    Args:
+        config: Model, text, layer and all other settings.
+        progress: Show progress bars on stderr, if that is a terminal.
+
+    Returns:
+        The run, open for reading. Effects are in nats per token.
+
+    Raises:
+        InvalidConfig: A setting is out of its range, or the engine can't serve the model.
+        RunFolderError: The folder holds another study, or can't be written.
+        ModelNotFound: There is no such model, revision or step.
+        UnsupportedModel: The architecture, or the layer with this engine, can't be analysed.
+        NoRareTokens: Too few tokens pass the filter.
+        WrongEffects: The audit in float64 doesn't confirm the effects.
+
+    Source:
+        Sec. 3 and App. 5.3; docs/science.md lists where this differs from the paper.
+
+    Example:
+        >>> import rareneuron as rn
+        >>> config = rn.StudyConfig(
+        ...     steps=(4096,), n_tokens=200, max_corpus_tokens=200_000, group_size=20, n_random=200, out="runs/small"
+        ... )
+        >>> run = rn.run_study(config, progress=False)
+        >>> run.steps, len(run.effects()), run.manifest.data.n_rare
+        ([4096], 1024, 200)
     """
     started = time.perf_counter()
     store = RunStore(config.run_folder)
-    with explained(store.root, "opening"):
-        is_begun(store)  # refuses what is no run, before anything is written there
+    with explaining(store.root, "opening"):
+        is_begun(store)  # refuses a folder that holds something else, before anything is written there
         missing = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
     is_whole = config.shard is None
     try:
@@ -69,9 +96,9 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
 
 
 def remove_unfinished(store: RunStore, made: list[Path]) -> None:
-    """Remove a run folder that was made here and holds no step or shard, and the folders made for it alone.
+    """Remove a run folder that this call made, if it holds neither checkpoint nor piece, and the folders made for it.
 
-    Nothing is lost by that, and nothing half-written stays. Unless another process has the folder now.
+    So no results are lost, and nothing half-written stays. A folder that another process holds now is left alone.
     """
     with suppress(RunFolderError), store.locked():
         if store.finished_steps() or any(store.root.glob(f"{UNITS}/*/*.safetensors")):
@@ -85,9 +112,9 @@ def remove_unfinished(store: RunStore, made: list[Path]) -> None:
 
 
 def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
-    """The analysed tokens, chosen once, then read back; and the last checkpoint, where it was loaded for that."""
+    """Return the analysed tokens, chosen now or read back, and the last checkpoint if it was loaded for that."""
     if store.manifest.is_file():
-        return continued_tokens(store, config, plan)
+        return reload_tokens(store, config, plan)
     adapter = load_checkpoint(config, plan.checkpoints[-1])
     tokens = choose_tokens(config, study_corpus(config), adapter)
     save_tokens(store, tokens)
@@ -95,7 +122,7 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
         Manifest(
             format=FORMAT,
             config=config,
-            resolved=resolved(config),
+            resolved=canonical_names(config),
             environment=environment(),
             data=tokens.record,
             layer=config.layer % adapter.n_layers,
@@ -105,10 +132,10 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[Toke
     return tokens, adapter
 
 
-def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
-    """The tokens of a study begun before. Where their files are lost they are chosen again, if they come out the same.
+def reload_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[TokenStage, Adapter | None]:
+    """Return the tokens of a study begun before; if their files are lost, choose them again.
 
-    Text, filter and seed decide them, so every checkpoint still sees the same tokens; others are refused.
+    Text, filter and seed decide the tokens, so the choice should come out the same; if it doesn't, it is refused.
     """
     recorded = store.read_manifest().data
     try:
@@ -124,28 +151,28 @@ def continued_tokens(store: RunStore, config: StudyConfig, plan: Plan) -> tuple[
         cause = (
             f"the text has changed since (fingerprint {recorded.fingerprint} then, {tokens.record.fingerprint} now)"
             if tokens.record.fingerprint != recorded.fingerprint
-            else "the same text gives others now, as it may with other counts or versions of the libraries"
+            else "the same text gives other tokens now, as can happen with other counts or versions of the libraries"
         )
         raise RunFolderError(
-            f"The tokens of {store.root} (tokens.parquet, contexts.safetensors) are lost or damaged, and choosing them "
+            f"The tokens of {store.root} ({TOKENS}, {CONTEXTS}) are lost or damaged, and choosing them "
             f"again from {corpus.name} gives others: {cause}. Finished checkpoints could not be compared with further "
-            "ones. Restore those two files or what the text was, or start over in another folder with --out."
+            "ones. Restore those two files or the original text, or start over in another folder with --out."
         )
     save_tokens(store, tokens)
     return tokens, adapter
 
 
 def record_plan(store: RunStore, plan: Plan) -> None:
-    """The checkpoints that this and earlier commands asked for, so that a reader sees what is still to come."""
+    """Add the checkpoints that this command asks for to `run.json`, so that a reader sees which are still missing."""
     manifest = store.read_manifest()
-    asked = [step_name(checkpoint) for checkpoint in plan.checkpoints]
+    asked = [step_folder(checkpoint.step) for checkpoint in plan.checkpoints]
     further = tuple(name for name in asked if name not in manifest.planned)
     if further:
         store.write_manifest(replace(manifest, planned=manifest.planned + further))
 
 
 def add_missing_phases(store: RunStore, config: StudyConfig) -> None:
-    """Phases of finished checkpoints that lack them, or whose files are damaged, from the effects that are there."""
+    """Fit, from their effects, the phases of finished checkpoints that lack them or whose phases are damaged."""
     run = Run(store.root)
     for name, step in zip(store.finished_steps(), run.steps, strict=True):
         folder, effects = store.step(name), run.effects(step)
@@ -156,9 +183,9 @@ def add_missing_phases(store: RunStore, config: StudyConfig) -> None:
 
 
 def finish(store: RunStore, config: StudyConfig, n_computed: int = 0, seconds: float = 0.0) -> None:
-    """What is known once all checkpoints are: gather them in `run.json`, follow them over training, judge the claims.
+    """End a study: gather its checkpoints in `run.json`, write the trajectory, judge the claims.
 
-    What is so already is not written again, and a study with nothing to do leaves the folder as it was.
+    Files whose content would stay the same aren't written again, so a study with nothing to do changes nothing.
     """
     add_missing_phases(store, config)
     manifest, run = store.read_manifest(), Run(store.root)
@@ -169,7 +196,7 @@ def finish(store: RunStore, config: StudyConfig, n_computed: int = 0, seconds: f
     gathered = replace(manifest, checkpoints=records, warnings=tuple(study_warnings(store)), timings=timings)
     tokens, loss = run.tokens(), run.token_loss()
     if "loss" not in tokens or not np.array_equal(tokens["loss"], loss):
-        write_table(store.root / "tokens.parquet", tokens.assign(loss=loss))
+        write_table(store.root / TOKENS, tokens.assign(loss=loss))
     if gathered != manifest:
         store.write_manifest(gathered)
     over_steps = trajectory(run)

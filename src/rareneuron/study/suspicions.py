@@ -1,7 +1,7 @@
-"""Is every checkpoint of a series what its name says? Facts, hashes and losses on one text, and what is suspicious.
+"""Examines whether every checkpoint of a series is what its name says: facts, hashes, losses and suspicions.
 
-The text is a seeded sample of the embedded corpus, or of the one given; the same windows at every checkpoint, so losses
-differ by the weights alone. A checkpoint that can't be read is a finding, and the audit goes on.
+The losses are taken on a seeded sample of the embedded corpus, or of a given one: the same windows at every checkpoint,
+so they differ by the weights alone. A checkpoint that can't be read is recorded, and the others are still examined.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,25 @@ from rareneuron.models.checkpoints import Checkpoint, all_checkpoints, checkpoin
 from rareneuron.models.loss import mean_loss
 from rareneuron.models.suspicions import CheckpointFacts, Suspicion, facts_from_record, suspicions, tensor_facts
 from rareneuron.runs.files import read_json
-from rareneuron.runs.layout import UNKNOWN_STEP_NAME, WEIGHTS
+from rareneuron.runs.layout import WEIGHTS, step_of
 from rareneuron.runs.store import RunStore
 
 CONTEXT_LENGTH = 64
 N_CONTEXTS = 64
-READ_CONTEXTS = 2_000  # of which the sample is drawn
+READ_CONTEXTS = 2_000  # from which the sample is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
-    """What an audit saw, in the order of steps."""
+class SeriesFacts:
+    """The facts about the checkpoints of a series, in the order of steps, and what is suspicious."""
 
     checkpoints: tuple[CheckpointFacts, ...]
     suspicions: tuple[Suspicion, ...]
     text: str
-    n_tokens: int  # whose loss was measured
+    n_tokens: int  # over which losses were measured
 
 
-def audit_series(
+def examine_series(
     model: str | None,
     revision: str | None = None,
     *,
@@ -47,17 +47,17 @@ def audit_series(
     text_field: str = "text",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> Audit:
-    """Read every checkpoint, measure its loss, and compare. From the Hub, all of them are downloaded."""
+) -> SeriesFacts:
+    """Read every checkpoint, measure its loss, and compare them. From the Hub, all of them are downloaded."""
     checkpoints = all_checkpoints(str(SERIES) if model is None else model, revision)
-    corpus = audit_text(data, text_field)
+    corpus = loss_text(data, text_field)
     windows: Int[np.ndarray, "context position"] | None = None
     found = []
     for checkpoint in checkpoints:
         progress(label(checkpoint))
-        facts, windows = audited(checkpoint, corpus, windows, seed)
+        facts, windows = read_checkpoint(checkpoint, corpus, windows, seed)
         found.append(facts)
-    return Audit(
+    return SeriesFacts(
         checkpoints=tuple(found),
         suspicions=tuple(suspicions(found)),
         text=corpus.name,
@@ -65,23 +65,23 @@ def audit_series(
     )
 
 
-def audit_text(data: str | None, text_field: str) -> Corpus:
-    """The text that losses are measured on."""
+def loss_text(data: str | None, text_field: str) -> Corpus:
+    """Return the text on which losses are measured."""
     if data is not None:
         return open_corpus(data, text_field=text_field)
     return Corpus(name="embedded corpus", description="docstrings of the standard library", read=analysis_texts)
 
 
-def audited(
+def read_checkpoint(
     checkpoint: Checkpoint, corpus: Corpus, windows: Int[np.ndarray, "context position"] | None, seed: int
 ) -> tuple[CheckpointFacts, Int[np.ndarray, "context position"] | None]:
-    """The facts of one checkpoint; the first that can be loaded also encodes the text for all."""
+    """Return the facts of one checkpoint, and the windows; the first checkpoint that loads encodes them for all."""
     tensors, loss, why = {}, None, None
     try:
         where = checkpoint_folder(checkpoint)
         tensors = tensor_facts(where.folder)
         adapter = load_folder(where)
-        windows = sample(corpus, adapter.tokenizer, seed) if windows is None else windows
+        windows = sample_windows(corpus, adapter.tokenizer, seed) if windows is None else windows
         loss = mean_loss(adapter.model, adapter.anatomy.token_ids(windows))
     except (MissingText, UnreadableText, HubUnavailable):  # the text's fault, not the checkpoint's
         raise
@@ -93,8 +93,8 @@ def audited(
     )
 
 
-def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "context position"]:
-    """Windows drawn from the beginning of a text."""
+def sample_windows(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "context position"]:
+    """Return a sample of windows from the beginning of a text."""
     read: list[np.ndarray] = []
     for block in WindowStream(corpus, tokenizer, CONTEXT_LENGTH):
         read.append(block)
@@ -108,7 +108,7 @@ def sample(corpus: Corpus, tokenizer: Any, seed: int) -> Int[np.ndarray, "contex
 
 
 def study_warnings(store: RunStore) -> list[str]:
-    """What the report should say of the checkpoints that a study used.
+    """Return warnings about the checkpoints that a study used, for its report.
 
     Losses are those of the analysed common targets. Steps written by older versions, which stored no tensor facts,
     are compared by their weights' hash alone.
@@ -119,7 +119,6 @@ def study_warnings(store: RunStore) -> list[str]:
         whole = {"sha256": record.model.weights_sha256 or name, "shape": (), "norm": None, "n_bad": 0}
         tensors = read_json(file)["tensors"] if file.is_file() else {"weights": whole | {"constant": False}}
         loss = record.loss_rare if record.loss_common is None else record.loss_common
-        step = None if name == UNKNOWN_STEP_NAME else int(name)
-        found.append(facts_from_record(step, name, tensors, loss))
+        found.append(facts_from_record(step_of(name), name, tensors, loss))
     # A study may leave steps out on purpose.
     return [suspicion.text for suspicion in suspicions(found) if suspicion.kind != "missing"]

@@ -1,4 +1,4 @@
-"""The first stage of a study: which tokens of which contexts are analysed, the same at every checkpoint."""
+"""Chooses which tokens of which contexts are analysed, the same at every checkpoint: a study's first stage."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from rareneuron.data.corpus import WindowStream, too_short
 from rareneuron.data.rarity import RareTypes, load_counts, rare_types
@@ -24,7 +25,7 @@ from rareneuron.runs.tokens import TokenStage, selection_digest
 
 
 def study_corpus(config: StudyConfig) -> Corpus:
-    """The text that was asked for, or the default for this model."""
+    """Return the corpus that the settings name, or the default for this model."""
     if config.is_embedded_corpus:
         return Corpus(
             name="embedded corpus",
@@ -35,7 +36,7 @@ def study_corpus(config: StudyConfig) -> Corpus:
 
 
 def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> TokenStage:
-    """Read the corpus once, decide what is rare, draw contexts (App. 5.3.1)."""
+    """Read the corpus once, decide what is rare, and draw contexts (App. 5.3.1)."""
     tokenizer, vocab = adapter.tokenizer, adapter.vocab
     words = word_types(tokenizer, vocab) if config.words else None
     stream = WindowStream(corpus, tokenizer, config.context_length)
@@ -44,9 +45,7 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         if spool.n_contexts == 0:
             remedy = "Give more text (`--data`), or a shorter `--context-length`."
             raise too_short(corpus.name, config.context_length, remedy)
-        counts, counted = training_counts(config, vocab, len(tokenizer)), "training set"
-        if counts is None:
-            counts, counted = spool.counts, "the corpus itself, not the training set"
+        counts, counted = unigram_counts(config, vocab, len(tokenizer), spool)
         rare = rare_types(counts, config.percentile, config.rarity)
         refuse_degenerate(rare, counts, of_corpus=counts is spool.counts)
         token_filter = TokenFilter(
@@ -55,8 +54,26 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)
-    source = config.counts or (str(COUNTS.name) if counted == "training set" else None)
-    record = DataRecord(
+    record = data_record(corpus, stream, selection, counted, rare)
+    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
+
+
+def unigram_counts(
+    config: StudyConfig, vocab: int, tokenizer_size: int, spool: WindowSpool
+) -> tuple[Int[np.ndarray, " type"], CountsRecord]:
+    """Return counts over the training set, or over the corpus where there are none, and the record of their source."""
+    counts = training_counts(config, vocab, tokenizer_size)
+    if counts is None:
+        return spool.counts, CountsRecord(source=None, of="the corpus itself, not the training set")
+    sha256 = None if config.counts is None else file_sum(Path(config.counts))
+    return counts, CountsRecord(source=config.counts or str(COUNTS.name), of="training set", sha256=sha256)
+
+
+def data_record(
+    corpus: Corpus, stream: WindowStream, selection: Selection, counts: CountsRecord, rare: RareTypes
+) -> DataRecord:
+    """Return the record of the text that was read, and of the tokens that were chosen from it."""
+    return DataRecord(
         corpus=corpus.name,
         description=corpus.description,
         fingerprint=stream.fingerprint,
@@ -70,9 +87,7 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
         n_rare=selection.n_rare,
         n_common=selection.n_common,
         stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
-        counts=CountsRecord(
-            source=source, of=counted, sha256=None if config.counts is None else file_sum(Path(config.counts))
-        ),
+        counts=counts,
         rarity=RarityRecord(
             rule=rare.over,
             percentile=rare.percentile,
@@ -83,13 +98,12 @@ def choose_tokens(config: StudyConfig, corpus: Corpus, adapter: Adapter) -> Toke
             mass=rare.mass,
         ),
     )
-    return TokenStage(selection=selection, table=token_table(selection, tokenizer, counts), record=record)
 
 
 def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -> None:
-    """A percentile says nothing where it falls among types that never occur, or that occur once in the same text.
+    """Refuse a percentile that falls among types that never occur, or that occur once in the analysed text itself.
 
-    At a count of 0 no type is rarer; at 1 the rarer ones never occur, so a corpus that was counted itself holds none.
+    At a count of 0 no type is rarer. At 1 the rarer types never occur, so a corpus that was counted itself holds none.
     """
     if rare.percentile is None or not (rare.count_at_threshold == 0 or (of_corpus and rare.count_at_threshold == 1)):
         return
@@ -109,7 +123,7 @@ def refuse_degenerate(rare: RareTypes, counts: np.ndarray, *, of_corpus: bool) -
 
 
 def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
-    """A correlation matrix of more neurons than tokens is singular, whatever the neurons do."""
+    """Refuse fewer tokens than a group has neurons: their correlation matrix would be singular in any case."""
     if selection.n_rare >= config.group_size:
         return
     if selection.n_available >= config.group_size:
@@ -124,14 +138,14 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
 
 
 def training_counts(config: StudyConfig, vocab: int, tokenizer_size: int) -> np.ndarray | None:
-    """Counts over the training set, where there are any."""
+    """Return counts over the training set, or None where there are none."""
     if config.counts is not None:
         return load_counts(Path(config.counts), vocab, tokenizer_size)
     return load_counts(COUNTS, vocab, tokenizer_size) if config.is_embedded_model else None
 
 
 def token_table(selection: Selection, tokenizer: Any, counts: np.ndarray) -> pd.DataFrame:
-    """One row a token, in the order of the selection; the loss is added when the last checkpoint is done."""
+    """Return one row per token, in the order of the selection; the loss is added at the end of the study."""
     types, inverse = np.unique(selection.target, return_inverse=True)
     texts = np.array(
         tokenizer.batch_decode([[int(i)] for i in types], clean_up_tokenization_spaces=False), dtype=object

@@ -1,8 +1,8 @@
-"""From a run's results to the verdicts of `maths.claims`, kept as `claims.json`.
+"""Turns a run's results into the verdicts of `maths.claims`, and writes them to `claims.json`.
 
-The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that bring them
-together, one function for each claim, seeded by the claim's name. What a run doesn't hold (groups, a common target,
-several checkpoints) makes a claim inconclusive and says so.
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that they are judged
+by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run lacks
+what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
@@ -19,8 +19,9 @@ from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, judge
 from rareneuron.maths.significance import LEVEL
-from rareneuron.runs.claims import FILE, as_record, read_claims
+from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.layout import CLAIMS
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
@@ -37,7 +38,7 @@ def claims_of(case: Case) -> Claims:
 
 
 def evidence_for(case: Case, name: str) -> Evidence:
-    """Return the tests of a claim, or the reason why they can't be made."""
+    """Return the tests of a claim, or why they can't be made."""
     try:
         return MAKERS[name](case, generator(case.run.manifest.config.seed, "claims", name))
     except RareNeuronError as error:
@@ -45,8 +46,8 @@ def evidence_for(case: Case, name: str) -> Evidence:
 
 
 def write_claims(run: Run) -> Claims:
-    """Compute the claims and keep them, unless those kept are of the same checkpoints."""
-    path, steps = run.path / FILE, list(run.steps)
+    """Compute and write the claims; claims already written for the same checkpoints are returned as they are."""
+    path, steps = run.path / CLAIMS, list(run.steps)
     try:
         if path.is_file() and read_json(path)["steps"] == steps:
             return read_claims(run.path)

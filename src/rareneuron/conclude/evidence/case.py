@@ -1,4 +1,4 @@
-"""What claims are judged by: one run, read once, and the way each claim's tests are made."""
+"""Holds what claims are judged by: one run whose parts are read once, and the type of a claim's tests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,28 +20,30 @@ from rareneuron.runs.seeds import generator
 
 @dataclass(frozen=True)
 class Case:
-    """A run whose claims are judged. What several claims rest on is computed once."""
+    """A run whose claims are judged. Results that several claims need are computed once."""
 
     run: Run
 
     @cached_property
     def trajectory(self) -> pd.DataFrame:
-        """One row a checkpoint."""
+        """The run's trajectory: one row per checkpoint."""
         return trajectory(self.run)
 
     @cached_property
     def experiments(self) -> dict[str, np.ndarray]:
-        """Experiments with whole groups at the last checkpoint; raises where there are none."""
+        """The experiments with whole groups at the last checkpoint. Raises where there are none."""
         return read_experiments(self.run.folder())
 
     @cached_property
     def groups_elsewhere(self) -> NeuronGroups:
-        """Groups by the effects in all contexts but those of the experiments, which judge them."""
+        """Groups chosen by the effects in all contexts except those of the experiments, which judge the groups."""
         sums, config = self.run.context_sums(), self.run.manifest.config
         rows = kept_rows(np.unique(self.experiments["context"]), self.run.manifest.data.n_contexts)
         others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
         if not len(others):
-            raise RareNeuronError("All contexts are in the sample, and none is left to choose groups on.")
+            raise RareNeuronError(
+                "All contexts are in the sample of the experiments, so none is left to choose groups on."
+            )
         n_tokens = sums["n_tokens"][others].sum()
         delta, absolute = (
             sums[name][others].astype(np.float64).sum(0) / n_tokens for name in ("delta_loss", "abs_delta_loss")

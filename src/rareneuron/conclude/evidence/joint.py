@@ -1,4 +1,4 @@
-"""Does a group do more at once than its neurons one by one, and more so than random groups?"""
+"""Tests whether ablating a group at once does more than its neurons one by one, and more so than for random groups."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def joint_beyond_sum(case: Case, rng: np.random.Generator) -> Evidence:
 
 
 def joint_beyond_random(case: Case, rng: np.random.Generator) -> Evidence:
-    """Return the tests of the same excess against that of random groups, at the tokens where these were ablated."""
+    """Return the tests of the excess against that of random groups, at the tokens where both were ablated."""
     found = case.experiments
     at, tests = found["joint_at"], []
     for role, sign in SIGN.items():

@@ -1,4 +1,4 @@
-"""Three phases, a plateau that grows, a kink of the slope."""
+"""Tests the claims about phases: there are three, the plateau grows, the slope has a kink."""
 
 import numpy as np
 
@@ -15,11 +15,11 @@ FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
 
 
 def three_phases(case: Case, rng: np.random.Generator) -> Evidence:
-    """Return the test of the outcome "three phases" at the last checkpoint, against the null that it beats least."""
+    """Return the test of the outcome "three phases" at the last checkpoint, against the null with the largest p."""
     run = case.run
     found = run.phases(ranking="all", definitions="paper")
     assert isinstance(found, Phases)
-    if found.n_draws < LAST_DRAWS:  # of a run that had other steps then, or other definitions
+    if found.n_draws < LAST_DRAWS:  # this wasn't the last step when they were fitted, or definitions differ
         found = fit_ranking(run.effects(), run.context_sums(), "all", run.manifest.config.seed, LAST_DRAWS)
     name, p = max(found.null_p.items(), key=lambda item: item[1])
     there = found.outcome == "three phases"
@@ -34,7 +34,7 @@ def three_phases(case: Case, rng: np.random.Generator) -> Evidence:
             effect_low=np.nan,
             effect_high=np.nan,
             effect_size=np.nan,
-            p=p if there or p > LEVEL else 1.0,  # the bootstrap band has said no
+            p=p if there or p > LEVEL else 1.0,  # the bootstrap band decided against it
             least_p=1 / (1 + found.n_draws),
         )
     ]

@@ -1,4 +1,4 @@
-"""Do the groups matter more at rare than at common targets, for the distance moved, at any loss and at equal loss?"""
+"""Tests whether the groups matter more at rare than at common targets, per distance moved, at any and at equal loss."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.errors import Unavailable
 from rareneuron.maths.specificity import EffectPerMove, specificity_tests
 
-FEWEST_TOKENS = 60  # common ones, of equal weight
+FEWEST_TOKENS = 60  # common targets, in numbers of equal weight
 
 
 def specificity(case: Case, rng: np.random.Generator, *, equal_loss: bool) -> Evidence:
@@ -17,10 +17,10 @@ def specificity(case: Case, rng: np.random.Generator, *, equal_loss: bool) -> Ev
     if "common_n_eff" not in found:
         return Unavailable("The sample holds no common targets to compare with.")
     n_eff = float(found["common_n_eff"][1 if equal_loss else 0])
-    if not n_eff >= FEWEST_TOKENS:  # a number that isn't one is too few
+    if not n_eff >= FEWEST_TOKENS:  # true for NaN, too
         equal = " at equal loss" if equal_loss else ""
         return Unavailable(
-            f"The sample's common targets say{equal} as much as {n_eff:.0f} of equal weight, and {FEWEST_TOKENS} "
+            f"The sample's common targets{equal} are worth {n_eff:.0f} targets of equal weight, and {FEWEST_TOKENS} "
             "are needed. Analyse more tokens (--n-tokens)."
         )
     length = case.run.effects()["W_out_norm"].to_numpy()

@@ -1,4 +1,4 @@
-"""Each group's statistic against uniform and matched random groups, as the run's tables hold it (Tables 1-4)."""
+"""Tests each group's statistic against uniform and matched random groups, from the run's tables (Tables 1-4)."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,7 +23,7 @@ WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
 
 
 def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
-    """Return the one comparison of a table that stands under these names."""
+    """Return the one row of a table that has these names, as a comparison with a null."""
     chosen = rows
     for column, value in where.items():
         chosen = chosen[chosen[column] == value]
@@ -37,7 +37,7 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     return AgainstNull(**numbers)
 
 
-def of_groups(
+def group_tests(
     rows: pd.DataFrame, statistic: str, groups: Sequence[str], *, above: bool, **where: str
 ) -> list[Comparison]:
     """Return the tests of each group against uniform and matched random groups."""
@@ -56,25 +56,25 @@ def geometry(case: Case, rng: np.random.Generator, *, statistic: str, groups: Se
     """Return the tests of one statistic of Tables 1-3."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    return of_groups(case.run.geometry(), statistic, groups, above=above)
+    return group_tests(case.run.geometry(), statistic, groups, above=above)
 
 
 def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence:
-    """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json adds since when."""
+    """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json says since which step."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    return of_groups(case.run.spectrum(), "alpha_hill", ROLES, above=False, matrix=matrix)
+    return group_tests(case.run.spectrum(), "alpha_hill", ROLES, above=False, matrix=matrix)
 
 
 def has_gate(case: Case) -> bool:
-    """Whether the run's spectra have those of a gate; where there are none, W_in and W_out stand for all."""
+    """Return whether the run's spectra include W_gate; a run without spectra counts as having none."""
     try:
         return case.run.definitions == "paper" and bool((case.run.spectrum()["matrix"] == "W_gate").any())
     except RareNeuronError:
         return False
 
 
-# Dimensions are those of z-scored activations, which loud neurons don't decide.
+# Dimensions are those of z-scored activations, so that neurons with large activations don't decide them.
 TABLES: dict[str, Maker] = {
     "correlation-within": partial(geometry, statistic="correlation", groups=ROLES, above=True),
     "correlation-random": partial(geometry, statistic="correlation", groups=WITH_RANDOM, above=False),

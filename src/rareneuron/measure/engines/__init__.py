@@ -1,4 +1,6 @@
-"""The engines, by name. A further one is a file here and its record in `ENGINES`; tests prove it against patching."""
+"""Lists the engines by name. To add one, write a file here and add its record to `ENGINES`; tests compare it with
+patching.
+"""
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.measure.engines.base import EngineKind

@@ -1,8 +1,8 @@
-"""What an engine is: tokens of a layer in, every unit's effect at every token out.
+"""Defines what an engine is: tokens of a layer in, every neuron's effect at every token out.
 
-An `Engine` works on one layer of one loaded model. An `EngineKind` is the record by which the rest of the house knows
-it: what it is called, what it refuses, what it costs and how it is built. Nobody compares names of engines; whoever
-needs something asks the record, or asks the model for what stands behind the layer (`Adapter.readout_behind`).
+An `Engine` works on one layer of one loaded model. An `EngineKind` is the record by which the rest of the package knows
+it: its name, what it refuses, what it costs and how it is built. No code compares names of engines; code that needs a
+capability asks the record, or asks the model what stands behind the layer (`Adapter.readout_behind`).
 """
 
 from abc import ABC, abstractmethod
@@ -24,34 +24,34 @@ from rareneuron.runs.records import Audit
 
 @dataclass(frozen=True, kw_only=True)
 class MeanActivations:
-    """n̄ by which rare and common targets' activations are replaced, and mean |n| at rare ones."""
+    """n̄, the mean that replaces activations at rare and at common targets, and the mean |n| at rare ones."""
 
     rare: Float[Tensor, " neuron"]
     common: Float[Tensor, " neuron"]
     absolute: Float[Tensor, " neuron"]
 
     def at(self, rare: Bool[np.ndarray, " token"]) -> Float[Tensor, "token neuron"]:
-        """Return n̄ of each token's kind."""
+        """Return n̄ of each token's kind of target."""
         kind = torch.from_numpy(rare).to(self.rare.device)[:, None]
         return torch.where(kind, self.rare, self.common)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EffectBlock:
-    """One batch of tokens with everything an engine says about them."""
+    """One batch of tokens with an engine's results."""
 
     batch: TokenBatch
     statistics: dict[str, Tensor]  # [token, neuron] each
     loss: Float[Tensor, " token"]  # clean
-    full_share: float | None = None  # of pairs that no expansion served
+    full_share: float | None = None  # of pairs that were summed in full, without an expansion
 
 
 class Engine(ABC):
-    """Computes the effects of one layer's units, block by block, and gathers what its audit needs."""
+    """Computes the effects of one layer's neurons, block by block, and gathers what its audit needs."""
 
     @abstractmethod
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
-        """Replace each unit by its mean, one at a time, at the tokens of each batch."""
+        """Yield the effects of replacing each neuron by its mean, one at a time, at the tokens of each batch."""
 
     @abstractmethod
     def evidence(self) -> dict[str, np.ndarray]:
@@ -59,11 +59,11 @@ class Engine(ABC):
 
     @abstractmethod
     def absorb(self, evidence: Mapping[str, np.ndarray]) -> None:
-        """Add the evidence of some contexts, just gathered or read back; other names are left alone."""
+        """Add the evidence of some contexts, just gathered or read back; other names are ignored."""
 
     @abstractmethod
     def judged(self) -> Audit | None:
-        """Audit all evidence and refuse wrong effects; None for an engine that is the standard itself."""
+        """Return the audit of all evidence, or refuse wrong effects; None for an engine that needs no audit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The numbers that decide what an engine costs."""
+    """The sizes that decide what an engine costs."""
 
     forward: float  # operations of the forward passes over all positions
     n_contexts: int
@@ -90,14 +90,15 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKind:
-    """One engine as the rest of the house knows it."""
+    """One engine as the rest of the package knows it."""
 
     name: str  # of `--engine`
     about: str  # a sentence
+    rules_out: Callable[[Family], str | None]  # why it can't serve an architecture; None where it can
     refuse: Callable[[Asked], None]  # raises for what it can't do, before weights are loaded
     refuse_model: Callable[[Adapter, int], None]  # raises for what the loaded model's probes rule out
-    operations: Callable[[Workload], float]  # of its matrix products
+    operations: Callable[[Workload], float]  # in its matrix products
     most_pieces: Callable[[Workload], int]  # into which a checkpoint can be cut without losing speed
-    table_bytes: Callable[[ModelShape], int]  # that it would hold were there no limit
+    table_bytes: Callable[[ModelShape], int]  # that it would hold without a memory limit
     build: Callable[[Adapter, Selection, int, int, np.random.Generator], Engine]
     """Takes the model, the tokens, the layer, bytes for tables, and the generator that draws the audit's sample."""

@@ -1,8 +1,8 @@
-"""The closed form: every neuron's effect from the readout alone, audited in float64 (`maths.ablation`).
+"""Computes every neuron's effect in closed form, from the readout alone, and audits it in float64 (`maths.ablation`).
 
-Exact where the residual stream after the layer goes through final norm and unembedding and nothing else, which the
-probes check at every load. Of a seeded sample of (token, neuron) pairs the effects are computed again in float64 at
-the end; effects that it doesn't confirm are refused. Oracle: tests/models/test_contract.py, patching.
+It is exact where the residual stream after the layer passes only through final norm and unembedding, which the probes
+check at every load. At the end, the effects of a seeded sample of (token, neuron) pairs are computed again in float64;
+effects that this audit doesn't confirm are refused. Oracle: tests/models/test_contract.py, patching.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ from rareneuron.maths.ablation import (
 )
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.readout import Readout
-from rareneuron.measure.capture import HELD, TokenBatch, joined
+from rareneuron.measure.capture import HELD, TokenBatch, join_batches
 from rareneuron.measure.engines.base import (
     Asked,
     EffectBlock,
@@ -34,13 +34,14 @@ from rareneuron.measure.engines.base import (
 )
 from rareneuron.measure.sums import as_array, statistics_of
 from rareneuron.models.adapter import PATCHING, Adapter
+from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.records import Audit
 
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
-# What an audited pair may err by, nats and relative: six times the tolerance, and float32 on a large effect. A sound
-# engine stays below the first by a factor of six; wrong weights, kernels or reduced precision (TF32) go far beyond.
+# The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
+# A sound engine stays below the first by a factor of six; wrong weights or kernels and TF32 go far beyond.
 AUDIT_LIMIT, AUDIT_RELATIVE = 6 * TOLERANCE, 1e-4
 EVIDENCE = ("resid", "shift", "target", "found")
 
@@ -61,8 +62,8 @@ class ClosedForm(Engine):
         self.engine = AblationEngine(readout, W_out, memory=memory)
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
-        """Compute the effects without another forward pass."""
-        for batch in joined(batches, TOKENS_AT_ONCE):
+        """Yield the effects; no further forward pass is needed."""
+        for batch in join_batches(batches, TOKENS_AT_ONCE):
             shift = mean_shift(batch.act.double(), means.at(batch.rare))
             effects = self.engine.effects(batch.resid, shift, batch.target)
             self.audited.add(batch, shift, effects)
@@ -75,14 +76,14 @@ class ClosedForm(Engine):
 
     def evidence(self) -> dict[str, np.ndarray]:
         """Return the audited pairs gathered since the last call."""
-        return self.audited.fresh()
+        return self.audited.hand_over()
 
     def absorb(self, evidence: Mapping[str, np.ndarray]) -> None:
         """Add audited pairs of some contexts."""
         self.audited.absorb(evidence)
 
     def judged(self) -> Audit:
-        """Compute the audited pairs again in float64, and refuse effects that differ."""
+        """Compute the audited pairs again in float64; return the errors, or refuse effects that differ."""
         return self.audited.judged()
 
 
@@ -97,7 +98,7 @@ class AuditedPairs:
         self.W_out = W_out[self.neurons]
         self.is_chosen = np.zeros(n_tokens, bool)
         self.is_chosen[rng.permutation(n_tokens)[:AUDIT_TOKENS]] = True
-        self.gathered: list[tuple[Tensor, ...]] = []  # since the last call of `fresh`
+        self.gathered: list[tuple[Tensor, ...]] = []  # since the last call of `hand_over`
         self.absorbed: list[tuple[Tensor, ...]] = []
 
     def add(self, batch: TokenBatch, shift: Tensor, effects: AblationEffects) -> None:
@@ -106,21 +107,21 @@ class AuditedPairs:
         found = as_statistics(effects)[:, rows][:, :, self.neurons].double()
         self.gathered.append((batch.resid[rows], shift[rows][:, self.neurons], batch.target[rows], found))
 
-    def fresh(self) -> dict[str, np.ndarray]:
-        """Return what was gathered since the last call, to be absorbed; it is no longer here."""
-        pairs = joined_pairs(self.gathered)
+    def hand_over(self) -> dict[str, np.ndarray]:
+        """Return and forget what was gathered since the last call, to be absorbed."""
+        pairs = join_pairs(self.gathered)
         self.gathered = []
         return {f"audit.{name}": as_array(value) for name, value in zip(EVIDENCE, pairs, strict=True)}
 
     def absorb(self, evidence: Mapping[str, np.ndarray]) -> None:
-        """Add what was gathered of some contexts."""
+        """Add the audited pairs of some contexts."""
         self.absorbed.append(
             tuple(torch.from_numpy(evidence[f"audit.{name}"]).to(self.W_out.device) for name in EVIDENCE)
         )
 
     def judged(self) -> Audit:
-        """Return the errors; refuses effects that are farther from the truth than any sound computation's."""
-        resid, shift, target, found = joined_pairs(self.absorbed)
+        """Return the errors; refuse effects that are farther from the truth than any sound computation gets."""
+        resid, shift, target, found = join_pairs(self.absorbed)
         engine = AblationEngine(self.readout, self.W_out, precision="reference", memory=2**62)
         truth = as_statistics(engine.effects(resid, shift, target))
         error = (found - truth).abs()
@@ -139,7 +140,7 @@ class AuditedPairs:
         )
 
 
-def joined_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def join_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Join the inputs along their tokens, and the statistics along theirs."""
     resid, shift, target, found = zip(*parts, strict=True)
     return torch.cat(resid), torch.cat(shift), torch.cat(target), torch.cat(found, 1)
@@ -151,18 +152,23 @@ def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
     return torch.stack([effects.delta_loss, effects.direct_delta_loss, effects.kl])
 
 
+def rules_out(family: Family) -> str | None:
+    """Return why an architecture breaks Eq. 3-4 in closed form."""
+    return family.patching_only
+
+
 def refuse(asked: Asked) -> None:
     """Refuse earlier layers, families known to break Eq. 3-4, and tables that don't fit the memory."""
     after = asked.shape.n_layers - 1 - asked.layer
     if after:
         raise UnsupportedModel(
-            f"After layer {asked.layer} come {after} more blocks, so the closed form doesn't hold there; it does "
+            f"After layer {asked.layer} come {after} more blocks, so the closed form doesn't hold there; it holds "
             f"for the last layer. {PATCHING}"
         )
-    if asked.family.patching_only is not None:
+    why = rules_out(asked.family)
+    if why is not None:
         raise UnsupportedModel(
-            f"{asked.family.model_type}: {asked.family.patching_only}, so the closed form of Eq. 3-4 doesn't hold. "
-            f"{PATCHING}"
+            f"{asked.family.model_type}: {why}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
         )
     shape = asked.shape
     neurons_that_fit(asked.memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
@@ -174,17 +180,17 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """Products over the vocabulary: four of width d_model, one of width n_neurons."""
+    """Return the operations of the products over the vocabulary: four of width d_model, one of width n_neurons."""
     return 2.0 * work.n_tokens * work.vocab * (4 * work.d_model + work.n_neurons)
 
 
 def most_pieces(work: Workload) -> int:
-    """Pieces of many tokens, on which the tables pay off."""
+    """Return the number of pieces that have enough tokens each for the tables to pay off."""
     return work.n_tokens // TOKENS_AT_ONCE
 
 
 def table_bytes(shape: ModelShape) -> int:
-    """Tables over the vocabulary, of the model and of every neuron."""
+    """Return the bytes of the tables over the vocabulary, of the model and of every neuron."""
     fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
     return fixed + shape.d_mlp * per_neuron
 
@@ -198,6 +204,7 @@ def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: 
 CLOSED_FORM = EngineKind(
     name="closed-form",
     about="Exact for the last layer, from final norm and unembedding alone, and audited in float64 in every run.",
+    rules_out=rules_out,
     refuse=refuse,
     refuse_model=refuse_model,
     operations=operations,

@@ -1,7 +1,7 @@
-"""Patching: the rest of the network runs again for every neuron and kind of target.
+"""Computes effects by patching: the rest of the network runs again for every neuron and kind of target.
 
-Right for any layer and any architecture, since the model itself computes the loss; slow for the same reason. There is
-no direct effect here (no readout to freeze), and nothing to audit: this is what audits are made of.
+This is right for any layer and any architecture, since the model itself computes the loss; it is slow for the same
+reason. There is no direct effect (there is no readout to freeze), and nothing to audit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,20 +17,21 @@ from rareneuron.measure.capture import TokenBatch
 from rareneuron.measure.engines.base import Asked, EffectBlock, Engine, EngineKind, MeanActivations, Workload
 from rareneuron.measure.sums import statistics_of
 from rareneuron.models.adapter import Adapter
+from rareneuron.models.families import Family
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
 class Patching(Engine):
-    """The model as its own oracle, at one layer."""
+    """Mean-ablates every neuron of one layer by running the model itself."""
 
     adapter: Adapter
     selection: Selection
     layer: int
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
-        """Run the rest of the network once for every neuron and kind of target."""
+        """Yield effects; the rest of the network runs once for every neuron and kind of target."""
         for batch in batches:
             contexts, row = np.unique(batch.context, return_inverse=True)
             position = self.selection.position[batch.index]
@@ -55,10 +56,10 @@ class Patching(Engine):
         return {}
 
     def absorb(self, evidence: Mapping[str, np.ndarray]) -> None:
-        """Leave everything alone."""
+        """Do nothing: there is no evidence."""
 
     def judged(self) -> None:
-        """Return None: this engine is the standard."""
+        """Return None: this engine needs no audit."""
 
 
 def clean_loss(
@@ -74,6 +75,10 @@ def clean_loss(
     return -log_p.gather(1, target[:, None])[:, 0]
 
 
+def rules_out(family: Family) -> None:
+    """Serve every architecture."""
+
+
 def refuse(asked: Asked) -> None:
     """Accept every layer of every model."""
 
@@ -83,17 +88,17 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """A forward pass and the logits at the analysed tokens, for every neuron."""
+    """Return the operations of a forward pass, and of the logits at the analysed tokens, for every neuron."""
     return work.forward * work.n_neurons + 2.0 * work.n_tokens * work.n_neurons * work.vocab * work.d_model
 
 
 def most_pieces(work: Workload) -> int:
-    """One piece for each context: every neuron takes a pass of its own there anyway."""
+    """Return one piece for each context: every neuron needs a pass of its own there anyway."""
     return work.n_contexts
 
 
 def table_bytes(shape: ModelShape) -> int:
-    """No tables."""
+    """Return 0: patching has no tables."""
     return 0
 
 
@@ -105,6 +110,7 @@ def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: 
 PATCHING = EngineKind(
     name="patching",
     about="The rest of the network runs again for every neuron: right for any layer and architecture, and slow.",
+    rules_out=rules_out,
     refuse=refuse,
     refuse_model=refuse_model,
     operations=operations,

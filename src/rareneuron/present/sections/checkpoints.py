@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rareneuron.present.blocks import Column, Paragraph, Section, Table
+from rareneuron.present.engines import engine_words
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import NOTHING, scale_of, seconds, significant, step_name, unit_of
 from rareneuron.runs.records import StepRecord
@@ -65,10 +66,7 @@ def audit_text(record: StepRecord) -> str:
     """Say what the audit's columns mean for the engine that made the numbers."""
     audit = record.audit
     if audit is None:
-        return (
-            "Audit: none. The patching engine runs the model itself again for every neuron; there is no shortcut "
-            "whose error could be measured, and its results are what the closed form is checked against."
-        )
+        return f"Audit: none. {engine_words(record.engine).without_audit}"
     return (
         f"Audit: a seeded sample of (token, neuron) pairs ({audit.n_pairs:,} at the last checkpoint) was computed "
         "again in float64 by the direct formula. The columns give the largest and the root-mean-square difference in "

@@ -1,19 +1,9 @@
 """How the numbers are defined, briefly, with the paper's equation numbers."""
 
 from rareneuron.present.blocks import Definitions, Paragraph, Section
+from rareneuron.present.engines import engine_words
 from rareneuron.present.findings import Findings
 
-ENGINES = {
-    "closed-form": (
-        "Engine: closed form. After the last block there is only the final norm and the unembedding, and removing a "
-        "neuron moves the residual stream along one row of W_out, so Δ is computed exactly and as a difference, not "
-        "by subtracting two losses."
-    ),
-    "patching": (
-        "Engine: patching. The rest of the network runs again for every neuron, which serves every layer and "
-        "architecture. There is no direct effect, as there is no single norm to freeze."
-    ),
-}
 DEFINITIONS = {
     "paper": "Definitions: “paper”, every quantity as the paper's text defines it.",
     "released": (
@@ -94,7 +84,7 @@ def method_section(found: Findings) -> Section:
         title="Method and definitions",
         blocks=(
             Definitions(items=tuple(items)),
-            Paragraph(text=ENGINES[found.config.engine]),
+            Paragraph(text=engine_words(found.config.engine).method),
             Paragraph(text=DEFINITIONS[found.run.definitions]),
         ),
     )

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rareneuron.errors import TooFewNeurons
+from rareneuron.errors import NotMeasured
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.findings import Findings
@@ -50,7 +50,7 @@ def groups(found: Findings) -> list[Block]:
     for step in found.steps:
         try:
             chosen = found.run.groups(step)
-        except TooFewNeurons as error:
+        except NotMeasured as error:
             blocks.append(Notice(text=f"There are no groups {at_step(step)}. {error}"))
             continue
         if step == found.steps[-1]:

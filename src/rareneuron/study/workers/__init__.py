@@ -1,1 +1,1 @@
-"""Who computes a study's checkpoints: this process, several beside it, or a Ray cluster."""
+"""Has a study's checkpoints computed by this process, by several local ones, or by a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Who computes the open checkpoints of a plan."""
+"""Has the open checkpoints of a plan computed, by the executor that the settings name."""
 
 from contextlib import closing
 
@@ -10,14 +10,14 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage
 from rareneuron.study.plan import Plan
-from rareneuron.study.workers.processes import by_processes
+from rareneuron.study.workers.processes import process_answers
 from rareneuron.study.workers.tasks import refuse_failed, task_of
 
 
 def compute_open(
     store: RunStore, config: StudyConfig, plan: Plan, tokens: TokenStage, first: Adapter | None, progress: bool
 ) -> None:
-    """Compute what is open. `first`: the last checkpoint, where it is loaded already."""
+    """Compute the open checkpoints. `first` is the last checkpoint's model, if it is loaded already."""
     last = plan.checkpoints[-1]
     if config.executor == "local" and plan.n_workers <= 1:
         for checkpoint in plan.open:
@@ -32,11 +32,11 @@ def compute_open(
     tasks = [task_of(config, checkpoint, is_last=checkpoint == last) for checkpoint in plan.open]
     with tqdm(total=len(tasks), desc="checkpoints", disable=None if progress else True, leave=False) as bar:
         if config.executor == "ray":
-            from rareneuron.study.workers.ray import by_ray
+            from rareneuron.study.workers.ray import ray_answers
 
-            done = by_ray(tasks, config)
+            done = ray_answers(tasks, config)
         else:
-            done = by_processes(tasks, plan.n_workers)
+            done = process_answers(tasks, plan.n_workers)
         with closing(done):  # Ctrl-C between two answers ends the workers too
             for answer in done:
                 refuse_failed(answer)

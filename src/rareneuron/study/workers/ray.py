@@ -1,8 +1,8 @@
-"""A Ray cluster computes checkpoints: stateless tasks, given out again where a process or a node dies.
+"""Computes checkpoints on a Ray cluster: stateless tasks, given out again if a process or a node dies.
 
-All nodes see the run folder under the same path and have the same packages; what travels is a few words each way. Where
-no address is given a cluster is started here, on the loopback interface, with a token of its own; a cluster elsewhere
-is only spoken to with a token, unless RAY_AUTH_MODE=disabled says otherwise. Ray's statistics of use are off here.
+All nodes must see the run folder under the same path and have the same packages; only small JSON objects are sent.
+Without an address, a cluster is started here, on the loopback interface, with a token of its own. A cluster elsewhere
+is only contacted with a token, unless RAY_AUTH_MODE=disabled overrides that. Ray's usage statistics are off.
 Oracle: tests/study/test_ray.py, a node killed in mid-study.
 """
 
@@ -20,39 +20,40 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from rareneuron.errors import InvalidConfig, RareNeuronError
-from rareneuron.measure.identity import absolute, step_name
+from rareneuron.measure.identity import absolute_path
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import is_local
 from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.layout import step_folder
 from rareneuron.study.workers.tasks import TRIES, do_task
 
 LOOPBACK = "127.0.0.1"
-# Read when ray is imported. At 0, Ray binds to and speaks with the loopback interface; otherwise 127.0.0.1 becomes the
-# machine's address in the network.
+# Read when ray is imported. At 0, Ray stays on the loopback interface; otherwise it replaces 127.0.0.1 by the machine's
+# address in the network.
 NOT_BEYOND = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-PATIENCE = 5.0  # seconds for a connection to a cluster's address; Ray itself looks for it for more than a minute
+PATIENCE = 5.0  # seconds to wait for a connection to a cluster; Ray itself tries for more than a minute
 PATHS = ("model", "data", "counts", "out")
 
 
-def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[dict[str, Any], None, None]:
-    """Tasks given to a cluster, `workers` at a time; after an error those at work finish, and no more are given out."""
-    with connected(config.address) as ray:
+def ray_answers(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[dict[str, Any], None, None]:
+    """Yield the answers of a cluster, with `workers` tasks at a time; after an error, no further task begins."""
+    with ray_connection(config.address) as ray:
         remote = ray.remote(do_task).options(
             max_retries=TRIES, scheduling_strategy="SPREAD", **resources(config, ray.nodes())
         )
-        waiting = deque(anywhere(task, str(config.run_folder)) for task in tasks)
+        waiting = deque(portable_task(task, str(config.run_folder)) for task in tasks)
         running: dict[Any, Any] = {}
         failed = None
         while waiting or running:
             while waiting and len(running) < config.workers:
                 task = waiting.popleft()
-                running[remote.remote(task)] = step_name(Checkpoint(**task["checkpoint"]))
+                running[remote.remote(task)] = step_folder(Checkpoint(**task["checkpoint"]).step)
             (done,), _ = ray.wait(list(running), num_returns=1)
             step = running.pop(done)
             try:
                 answer = ray.get(done)
             except ray.exceptions.RayError as error:
-                answer = lost(step, error)
+                answer = error_answer(step, error)
             if "error" in answer:
                 waiting.clear()
                 failed = failed or answer
@@ -62,9 +63,9 @@ def by_ray(tasks: Sequence[dict[str, Any]], config: StudyConfig) -> Generator[di
             yield failed
 
 
-def lost(step: str, error: Exception) -> dict[str, Any]:
-    """What Ray raised instead of an answer, as an answer; all of it, as a traceback, goes to stderr."""
-    cause = getattr(error, "cause", None)  # of a RayTaskError: what was raised in the task
+def error_answer(step: str, error: Exception) -> dict[str, Any]:
+    """Return an error that Ray raised as a worker's answer; its traceback goes to stderr."""
+    cause = getattr(error, "cause", None)  # for a RayTaskError, the exception of the task
     if isinstance(cause, RareNeuronError):
         return {"step": step, "error": type(cause).__name__, "message": str(cause)}
     tqdm.write(f"rareneuron: step {step} on the cluster: {error}", file=sys.stderr)
@@ -84,18 +85,18 @@ def lost(step: str, error: Exception) -> dict[str, Any]:
     return {"step": step, "error": "WorkerLost", "message": message}
 
 
-def anywhere(task: dict[str, Any], out: str) -> dict[str, Any]:
-    """A task whose paths don't depend on where it is done, and whose device is the one that Ray gives it."""
+def portable_task(task: dict[str, Any], out: str) -> dict[str, Any]:
+    """Return a task that any node can do: absolute paths, and the device that Ray gives it."""
     settings, checkpoint = task["config"] | {"out": out}, task["checkpoint"]
-    there = {k: absolute(settings[k]) for k in PATHS if settings[k] is not None and os.path.exists(settings[k])}
+    there = {k: absolute_path(settings[k]) for k in PATHS if settings[k] is not None and os.path.exists(settings[k])}
     if is_local(checkpoint["source"]):
-        checkpoint = checkpoint | {"source": absolute(checkpoint["source"])}
+        checkpoint = checkpoint | {"source": absolute_path(checkpoint["source"])}
     device = "cuda" if settings["device"].startswith("cuda") else settings["device"]
     return task | {"config": settings | there | {"device": device}, "checkpoint": checkpoint}
 
 
 def resources(config: StudyConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """A task's part of the cluster: a GPU where it has some and may use them, and as many cores as its share is."""
+    """Return what a task asks of the cluster: a GPU, if there are any that it may use, and its share of the cores."""
     of_nodes = [node["Resources"] for node in nodes if node["Alive"]]
     cores = [int(of_node.get("CPU", 0)) for of_node in of_nodes]
     has_gpus = any(of_node.get("GPU", 0) >= 1 for of_node in of_nodes)
@@ -107,10 +108,10 @@ def resources(config: StudyConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Any]:
-    """Ray, speaking to the cluster at an address, or to one of its own that ends with it."""
-    address = None if address == "local" else address  # Ray's word for one of its own, without our defaults
-    with variables(secured(address, os.environ)):
+def ray_connection(address: str | None) -> Iterator[Any]:
+    """Give Ray, connected to the cluster at an address, or to one that is started here and ends afterwards."""
+    address = None if address == "local" else address  # Ray's word for a local cluster, which would lack our defaults
+    with environment_variables(ray_environment(address, os.environ)):
         try:
             import ray
         except ImportError as error:
@@ -140,13 +141,13 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def refuse_silent(address: str | None) -> None:
-    """Refuse an address where nobody listens, in seconds and in words."""
+    """Refuse an address where nothing answers, within seconds and with the reason."""
     place = host_and_port(address)
     if place is None:
         return
     try:
         socket.create_connection(place, timeout=PATIENCE).close()
-    except (OSError, UnicodeError) as error:  # the latter of a host's name
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that can't be encoded
         raise InvalidConfig(
             f"Nothing answers at {address}: {error}. Without the cluster no checkpoint can be computed. Check that it "
             "runs (`ray status` there), that --address is HOST:PORT as its `ray start --head` gave it, and that a "
@@ -155,20 +156,20 @@ def refuse_silent(address: str | None) -> None:
 
 
 def host_and_port(address: str | None) -> tuple[str, int] | None:
-    """Where an address can be tried; none of `auto` and the like, which Ray itself looks up."""
+    """Return the host and port of an address; None for `auto` and the like, which Ray itself looks up."""
     scheme, _, rest = (address or "").rpartition("://")
     if scheme not in ("", "ray"):
         return None
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
-    except ValueError:  # Ray says what is wrong with it
+    except ValueError:  # Ray's own error says what is wrong
         return None
     return None if host is None or port is None else (host, port)
 
 
-def secured(address: str | None, given: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the environment that Ray reads: a token by default, no statistics of use sent anywhere."""
+def ray_environment(address: str | None, given: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables for Ray that aren't set yet: a token, and no usage statistics."""
     wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     if is_loopback(address):
         wanted[NOT_BEYOND] = "0"
@@ -178,13 +179,13 @@ def secured(address: str | None, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether a cluster is this machine's alone, as one started here is."""
+    """Return whether a cluster is on this machine's loopback interface, as one started here is."""
     return address is None or address.rpartition(":")[0] in (LOOPBACK, "localhost", "[::1]")
 
 
 @contextmanager
-def variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while: Ray and the processes that it starts read them there."""
+def environment_variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while; Ray and the processes that it starts read them."""
     os.environ.update(wanted)
     try:
         yield

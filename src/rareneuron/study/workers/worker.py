@@ -1,7 +1,8 @@
-"""A local worker: tasks come as lines of JSON on stdin, answers go to stdout, one each (`study.workers.processes`).
+"""Runs a local worker: it reads tasks as lines of JSON on stdin and writes one answer each to stdout
+(`study.workers.processes`).
 
-It ends at once where stdin does: the process that started it is done with it, or gone, and a checkpoint half computed
-is in nobody's way.
+It ends as soon as stdin ends, since the process that started it is then finished or gone; a half-computed checkpoint
+does no harm.
 """
 
 import json
@@ -13,19 +14,19 @@ from queue import SimpleQueue
 
 
 def listen(tasks: "SimpleQueue[str]") -> None:
-    """Hand on what comes; the end of input is the end of the process."""
+    """Put every line of stdin into the queue; end the process when stdin ends."""
     for line in sys.stdin:
         tasks.put(line)
     os._exit(0)
 
 
 def main() -> None:
-    """Work until there is nobody to work for."""
+    """Answer tasks until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-    from rareneuron.study.workers.tasks import do_task  # takes seconds, in which Ctrl-C is no matter of this one either
+    from rareneuron.study.workers.tasks import do_task  # takes seconds, and Ctrl-C must be ignored before it
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries may print; only answers go to stdout
     tasks: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=listen, args=(tasks,), daemon=True).start()
     while True:

@@ -1,4 +1,4 @@
-"""Docstrings of the public functions in maths: every argument is described, and every example gives what it says."""
+"""Docstrings of public functions: every argument is described, and every example gives what it says."""
 
 import doctest
 import inspect
@@ -8,8 +8,9 @@ import pytest
 import rareneuron as rn
 
 DOCUMENTED = [
-    *("Readout", "alpha_hill", "delta_loss", "effective_dimension", "fit_phases", "geometry", "neuron_groups"),
-    *("rank_curve", "released_phases", "spectrum"),
+    *("Adapter", "Readout", "adapt", "alpha_hill", "delta_loss", "effective_dimension", "fit_phases", "geometry"),
+    *("load_model", "neuron_groups", "open_run", "rank_curve", "rare_types", "released_phases", "spectrum"),
+    pytest.param("run_study", marks=pytest.mark.slow),
 ]
 SECTIONS = {"Args", "Returns", "Raises", "Source", "Example"}
 
@@ -33,7 +34,7 @@ def undescribed(text, names):
 
 def failures_of(text, name="example"):
     """What of a docstring's examples doesn't come out as it says; an error where there are none."""
-    test = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
+    test = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), {}, name, None, 0)
     assert test.examples, f"{name} has no example"
     said = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
@@ -41,7 +42,8 @@ def failures_of(text, name="example"):
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_every_argument_is_described_and_examples_hold(name):
+def test_every_argument_is_described_and_examples_hold(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     documented = getattr(rn, name)
     needed = SECTIONS - ({"Returns", "Raises"} if inspect.isclass(documented) else set())
     assert needed <= sections_of(documented.__doc__).keys()

@@ -1,4 +1,4 @@
-"""Studies computed in parts: their end."""
+"""The command that ends a study computed in shards."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rareneuron.cli.base import cli, emit, json_option, runs_argument
 def merge(runs: tuple[Path, ...], as_json: bool) -> None:
     """End a study that was computed in shards (`study --shard I/N`): trajectory, claims, report.
 
-    The first RUN is the study's folder. Further ones are folders of its shards that were computed elsewhere, whose
+    The first RUN is the study's folder. Others are run folders of shards that were computed elsewhere; their
     checkpoints are copied into the first, which may be new.
 
     \b
@@ -28,8 +28,8 @@ def merge(runs: tuple[Path, ...], as_json: bool) -> None:
     missing = missing_steps(run)
     if missing:
         click.echo(
-            f"rareneuron: {len(missing)} checkpoints that were asked for are not there, so the study ends without "
-            f"them: {', '.join(missing)}. Run their shards again, and merge once more, to have them.",
+            f"rareneuron: {len(missing)} checkpoints that were asked for are missing, so the study ends without "
+            f"them: {', '.join(missing)}. To add them, run their shards again and merge once more.",
             err=True,
         )
     report = publish(run).report

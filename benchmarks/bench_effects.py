@@ -90,7 +90,7 @@ def embedded(n_tokens: int) -> Case:
     from rareneuron.study.plan import plan_study
     from rareneuron.study.tokens import choose_tokens, study_corpus
 
-    config = StudyConfig(n_tokens=n_tokens)
+    config = StudyConfig(n_tokens=n_tokens, out=f"runs/bench-embedded-{n_tokens}")  # never a study's own folder
     adapter = load_model(plan_study(config).checkpoints[-1].source)
     selection = choose_tokens(config, study_corpus(config), adapter).selection
     batches = list(capture(adapter, selection))

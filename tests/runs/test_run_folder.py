@@ -346,12 +346,12 @@ def test_a_study_that_fails_leaves_the_one_beside_it(config, tmp_path, monkeypat
     """Both in one new folder, which the first one made."""
     original, beside = study_module.choose_tokens, []
 
-    def meanwhile(*arguments):
+    def meanwhile(*given, **options):
         if not beside:
             beside.append(None)
             beside[0] = run_study(config(steps=(0,), out=str(tmp_path / "runs" / "second")))
             raise MissingText("no more text")
-        return original(*arguments)
+        return original(*given, **options)
 
     monkeypatch.setattr(study_module, "choose_tokens", meanwhile)
     with pytest.raises(MissingText):

@@ -226,10 +226,10 @@ def test_a_refused_study_leaves_its_neighbours_alone(case, monkeypatch):
     """Another study may have begun beside it, in the folder that the refused one made for both."""
     original, neighbour = study_module.choose_tokens, case.out.with_name("neighbour")
 
-    def meanwhile(*arguments):
+    def meanwhile(*given, **options):
         neighbour.mkdir()
         (neighbour / "run.json").write_text("{}")
-        return original(*arguments)
+        return original(*given, **options)
 
     monkeypatch.setattr(study_module, "choose_tokens", meanwhile)
     assert_refused(case.study({"--n-tokens": 4}), "--group-size")

@@ -341,7 +341,7 @@ def test_a_device_that_is_not_there(invoke, series, text_file, tmp_path, device)
         ("steps = []", "steps = ''"),
         ("steps = [1, -3]", "steps = '1,-3'"),
         ("steps = [5, 5]", "each once"),
-        ("memory must be a positive number of GiB, not inf", "memory = inf"),
+        ("memory = inf", "memory must be a positive number of GiB, not inf"),
         ('model = ""', "model = ''"),
         ('data = "a\\u0000b"', "data = "),
         ("seed = " + "9" * 5000, "not valid TOML"),

@@ -294,7 +294,7 @@ def test_a_single_context_is_reported_in_words(invoke, llama, text_file, tmp_pat
         (["study", "{series}@main"], "only models on the Hub have revisions"),
         (["study", "{series}", "--memory", "inf"], "memory must be a positive number of GiB, not inf"),
         (["study", "{series}", "--memory", "nan"], "memory must be a positive number of GiB, not nan"),
-        (["study", "{series}", "--memory", "1e308"], "memory = 1e+308"),
+        (["study", "{series}", "--memory", "1e308"], "memory must be a positive number of GiB, not 1e+308"),
         (["study", "{series}", "--steps", "1,-3"], "steps = '1,-3'"),
         (["study", "{series}", "--steps", "2,0,2"], "each once"),
         (["study", "{series}", "--group-size", "1"], "group_size = 1"),

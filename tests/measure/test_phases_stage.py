@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rareneuron.errors import InvalidConfig, RunFolderError, TooFewNeurons
+from rareneuron.errors import InvalidConfig, NotMeasured, RunFolderError
 from rareneuron.maths.phases import Phases
 from rareneuron.measure import checkpoint as checkpoint_module
 from rareneuron.runs.files import read_json
@@ -145,7 +145,7 @@ def test_a_study_stores_phases_or_why_there_are_none(finished):
         assert list(stored) == ["definitions", *RANKINGS]
         assert stored["definitions"] == "paper"
         assert "fewer than 128" in stored["all"]["unavailable"]  # the tiny layer has 40
-    with pytest.raises(TooFewNeurons, match="40 neurons"):
+    with pytest.raises(NotMeasured, match="40 neurons"):
         finished.phases(0, "common")
     assert finished.step_record(10).timings["phases"] > 0
     boosting = finished.rank_curve(10, "boosting")

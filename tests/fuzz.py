@@ -49,6 +49,7 @@ from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.unigrams import Origin, read_unigrams, write_unigrams
 from rareneuron.study.merge import missing_steps, settings_of
+from tests.run_records import RUN, STEP
 
 PER_EXAMPLE = 20.0  # seconds
 WORDS = ["time", "people", "way", "day", "man", "thing", "woman", "life", "child", "world"]
@@ -74,63 +75,6 @@ HOSTILE = st.one_of(
     st.lists(st.integers(), max_size=5),
 )
 
-STEP = {
-    "step": 0,
-    "model": {
-        "source": "lab/tiny",
-        "revision": "step0",
-        "commit": None,
-        "weights_sha256": "0" * 64,
-        "model_type": "gpt2",
-        "n_params": 3000,
-        "dtype": "float32",
-        "weight_stamps": {"model.safetensors": [6000, 1_700_000_000_000_000_000]},
-    },
-    "closed_form": {"ok": True, "readout_gap": 1e-7, "ablation_gap": 1e-5, "reason": ""},
-    "engine": "closed-form",
-    "loss_rare": 9.5,
-    "loss_common": None,
-    "audit": {"n_pairs": 1024, "max_error": 1e-7, "rms_error": 1e-8, "rms_delta_loss": 0.01},
-    "timings": {"capture": 0.1, "effects": 0.2},
-    "rates": {"capture_tokens_per_second": 2e4, "full_sum_share": 0.0, "effects_microseconds_per_pair": 1.6},
-    "files": {"effects.parquet": "0" * 64},
-}
-RUN = {
-    "format": 1,
-    "config": StudyConfig(model="lab/tiny").identity(),
-    "resolved": {"model": "lab/tiny", "data": None},
-    "environment": {"rareneuron": "0.1.0", "commit": None, "threads": 1},
-    "data": {
-        "corpus": "texts",
-        "description": "some texts",
-        "fingerprint": "0" * 64,
-        "n_texts": 20,
-        "n_text_tokens": 2000,
-        "n_contexts_read": 11,
-        "n_contexts": 11,
-        "n_requested": 60,
-        "n_available": 60,
-        "n_rare": 60,
-        "n_common": 60,
-        "stages": [{"name": "all", "types": 12, "occurrences": 90}, {"name": "sampled", "types": 4, "occurrences": 6}],
-        "counts": {"source": None, "of": "corpus", "sha256": None},
-        "rarity": {
-            "rule": "types",
-            "percentile": 50.0,
-            "threshold": 1e-5,
-            "count_at_threshold": 3,
-            "count_total": 900,
-            "n_types": 9,
-            "mass": 0.1,
-        },
-    },
-    "layer": 1,
-    "n_layers": 2,
-    "planned": ["0"],
-    "checkpoints": {"0": STEP},
-    "warnings": [],
-    "timings": [{"seconds": 31.1, "checkpoints": 1}],
-}
 SHOWN = pd.DataFrame({"neuron": ["1.0"], "rank": [1], "abs_delta_loss": [0.1]})
 
 

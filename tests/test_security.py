@@ -25,6 +25,7 @@ from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
 from rareneuron.study.merge import merge_runs
 from tests.models.conftest import tiny_model, tiny_tokenizer
+from tests.run_records import RUN, STEP
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,66 +184,6 @@ def test_a_partial_name_that_is_a_link_is_removed_and_not_what_it_leads_to(run, 
 
 # --- a run that was made to be read wrongly
 
-RUN = {
-    "format": 1,
-    "config": {"model": None, "n_tokens": 60, "seed": 0, "definitions": "paper"},
-    "resolved": {"model": None},
-    "environment": {"rareneuron": "0.1.0", "commit": None, "threads": 1},
-    "data": {
-        "corpus": "texts",
-        "description": "some texts",
-        "fingerprint": "0" * 64,
-        "sha256": "0" * 64,
-        "n_texts": 20,
-        "n_text_tokens": 2000,
-        "n_contexts_read": 11,
-        "n_contexts": 11,
-        "n_requested": 60,
-        "n_available": 60,
-        "n_rare": 60,
-        "n_common": 60,
-        "stages": [{"name": "all", "types": 5, "occurrences": 9}],
-        "counts": {"source": None, "of": "the corpus itself", "sha256": None},
-        "rarity": {
-            "rule": "types",
-            "percentile": 50.0,
-            "threshold": 0.1,
-            "count_at_threshold": 3,
-            "count_total": 900,
-            "n_types": 9,
-            "mass": 0.5,
-        },
-    },
-    "layer": 1,
-    "n_layers": 2,
-    "planned": ["0"],
-    "checkpoints": {},
-    "warnings": [],
-    "timings": [{"seconds": 31.1, "checkpoints": 1}],
-}
-STEP = {
-    "step": 0,
-    "model": {
-        "source": "lab/tiny",
-        "revision": "step0",
-        "commit": None,
-        "weights_sha256": "0" * 64,
-        "model_type": "gpt2",
-        "n_params": 9,
-        "dtype": "float32",
-        "tied": True,
-        "weight_stamps": {"model.safetensors": [1, 2]},
-    },
-    "closed_form": {"ok": True, "readout_gap": 1e-7, "ablation_gap": 1e-5, "reason": ""},
-    "engine": "closed-form",
-    "loss_rare": 9.5,
-    "loss_common": None,
-    "audit": {"n_pairs": 4, "max_error": 0, "rms_error": 0, "rms_delta_loss": 0.1},
-    "timings": {"effects": 0.5},
-    "rates": {},
-    "files": {},
-}
-RUN["checkpoints"]["0"] = STEP
 SOUND = {"run.json": RUN, "step.json": STEP}
 KINDS = {"run.json": Manifest, "step.json": StepRecord}
 FORGED = [

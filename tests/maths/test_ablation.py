@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.ablation import TOLERANCE, AblationEngine, delta_loss, engine_memory
+from rareneuron.maths.ablation import TOLERANCE, AblationEngine, delta_loss
+from rareneuron.maths.table_memory import engine_memory
 from tests import oracles
 from tests.maths.conftest import random_case
 
@@ -198,7 +199,7 @@ def test_small_effects_keep_their_relative_accuracy():
 def test_blocks_of_tokens_do_not_matter(monkeypatch):
     case = random_case(size=0.3, tokens=9)
     whole = effects(case, "reference").delta_loss
-    monkeypatch.setattr("rareneuron.maths.ablation.TOKENS_PER_BLOCK", 2)
+    monkeypatch.setattr("rareneuron.maths.table_memory.TOKENS_PER_BLOCK", 2)
     # one block's matrix product may sum in another order than the whole's
     torch.testing.assert_close(effects(case, "reference").delta_loss, whole, rtol=0, atol=1e-12)
 
@@ -206,7 +207,7 @@ def test_blocks_of_tokens_do_not_matter(monkeypatch):
 def test_blocks_of_neurons_do_not_matter(monkeypatch):
     case = random_case(size=0.3, tokens=9)
     whole = effects(case)
-    monkeypatch.setattr("rareneuron.maths.ablation.FEWEST_NEURONS", 2)
+    monkeypatch.setattr("rareneuron.maths.table_memory.FEWEST_NEURONS", 2)
     fixed, per_neuron = engine_memory(50, 16)
     engine = AblationEngine(case.readout, case.W_out, memory=fixed + 5 * per_neuron)
     assert engine.neurons_at_once in range(5, 9), "12 neurons should take several blocks"
@@ -218,8 +219,9 @@ def test_blocks_of_neurons_do_not_matter(monkeypatch):
 
 def test_too_little_memory_is_refused_with_what_is_needed():
     case = random_case(neurons=40)
-    with pytest.raises(InvalidConfig, match=r"9.54e-07 GiB do not hold .* of 50 .*at least 0\.003 GiB .--memory"):
+    with pytest.raises(InvalidConfig, match=r"9.54e-07 GiB do not hold .* of 50 .*at least 0\.003 GiB") as refused:
         AblationEngine(case.readout, case.W_out, memory=1024)
+    assert refused.value.argument == "memory"
 
 
 def test_the_total_effect_alone_is_the_same():

@@ -11,12 +11,12 @@ import rareneuron.maths
 from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
-    *("claims", "equal_loss", "geometry", "groups", "kink", "nulls", "phase_fit", "phases", "rank_curve", "released"),
-    *("ranks", "reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
+    *("claims", "clusters", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls", "phase_fit", "phases", "rank_curve"),
+    *("released", "ranks", "reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),
-    *("readout", "weights"),
+    *("readout", "table_memory", "weights"),
 }  # fmt: skip
 LOOK = """
 import json, sys
@@ -50,7 +50,7 @@ def options_in(source):
     return re.findall(r"(?<![\w-])--[a-z][a-z-]+", source)
 
 
-@pytest.mark.parametrize("name", sorted((NUMPY_ALONE | TENSORS) - {"ablation"}))
+@pytest.mark.parametrize("name", sorted(NUMPY_ALONE | TENSORS))
 def test_maths_names_no_option_of_the_command_line(name):
     assert not options_in((SOURCE / "maths" / f"{name}.py").read_text(encoding="utf-8"))
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from rareneuron.errors import InvalidConfig, NoRareTokens
-from rareneuron.maths.ablation import engine_memory
+from rareneuron.maths.table_memory import engine_memory
 from rareneuron.measure.capture import HELD
 from rareneuron.study.plan import plan_study
 from rareneuron.study.workers import processes

@@ -17,7 +17,6 @@ docs/engine.md derives it. Exact wherever the MLP output joins the residual stre
 checks that). Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rareneuron.errors import InvalidConfig
 from rareneuron.maths.expansion import (
     PAIRS_AT_ONCE,
     ROUGHLY_AT_ONCE,
@@ -42,18 +40,14 @@ from rareneuron.maths.expansion import (
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.readout import Readout
+from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
 from rareneuron.shown import Shown
 
 Precision = Literal["fast", "exact", "reference"]
 
 TOLERANCE = 5e-6  # nats per pair, bound on the error of KL; float32 recomputation of the losses errs by 5e-6 and more
-TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
-ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
 ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
-BLOCK_COPIES = 6  # arrays [token, vocab] of a block: the five of the workspace, and weights in the fast dtype
-PAIR_COPIES = 24  # arrays [token, neuron] of a block, in single precision, before any result is returned
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
-FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,54 +318,6 @@ class AblationEngine:
         precise, rounded = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
         rounding = {2: precise, 3: precise if (0, 3) in wanted.full else rounded, 4: rounded}
         return Moments(of=of, reach=reach, rounding=rounding)
-
-
-def tokens_per_block(vocab: int) -> int:
-    """How many tokens' clean distributions are held at once."""
-    return max(1, min(TOKENS_PER_BLOCK, ELEMENTS_PER_BLOCK // vocab))
-
-
-def engine_memory(
-    vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
-) -> tuple[int, int]:
-    """Bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
-    tokens = tokens_per_block(vocab)
-    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens)
-    tables = vocab * (dtype.itemsize + product_dtype.itemsize)
-    return fixed, tables + dtype.itemsize * (PAIR_COPIES * tokens + 2 * d_model)
-
-
-def neurons_that_fit(
-    memory: int,
-    vocab: int,
-    d_model: int,
-    n_neurons: int,
-    dtype: torch.dtype = torch.float32,
-    product_dtype: torch.dtype = torch.float32,
-    share: float = 1.0,
-) -> int:
-    """How many neurons' tables fit into `memory` bytes; an error where it is next to none.
-
-    `share` is that part of what was allowed which the engine has: the error speaks of the whole.
-    """
-    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
-    fit = (memory - fixed) // per_neuron
-    fewest = min(n_neurons, FEWEST_NEURONS)
-    if fit < fewest:
-        needed = math.ceil(1000 * (fixed + fewest * per_neuron) / 2**30 / share) / 1000
-        raise InvalidConfig(
-            f"{memory / 2**30 / share:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
-            f"{d_model:,}, so effects cannot be computed. Allow at least {needed:g} GiB (--memory)."
-        )
-    return min(n_neurons, fit)
-
-
-def fast_product_dtype(device: torch.device) -> torch.dtype:
-    """Bfloat16 where the device has instructions for it; elsewhere it would be emulated, slower than float32."""
-    if device.type != "cpu":
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
 def delta_loss(

@@ -10,24 +10,22 @@ Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.m
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.spatial.distance import pdist, squareform
 
 from rareneuron.errors import InvalidConfig, NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
+from rareneuron.maths.clusters import clusters
 from rareneuron.maths.groups import NeuronGroups, remedy
 from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
 Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
-Linkage = Literal["ward", "average"]
 
 FEWEST_NEURONS = 3
-THRESHOLD = {"paper": 0.5, "released": 5.0}  # where the cluster tree is cut
 ROUNDING = 1e-12  # of a share of variance; the eigenvalues of 50 neurons round to about 1e-15 of their sum
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
@@ -279,56 +277,6 @@ def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance:
     eigenvalues = np.linalg.eigvalsh(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
     held = eigenvalues.cumsum(-1)
     return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
-
-
-def clusters(
-    correlation: Float[np.ndarray, "draw size size"], definitions: Definitions
-) -> dict[str, Int[np.ndarray, " draw"]]:
-    """Return the numbers of clusters of the neurons that vary, by D = 1 - |ρ| (Eq. 5).
-
-    Ward presumes Euclidean distances, which D is not; average linkage doesn't. The released scripts take D's rows for
-    points. Neither tree has inversions, so merges up to the threshold are those that come first.
-    """
-    varies = ~np.isnan(np.diagonal(correlation, axis1=1, axis2=2))
-    distance = 1 - np.abs(correlation)
-    if definitions == "released":
-        between_rows = [squareform(pdist(D[np.ix_(some, some)])) for D, some in zip(distance, varies, strict=True)]
-        for D, some, found in zip(distance, varies, between_rows, strict=True):
-            D[np.ix_(some, some)] = found
-    linkages: tuple[Linkage, ...] = ("ward", "average") if definitions == "paper" else ("ward",)
-    return {f"clusters_{how}": n_clusters(distance, varies, how, THRESHOLD[definitions]) for how in linkages}
-
-
-def n_clusters(
-    distance: Float[np.ndarray, "draw size size"], varies: Bool[np.ndarray, "draw size"], how: Linkage, threshold: float
-) -> Int[np.ndarray, " draw"]:
-    """Count the clusters of each draw once its nearest two are merged again and again, up to the threshold.
-
-    Distances to a merged cluster follow from those to its parts (Lance and Williams).
-    """
-    n_draws, size = varies.shape
-    D = np.where(varies[:, :, None] & varies[:, None, :], distance, np.inf)
-    D[:, np.arange(size), np.arange(size)] = np.inf
-    n, left, draw = np.ones((n_draws, size)), varies.sum(1), np.arange(n_draws)
-    while len(draw):
-        first, second = np.divmod(D.reshape(len(D), -1).argmin(1), size)
-        row = np.arange(len(D))
-        near = D[row, first, second] <= threshold
-        if not near.all():
-            D, n, draw, first, second, row = D[near], n[near], draw[near], first[near], second[near], row[: near.sum()]
-        left[draw] -= 1
-        apart, of_first, of_second = D[row, first, second][:, None], n[row, first][:, None], n[row, second][:, None]
-        to_first, to_second = D[row, first], D[row, second]
-        if how == "ward":
-            squares = (n + of_first) * to_first**2 + (n + of_second) * to_second**2 - n * apart**2
-            merged = np.sqrt(squares / (n + of_first + of_second))
-        else:
-            merged = (of_first * to_first + of_second * to_second) / (of_first + of_second)
-        merged[row, first] = merged[row, second] = np.inf
-        D[row, first], D[row, :, first] = merged, merged
-        D[row, second] = D[row, :, second] = np.inf
-        n[row, first] += n[row, second]
-    return left
 
 
 def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:

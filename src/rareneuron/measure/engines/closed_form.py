@@ -14,15 +14,10 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import UnsupportedModel, WrongEffects
-from rareneuron.maths.ablation import (
-    TOLERANCE,
-    AblationEffects,
-    AblationEngine,
-    engine_memory,
-    neurons_that_fit,
-)
+from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.readout import Readout
+from rareneuron.maths.table_memory import engine_memory, neurons_that_fit
 from rareneuron.measure.capture import HELD, TokenBatch, join_batches
 from rareneuron.measure.engines.base import (
     Asked,

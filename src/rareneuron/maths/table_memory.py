@@ -1,0 +1,65 @@
+"""How many bytes the tables of `maths.ablation` take, how many neurons' fit, and in which number format they are fast.
+
+Counted from the shapes alone, so a plan can refuse what wouldn't fit. Oracle: tests/maths/test_ablation.py.
+"""
+
+import math
+
+import torch
+
+from rareneuron.errors import InvalidConfig
+
+TOKENS_PER_BLOCK = 512  # at most; fewer where the vocabulary is large
+ELEMENTS_PER_BLOCK = 2**24  # token · vocab: 64 MB in float32
+BLOCK_COPIES = 6  # arrays [token, vocab] of a block: the five of the workspace, and weights in the fast dtype
+PAIR_COPIES = 24  # arrays [token, neuron] of a block, in single precision, before any result is returned
+FEWEST_NEURONS = 32  # at once; with fewer, matrix products are no longer products of matrices
+
+
+def tokens_per_block(vocab: int) -> int:
+    """Return how many tokens' clean distributions are held at once."""
+    return max(1, min(TOKENS_PER_BLOCK, ELEMENTS_PER_BLOCK // vocab))
+
+
+def engine_memory(
+    vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
+) -> tuple[int, int]:
+    """Return the bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
+    tokens = tokens_per_block(vocab)
+    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens)
+    tables = vocab * (dtype.itemsize + product_dtype.itemsize)
+    return fixed, tables + dtype.itemsize * (PAIR_COPIES * tokens + 2 * d_model)
+
+
+def neurons_that_fit(
+    memory: int,
+    vocab: int,
+    d_model: int,
+    n_neurons: int,
+    dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype = torch.float32,
+    share: float = 1.0,
+) -> int:
+    """Return how many neurons' tables fit into `memory` bytes; raises where it is next to none.
+
+    `share` is that part of what was allowed which the engine has: the error speaks of the whole.
+    """
+    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
+    fit = (memory - fixed) // per_neuron
+    fewest = min(n_neurons, FEWEST_NEURONS)
+    if fit < fewest:
+        needed = math.ceil(1000 * (fixed + fewest * per_neuron) / 2**30 / share) / 1000
+        raise InvalidConfig(
+            f"{memory / 2**30 / share:.3g} GiB do not hold the tables of a vocabulary of {vocab:,} and a width of "
+            f"{d_model:,}, so effects cannot be computed. Allow at least {needed:g} GiB.",
+            argument="memory",
+        )
+    return min(n_neurons, fit)
+
+
+def fast_product_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device has instructions for it; elsewhere it would be emulated, slower than float32."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

@@ -432,8 +432,16 @@ def test_what_a_gated_model_leaves_open_changes_nothing(seed):
     for one, other in zip(first.rows(), second.rows(), strict=True):
         for column in ("value", "null_mean", "effect_size", "p", "p_above"):
             assert one[column] is other[column] is None or np.isclose(one[column], other[column], rtol=1e-9), one
+
+
+def test_what_is_left_out_of_a_gated_models_geometry_does_change():
+    """The negative control, of one layer: by chance a group's neurons may all keep their signs."""
+    rng = np.random.default_rng(0)
+    acts, groups = layer(rng), drawn_groups(rng, n_draws=99)
+    c = rng.choice([-1, 1], 120) * 2.0 ** rng.integers(-3, 4, 120)
+    assert len(set(np.sign(c[groups.boosting]))) == 2
     signed, flipped = (geometry(x, groups, np.random.default_rng(1)).within for x in (acts, acts * np.sign(c)))
-    for statistic in ("correlation", "cosine"):  # negative control: what is left out does change
+    for statistic in ("correlation", "cosine"):
         ours, theirs = signed[statistic]["boosting"].value, flipped[statistic]["boosting"].value
         assert not np.isclose(ours, theirs, atol=1e-4)
     loud = geometry(acts * c, groups, np.random.default_rng(1)).within["d_eff"]["boosting"]

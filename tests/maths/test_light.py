@@ -12,7 +12,8 @@ from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
     *("claims", "clusters", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls", "phase_fit", "phases"),
-    *("rank_curve", "released", "ranks", "reliability", "segments", "significance", "spacings", "specificity", "spectrum", "trend"),
+    *("rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings", "specificity"),
+    *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),

@@ -29,7 +29,7 @@ def test_latex_is_balanced_and_escaped(make_run: MakeRun) -> None:
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
     rows = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {8}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
     assert all(row.endswith(r"\\") for row in rows)
-    assert r"\begin{tabular}{llrrrrrrr}" in text
+    assert r"\begin{tabular}{lllrrrrrrr}" in text
     assert r"\textbar{}$\Delta$\textbar{}" in text

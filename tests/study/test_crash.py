@@ -317,7 +317,7 @@ def test_pieces_add_up_to_the_whole(config, tmp_path, monkeypatch):
     assert are_kept
     assert [i for piece in pieces for i in piece] == list(range(pieces[-1].stop))
     for name in one.select_dtypes(float):  # float32 forward passes and effects of other batches
-        np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=5e-7, err_msg=name)
 
 
 def test_another_seed_or_other_weights_find_no_piece(tmp_path):

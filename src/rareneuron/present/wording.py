@@ -86,8 +86,10 @@ def unit_of(exponent: int) -> str:
     return "nats" if exponent == 0 else f"{power_of_ten(exponent)} nats"
 
 
-def seconds(value: float) -> str:
+def seconds(value: float | None) -> str:
     """Return a time as text, such as 41 s, 3.5 min or 2.1 h."""
+    if value is None:
+        return NOTHING
     for name, size in (("h", 3600), ("min", 60)):
         if value >= 2 * size:
             return f"{value / size:.1f} {name}"

@@ -92,10 +92,10 @@ def times_table(found: Findings) -> Table:
         rows.append(
             (
                 step_name(step),
-                seconds(timings["capture"]),
-                seconds(timings["effects"]),
-                f"{rates['capture_tokens_per_second']:,.0f}",
-                significant(rates["effects_microseconds_per_pair"]),
+                seconds(timings.get("capture")),
+                seconds(timings.get("effects")),
+                significant(rates.get("capture_tokens_per_second")),
+                significant(rates.get("effects_microseconds_per_pair")),
             )
         )
     return Table(

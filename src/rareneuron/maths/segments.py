@@ -10,7 +10,6 @@ middle they lie *below* at both ends. A plateau is a lift above the line, so it 
 from dataclasses import dataclass
 
 import numpy as np
-import ruptures
 from jaxtyping import Float
 
 from rareneuron.maths.rank_curve import GRID_STEP, LocalSlope
@@ -70,6 +69,8 @@ def candidate_breaks(spacings: Spacings, slope: LocalSlope) -> tuple[list[tuple[
 
 def breaks_of_slope(slope: LocalSlope) -> list[Float[np.ndarray, "curve number"]]:
     """Return the log ranks at which log κ of each curve is best cut 1, 2, … times."""
+    import ruptures  # here, since it takes longer than everything else that reads a run imports
+
     found = []
     for kappa in np.atleast_2d(slope.kappa):
         seen = np.isfinite(kappa) & (slope.log_rank >= np.log(FIRST_RANK))

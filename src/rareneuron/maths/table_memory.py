@@ -22,11 +22,15 @@ def tokens_per_block(vocab: int) -> int:
 
 
 def engine_memory(
-    vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
+    vocab: int,
+    d_model: int,
+    dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype = torch.float32,
+    block_copies: int = BLOCK_COPIES,
 ) -> tuple[int, int]:
     """Return the bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
     tokens = tokens_per_block(vocab)
-    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens)
+    fixed = vocab * dtype.itemsize * (d_model + block_copies * tokens)
     tables = vocab * (dtype.itemsize + product_dtype.itemsize)
     return fixed, tables + dtype.itemsize * (PAIR_COPIES * tokens + 2 * d_model)
 
@@ -39,12 +43,13 @@ def neurons_that_fit(
     dtype: torch.dtype = torch.float32,
     product_dtype: torch.dtype = torch.float32,
     share: float = 1.0,
+    block_copies: int = BLOCK_COPIES,
 ) -> int:
     """Return how many neurons' tables fit into `memory` bytes; raises where it is next to none.
 
     `share` is that part of what was allowed which the engine has: the error speaks of the whole.
     """
-    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
+    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype, block_copies)
     fit = (memory - fixed) // per_neuron
     fewest = min(n_neurons, FEWEST_NEURONS)
     if fit < fewest:

@@ -1,0 +1,127 @@
+"""Effects behind an output norm or a soft cap against the definition, in float64, in every precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rareneuron.maths import behind_norm
+from rareneuron.maths.ablation import AblationEngine, ablation_engine, delta_loss
+from rareneuron.maths.behind_norm import BehindNormEngine
+from rareneuron.maths.capped_expansion import expand
+from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.pair_effects import TOLERANCE
+from tests import oracles
+from tests.maths.conftest import behind_norm_case, random_case
+
+# Rounding of the computation's dtype on losses of up to 80 nats; `fast` adds the certified remainder.
+ATOL = {"reference": 2e-12, "exact": 2e-5, "fast": 2e-5 + TOLERANCE}
+KINDS = {"norm": (True, None), "cap 30": (False, 30.0), "norm, cap 30": (True, 30.0), "norm, cap 3": (True, 3.0)}
+
+
+def effects(case, precision="fast", **options):
+    engine = BehindNormEngine(case.readout, case.W_out, precision=precision, **options)
+    return engine.effects(case.resid, case.shift, case.target, mlp_out=case.mlp_out)
+
+
+def by_definition(case, frozen_norm=False):
+    return oracles.delta_loss(
+        case.readout, case.resid, case.shift, case.target, case.W_out, frozen_norm, mlp_out=case.mlp_out
+    )
+
+
+@pytest.mark.parametrize("frozen_norm", [False, True])
+@pytest.mark.parametrize("precision", ["reference", "exact", "fast"])
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.03, 2.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_the_definition(kind, precision, size, frozen_norm):
+    case = behind_norm_case(*KINDS[kind], size=size)
+    truth = by_definition(case, frozen_norm)
+    assert truth.abs().max() > size / 4, "the case is too tame to tell right from wrong"
+    found = delta_loss(
+        case.readout,
+        case.resid,
+        case.shift,
+        case.target,
+        case.W_out,
+        frozen_norm=frozen_norm,
+        precision=precision,
+        mlp_out=case.mlp_out,
+    )
+    # Relative to the largest effect: errors scale with it, down to the rounding of float64 losses in the oracle.
+    atol = 1e-13 + ATOL[precision] * min(1.0, truth.abs().max().item())
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=atol)
+
+
+def test_layer_norm_and_bias_are_served_as_well():
+    case = behind_norm_case(True, 5.0, norm="layer", size=0.3)
+    torch.testing.assert_close(effects(case, "reference").delta_loss, by_definition(case), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["reference", "exact", "fast"])
+def test_kl_agrees_with_the_definition(precision, kind):
+    case = behind_norm_case(*KINDS[kind], size=0.4)
+    truth = oracles.kl(case.readout, case.resid, case.shift, case.W_out, case.mlp_out)
+    assert truth.max() > 0.02
+    torch.testing.assert_close(effects(case, precision).kl.double(), truth, rtol=0, atol=ATOL[precision])
+
+
+@pytest.mark.parametrize("without", ["softcap", "output_norm"])
+def test_what_is_left_out_matters(without):
+    """Negative control: without cap or norm, the same case has other effects by far more than any tolerance."""
+    case = behind_norm_case(True, 3.0, size=0.3)
+    other = replace(case, readout=replace(case.readout, **{without: None}))
+    assert (by_definition(other) - by_definition(case)).abs().max() > 0.05
+
+
+def test_a_plain_readout_has_the_plain_engines_effects():
+    case = random_case("rms", 0.3)
+    plain = AblationEngine(case.readout, case.W_out, precision="reference")
+    expected = plain.effects(case.resid, case.shift, case.target)
+    found = effects(case, "reference")
+    for name in ("delta_loss", "direct_delta_loss", "kl", "loss"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-12)
+
+
+def test_each_readout_gets_the_engine_that_is_right_for_it():
+    case = behind_norm_case()
+    assert isinstance(ablation_engine(case.readout, case.W_out), BehindNormEngine)
+    assert isinstance(ablation_engine(random_case().readout, case.W_out), AblationEngine)
+    with pytest.raises(ValueError, match="output norm or a soft cap"):
+        AblationEngine(case.readout, case.W_out)
+    with pytest.raises(ValueError, match="`mlp_out` is needed"):
+        delta_loss(case.readout, case.resid, case.shift, case.target, case.W_out)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    size=st.sampled_from([1e-4, 1e-2, 0.05, 0.3, 2.0]),
+    cap=st.sampled_from([None, 1.0, 3.0, 30.0]),
+    output_norm=st.booleans(),
+    sharpness=st.sampled_from([0.02, 0.3, 1.0, 5.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_pair_errs_by_more_than_its_own_bound(seed, size, cap, output_norm, sharpness):
+    case = behind_norm_case(output_norm, cap, size=size, seed=seed, scale=sharpness, vocab=300, neurons=8, tokens=4)
+    engine = BehindNormEngine(case.readout, case.W_out)
+    truth = BehindNormEngine(case.readout, case.W_out, precision="reference")
+    engine.dtype = torch.float64  # so that only the expansion is judged, not float32
+    for each in (engine, truth):
+        each.product_dtype = torch.float64
+    engine.A, engine.at_zero, engine._workspace = truth.A, truth.at_zero, truth._workspace.clone()
+    behind_norm.ROUNDING[torch.float64] = 0.0
+    right = truth.effects(case.resid, case.shift, case.target, mlp_out=case.mlp_out)
+    tokens = engine._tokens(case.resid, case.mlp_out)
+    change = engine._change(tokens, slice(0, 8), case.shift, 2)
+    _, sums = engine._clean(tokens, case.target)
+    moments = engine._moments(sums, engine._tables(slice(0, 8)))
+    for kind, delta in enumerate((right.delta_loss, right.direct_delta_loss)):
+        found = expand(sums, moments, change.along[kind], change.b[kind], cap)
+        error = (found.delta - delta).abs()
+        within = error <= found.bound + 1e-12 + 1e-9 * delta.abs()
+        assert within.all(), (kind, error[~within], found.bound[~within])
+        if kind == 0:
+            assert ((found.kl - right.kl).abs() <= found.bound + 1e-12).all()

@@ -17,7 +17,7 @@ def delta_loss(readout, resid, shift, target, W_out, frozen_norm=False, mlp_out=
 
 
 def moved_residual(readout, x, change, mlp_out):
-    """The residual vector when the MLP's output changes: with a norm behind it, what the norm gave goes, its new one comes."""
+    """The residual vector when the MLP's output changes: what a norm behind it gave goes, what it gives now comes."""
     if readout.output_norm is None:
         return x + change
     norm = readout.output_norm

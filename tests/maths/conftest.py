@@ -51,7 +51,9 @@ def behind_norm_case(output_norm=True, softcap=None, norm="rms", size=0.3, seed=
     case = random_case(norm, size, seed, **shape)
     generator = torch.Generator().manual_seed(seed + 10_000)
     tokens, d_model = case.resid.shape
-    m, gain = torch.randn(tokens + 1, d_model, generator=generator, dtype=torch.float64).to(case.resid).split([tokens, 1])
+    m, gain = (
+        torch.randn(tokens + 1, d_model, generator=generator, dtype=torch.float64).to(case.resid).split([tokens, 1])
+    )
     of_output = OutputNorm(weight=1 + 0.3 * gain[0], eps=1e-5) if output_norm else None
     readout = replace(case.readout, softcap=softcap, output_norm=of_output, scale=scale)
     resid = case.resid if of_output is None else case.resid + of_output(3 * m)

@@ -83,9 +83,9 @@ class BehindNormEngine:
         self.written = readout.centre(self.W * gain)
         self.written_square = self.written.square().sum(-1)
         vocab, d_model = readout.W_U.shape
-        copies = block_copies(readout)
+        self.copies = block_copies(output_norm=self.norm is not None, capped=self.cap is not None)
         self.neurons_at_once = neurons_that_fit(
-            memory, vocab, d_model, len(W_out), dtype, self.product_dtype, block_copies=copies
+            memory, vocab, d_model, len(W_out), dtype, self.product_dtype, block_copies=self.copies
         )
         self.at_zero = readout.logits_at_zero(dtype)
         self.A = readout.logits_per_direction(dtype)
@@ -94,7 +94,7 @@ class BehindNormEngine:
         self._held: Tables | None = None
         self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
-        self._workspace = torch.empty(copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
+        self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
     def effects(
         self,
@@ -202,7 +202,7 @@ class BehindNormEngine:
         """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
         directions = torch.stack([v for v in (tokens.x, tokens.u) if v is not None]) / tokens.sigma[:, None]
         K, n, vocab = len(directions), len(tokens.x), len(self.A)
-        workspace = self._workspace[: block_copies(self.readout) * n].unflatten(0, (-1, n))
+        workspace = self._workspace[: self.copies * n].unflatten(0, (-1, n))
         logp, p, X, rows = workspace[0], workspace[1], workspace[2 : 2 + K], workspace[2 + K :]
         torch.mm(directions.flatten(0, 1).to(self.dtype), self.A.T, out=X.view(K * n, vocab))
         capped = None
@@ -284,9 +284,9 @@ class Residuals:
     tau: Float[Tensor, " token"] | None
 
 
-def block_copies(readout: Readout) -> int:
+def block_copies(*, output_norm: bool, capped: bool) -> int:
     """Return how many arrays [token, vocab] a block takes: p and log p, X, what the cap needs, and weights."""
-    K, capped = 1 if readout.output_norm is None else 2, readout.softcap is not None
+    K = 2 if output_norm else 1
     return 2 + K + (3 if capped else 0) + rows_of_weights(K, capped=capped)
 
 

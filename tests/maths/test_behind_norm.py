@@ -13,6 +13,7 @@ from rareneuron.maths.behind_norm import BehindNormEngine
 from rareneuron.maths.capped_expansion import expand
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.pair_effects import TOLERANCE
+from rareneuron.maths.table_memory import engine_memory
 from tests import oracles
 from tests.maths.conftest import behind_norm_case, random_case
 
@@ -144,3 +145,57 @@ def test_no_pair_errs_by_more_than_its_own_bound(in_double, seed, size, cap, out
         assert within.all(), (kind, error[~within], found.bound[~within])
         if kind == 0:
             assert ((found.kl - right.kl).abs() <= found.bound + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_effects_are_served_by_the_expansion(kind, dtype, monkeypatch):
+    """A certificate that flagged everything would pass the tests above."""
+    monkeypatch.setattr(behind_norm, "fast_product_dtype", lambda device: dtype)
+    case = behind_norm_case(*KINDS[kind], size=3e-3, vocab=2_000, tokens=8)
+    truth, found = effects(case, "reference"), effects(case)
+    assert found.full_share < 0.1
+    assert truth.delta_loss.abs().median() > 1e-4
+    for name in ("delta_loss", "direct_delta_loss", "kl"):
+        error = (getattr(found, name).double() - getattr(truth, name)).abs()
+        assert error.max() < TOLERANCE, name
+    mean = truth.delta_loss.abs().mean(0)
+    assert ((found.delta_loss.double() - truth.delta_loss).abs().mean(0) < 4e-3 * mean).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_alone_would_be_wrong_where_effects_are_large(kind):
+    case = behind_norm_case(*KINDS[kind], size=2.0)
+    truth = effects(case, "reference").delta_loss
+    unchecked = effects(case, tolerance=float("inf"))
+    assert unchecked.full_share < 1
+    assert (unchecked.delta_loss - truth).abs().max() > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_tokens_and_neurons_do_not_matter(kind, monkeypatch):
+    case = behind_norm_case(*KINDS[kind], size=0.1, tokens=9)
+    whole = effects(case)
+    monkeypatch.setattr("rareneuron.maths.table_memory.TOKENS_PER_BLOCK", 2)
+    monkeypatch.setattr("rareneuron.maths.table_memory.FEWEST_NEURONS", 2)
+    copies = behind_norm.block_copies(output_norm=KINDS[kind][0], capped=KINDS[kind][1] is not None)
+    fixed, per_neuron = engine_memory(50, 16, block_copies=copies)
+    engine = BehindNormEngine(case.readout, case.W_out, memory=fixed + 5 * per_neuron)
+    assert engine.neurons_at_once in range(5, 9), "12 neurons should take several blocks"
+    found = engine.effects(case.resid, case.shift, case.target, mlp_out=case.mlp_out)
+    for name in ("delta_loss", "direct_delta_loss", "kl", "loss"):
+        # float32 products of other shapes may sum in another order
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_with_nearly_all_probability_keeps_its_digits(kind):
+    case = behind_norm_case(*KINDS[kind], size=1e-3)
+    b_U = torch.zeros(50, dtype=torch.float64)
+    b_U[int(case.target[0])] = 40.0
+    case = replace(case, readout=replace(case.readout, b_U=b_U))
+    truth = effects(case, "reference")
+    found = effects(case)
+    assert truth.loss[0] < 0.05
+    error = (found.delta_loss[0].double() - truth.delta_loss[0]).abs()
+    assert (error < 1e-5 * truth.delta_loss[0].abs().max() + 1e-12).all()

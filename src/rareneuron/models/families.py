@@ -37,7 +37,7 @@ GATED: dict[str, Any] = {
     "mlp_gate": "mlp.gate_proj",
     "activation": "mlp.act_fn",
 }
-POST_NORM = {"mlp_norm": "post_feedforward_layernorm"}
+POST_NORM: dict[str, Any] = {"mlp_norm": "post_feedforward_layernorm"}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -64,7 +64,9 @@ def write_text(folder: Path) -> None:
     lines = (json.dumps({"text": text}) + "\n" for text in analysis_texts())
     (folder / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = np.load(SERIES / "unigrams.npy")
-    np.save(folder / "counts.npy", np.pad(counts, (0, VOCAB - len(counts))))
+    # Types that no text contains are as frequent as the others, so half of all types stay as rare as they were.
+    more = np.random.default_rng(SEED).choice(counts, VOCAB - len(counts))
+    np.save(folder / "counts.npy", np.concatenate([counts, more]))
 
 
 def main() -> None:

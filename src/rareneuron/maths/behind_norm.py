@@ -32,7 +32,7 @@ from rareneuron.maths.expansion import ROUGHLY_AT_ONCE, ROUNDING, VOCAB_AT_ONCE,
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.softcap import change_from_tanh
-from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
+from rareneuron.maths.table_memory import best_layout, fast_product_dtype
 
 ELEMENTS_AT_ONCE = 2**20  # pair · vocab in a full sum: 4 MB in float32, what a core's cache holds
 SQUARED_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once
@@ -54,7 +54,7 @@ class Tables:
     neurons: slice
     W: Float[Tensor, "neuron d_model"]  # ŵ
     B: Float[Tensor, "neuron vocab"]
-    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where nothing is expanded
+    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where it isn't held
     lowest: Float[Tensor, " neuron"]
     highest: Float[Tensor, " neuron"]
 
@@ -84,15 +84,14 @@ class BehindNormEngine:
         self.written_square = self.written.square().sum(-1)
         vocab, d_model = readout.W_U.shape
         self.copies = block_copies(output_norm=self.norm is not None, capped=self.cap is not None)
-        self.neurons_at_once = neurons_that_fit(
-            memory, vocab, d_model, len(W_out), dtype, self.product_dtype, block_copies=self.copies
-        )
+        layout = best_layout(memory, vocab, d_model, len(W_out), dtype, self.product_dtype, self.copies)
+        self.neurons_at_once, self.block = layout.neurons, layout.tokens
+        self.holds_squares = self.expands and layout.holds_squares
         self.at_zero = readout.logits_at_zero(dtype)
         self.A = readout.logits_per_direction(dtype)
         if self.cap is None:  # a constant over the vocabulary changes no probability, unless a cap bends it
             self.A -= self.A.mean(0)
         self._held: Tables | None = None
-        self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
         self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
@@ -139,7 +138,7 @@ class BehindNormEngine:
             self._held = None  # memory holds one set
             W = self.written[neurons].to(self.dtype)
             B = W @ self.A.T
-            squared = self._squared(B) if self.expands else None
+            squared = self._squared(B) if self.holds_squares else None
             lowest, highest = B.aminmax(dim=1)
             self._held = Tables(neurons=neurons, W=W, B=B, B_squared=squared, lowest=lowest, highest=highest)
         return self._held
@@ -246,7 +245,6 @@ class BehindNormEngine:
 
     def _moments(self, sums: TokenSums, tables: Tables) -> NeuronMoments:
         """Return what the expansion needs of every pair: sums over the vocabulary, as products of two widths."""
-        assert tables.B_squared is not None
         mean = sums.mean_A @ tables.W.T
         low, high = tables.lowest, tables.highest
         if self.cap is not None:  # D B_i lies between these, whatever D
@@ -255,22 +253,31 @@ class BehindNormEngine:
             mean=mean,
             from_target=sums.from_target @ tables.W.T,
             at_target=sums.A_target @ tables.W.T,
-            square=torch.stack([self._low(weights, tables.B_squared) for weights in sums.weights]),
+            square=self._squares(sums.weights, tables),
             with_X=sums.XA @ tables.W.T,
             reach=torch.maximum(high - mean, mean - low),
             farthest=torch.maximum(tables.highest, -tables.lowest),
             rounding=ROUNDING[self.product_dtype],
         )
 
-    def _low(self, weights: Tensor, B_squared: Tensor) -> Tensor:
-        """Σ_v weights_tv B²_iv in the dtype of fast products."""
-        low = weights.to(self.product_dtype)
-        out = torch.zeros(len(low), len(B_squared), dtype=self.dtype, device=low.device)
+    def _squares(self, weights: tuple[Tensor, ...], tables: Tables) -> Float[Tensor, "weight token neuron"]:
+        """Σ_v w_tv B²_iv for each weight, in the dtype of fast products, by pieces of the vocabulary."""
+        low = torch.cat([w.to(self.product_dtype) for w in weights])
+        out = torch.zeros(len(low), len(tables.B), dtype=self.dtype, device=low.device)
         part, in_low = torch.empty_like(out), torch.empty_like(out, dtype=low.dtype)
         size = ROUGHLY_AT_ONCE if low.dtype == torch.bfloat16 else VOCAB_AT_ONCE
+        # Kept for all pieces, since fresh memory would be faulted in page by page each time.
+        buffer = torch.empty(
+            len(tables.B) if tables.B_squared is None else 0, size, dtype=self.dtype, device=low.device
+        )
         for piece in pieces(low.shape[1], size):
-            out += part.copy_(torch.mm(low[:, piece], B_squared[:, piece].T, out=in_low))
-        return out
+            if tables.B_squared is None:
+                B = tables.B[:, piece]
+                squared = torch.mul(B, B, out=buffer[:, : B.shape[1]]).to(low.dtype)
+            else:
+                squared = tables.B_squared[:, piece]
+            out += part.copy_(torch.mm(low[:, piece], squared.T, out=in_low))
+        return out.unflatten(0, (len(weights), -1))
 
 
 @dataclass(frozen=True, kw_only=True)

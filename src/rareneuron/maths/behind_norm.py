@@ -79,6 +79,7 @@ class BehindNormEngine:
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.readout, self.norm, self.cap = readout, readout.output_norm, readout.softcap
         self.W = W_out.double()
+        self.W_square = self.W.square().sum(-1)
         gain = 1.0 if self.norm is None else self.norm.weight.double()
         self.written = readout.centre(self.W * gain)
         self.written_square = self.written.square().sum(-1)
@@ -177,8 +178,8 @@ class BehindNormEngine:
             assert self.norm is not None
             assert tokens.m is not None
             assert tokens.tau is not None
-            W, tau = self.W[neurons], tokens.tau[:, None]
-            rise = shift * (2 * (tokens.m @ W.T) + shift * W.square().sum(-1)) / d_model
+            tau = tokens.tau[:, None]
+            rise = shift * (2 * (tokens.m @ self.W[neurons].T) + shift * self.W_square[neurons]) / d_model
             tau_after = (tau.square() + rise).clamp_min(self.norm.eps).sqrt()
             shrink, beta = -rise / (tau_after * (tau + tau_after)), shift / tau_after
             change += 2 * shrink * (u @ V.T)

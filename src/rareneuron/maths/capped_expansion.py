@@ -101,36 +101,26 @@ def token_sums(
     at, K = target[:, None], len(X)
     D_target = torch.ones_like(p[:, 0]) if capped is None else capped.D.gather(1, at)[:, 0]
     X_target = X.gather(2, at.expand(K, -1, -1))[..., 0]
-    others, weights = rows[0], [p]
-    if capped is not None:
-        weights = [rows[-2], rows[-1]]
-        torch.mul(p, capped.D, out=others)
-        torch.mul(others, capped.D, out=weights[0])
-        torch.mul(others, capped.T, out=weights[1]).div_(capped.cap)
+    weights, others = quadratic_weights(clean, rows), rows[0]
     # The target's own term is left out of what is compared with it: so nothing cancels where its p is nearly one.
     left = torch.where(torch.arange(p.shape[1], device=p.device) == at, 0.0, p).sum(1)
-    others.copy_(p if capped is None else others).scatter_(1, at, 0.0)
+    others.scatter_(1, at, 0.0)
     X_from_target = torch.stack([torch.mul(others, x, out=rows[1]).sum(1) for x in X]) - left * D_target * X_target
     mean_X = X_from_target + D_target * X_target
     ends = [(x if capped is None else torch.mul(capped.D, x, out=rows[1])).aminmax(dim=1) for x in X]
-    weighted = rows[1 : 1 + K * len(weights)].unflatten(0, (len(weights), K))
-    gram = []
-    for w, of_weight in zip(weights, weighted, strict=True):
-        for x, row in zip(X, of_weight, strict=True):
-            torch.mul(w, x, out=row)
-        gram.append(torch.stack([torch.stack([torch.linalg.vecdot(row, x) for x in X]) for row in of_weight]))
+    gram = weighted_directions(X, weights, rows[1:])
     # In one product: as many rows again cost little more than half of two.
     sums = summed(rows[: 1 + K * len(weights)].flatten(0, 1), A).unflatten(0, (-1, len(p)))
     A_target = A[target]
     from_target = sums[0] - (left * D_target)[:, None] * A_target
     zero = torch.zeros_like(left)
     return TokenSums(
-        weights=tuple(weights),
+        weights=weights,
         mean_A=from_target + D_target[:, None] * A_target,
         from_target=from_target,
         A_target=A_target,
         XA=sums[1:].unflatten(0, (len(weights), K)),
-        gram=torch.stack(gram),
+        gram=gram,
         mean_X=mean_X,
         X_from_target=X_from_target,
         X_target=X_target,
@@ -140,6 +130,29 @@ def token_sums(
         scaled_target=zero if capped is None else capped.scaled.gather(1, at)[:, 0],
         loss=-clean.logp.gather(1, at)[:, 0],
     )
+
+
+def quadratic_weights(clean: CleanBlock, rows: Float[Tensor, "row token vocab"]) -> tuple[Tensor, ...]:
+    """Return p D², and behind a cap p D T/κ too, in the last of `rows`; the first becomes p D."""
+    if clean.capped is None:
+        rows[0].copy_(clean.p)
+        return (clean.p,)
+    torch.mul(clean.p, clean.capped.D, out=rows[0])
+    torch.mul(rows[0], clean.capped.D, out=rows[-2])
+    torch.mul(rows[0], clean.capped.T, out=rows[-1]).div_(clean.capped.cap)
+    return rows[-2], rows[-1]
+
+
+def weighted_directions(
+    X: Float[Tensor, "direction token vocab"], weights: tuple[Tensor, ...], rows: Float[Tensor, "row token vocab"]
+) -> Float[Tensor, "weight direction direction token"]:
+    """Write w X_k to the first of `rows`, weight by weight, and return Σ w X_k X_l."""
+    gram = []
+    for w, of_weight in zip(weights, rows.split(len(X)), strict=False):
+        for x, row in zip(X, of_weight, strict=True):
+            torch.mul(w, x, out=row)
+        gram.append(torch.stack([torch.stack([(row * x).sum(1) for x in X]) for row in of_weight]))
+    return torch.stack(gram)
 
 
 def expand(

@@ -218,3 +218,16 @@ def test_memory_decides_what_is_held():
     assert few.tokens == 256 or few.neurons >= 33
     with pytest.raises(InvalidConfig, match="do not hold the tables"):
         best_layout(1_000, *size)
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+def test_a_large_vocabulary_adds_up_to_no_error(precision):
+    """A product of matrices adds term by term, and thousands of small ones would round to the same side."""
+    case = behind_norm_case(size=1.0, vocab=200_000, tokens=2, neurons=6)
+    zipf = -torch.arange(1, 200_001).double().log()
+    case = replace(case, readout=replace(case.readout, b_U=zipf))
+    truth, found = effects(case, "reference"), effects(case, precision)
+    assert found.full_share > 0.5
+    for name in ("delta_loss", "direct_delta_loss", "kl"):
+        error = (getattr(found, name).double() - getattr(truth, name)).abs()
+        assert error.max() < TOLERANCE, name

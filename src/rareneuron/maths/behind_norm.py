@@ -328,7 +328,7 @@ def full_sums(
                 if capped is not None:
                     y = change_from_tanh(y, capped.scaled[t], capped.T[t], capped.D[t], capped.cap)
                 y -= y[:, target[t], None].clone()
-                mean = y @ clean.p[t]
+                mean = (y * clean.p[t]).sum(-1)  # pairwise; a product of matrices would add term by term
                 reach = 2 * ((along.abs() * farthest_X[:, t, None]).sum(0) + b.abs() * farthest_B[neurons])
                 of_x = log_mean_exp(y.sub_(mean[:, None]), clean.p[t], clean.logp[t], reach, fast=fast)
                 delta[kind, t, neurons] = mean + of_x
@@ -342,5 +342,5 @@ def log_mean_exp(x: Tensor, p: Tensor, logp: Tensor, reach: Tensor, *, fast: boo
     if far.any():
         return (x + logp).logsumexp(-1)
     if fast:
-        return (x.exp_() @ p).log()
-    return (x.expm1_() @ p).log1p()
+        return x.exp_().mul_(p).sum(-1).log()
+    return x.expm1_().mul_(p).sum(-1).log1p()

@@ -58,12 +58,14 @@ def unigrams(
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
     rareneuron unigrams ./my-model texts.jsonl.gz --from model -o own.safetensors
     """
+    from rareneuron.data.texts import open_corpus
     from rareneuron.study.counts import average_model, count_corpus
 
     if source == "model":
         quiet_libraries()
         most = 500_000 if max_tokens is None else max_tokens
         found = average_model(tokenizer, data, output, text_field, most, context_length, precision, device)
+        click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
         emit(
             {
                 "unigrams": str(output),
@@ -82,6 +84,7 @@ def unigrams(
         return
     most = 50_000_000 if max_tokens is None else max_tokens
     total, seen, size = count_corpus(tokenizer, data, output, text_field, most, context_length)
+    click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
     emit(
         {"counts": str(output), "tokens": total, "types_seen": seen, "types": size},
         as_json,

@@ -40,7 +40,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--data",
     metavar="PATH|HUB-ID",
-    help="Texts: .txt, .jsonl, .jsonl.gz, .parquet, a folder of them, or a Hub data set. "
+    help="Texts: .txt, .jsonl, .json, .csv, .tsv, also .gz, .zst, .bz2; .parquet, .arrow; a folder; a Hub data set. "
     "[default: the embedded corpus; with a MODEL, C4's validation split]",
 )
 @setting("--text-field", help="Key or column that holds the text.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
 from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @cli.command(short_help="Count the tokens of a text.")
 @click.argument("tokenizer", metavar="MODEL")
 @click.argument("data")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
+@click.option("-o", "--output", required=True, type=Place(), help="FILE.npy, .npz or .parquet")
 @click.option(
     "--from",
     "source",
@@ -98,7 +98,7 @@ def unigrams(
 @click.option("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
 @click.option(
     "--counts",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="FILE",
     help="Unigram counts that the study will use: check now whether they fit.",
 )
@@ -251,9 +251,7 @@ def families(as_json: bool) -> None:
 
 
 @cli.command(short_help="Train the embedded series again.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
-)
+@click.option("--out", type=Place(), default=Path("series"), show_default=True, help="Series folder.")
 @click.option("--steps", type=int, help="Stop at this step, to try the recipe.")
 @json_option
 def train(out: Path, steps: int | None, as_json: bool) -> None:

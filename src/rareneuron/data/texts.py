@@ -21,6 +21,7 @@ from rareneuron.data.records import (
     suffix_of,
 )
 from rareneuron.errors import HubUnavailable, MissingText, UnreadableText
+from rareneuron.links import expanded
 
 DEFAULT_CORPUS = "allenai/c4:en:validation"  # the corpus of the paper
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
@@ -55,7 +56,7 @@ def open_corpus(spec: str | Path | None = None, *, text_field: str = "text") -> 
         return hub_corpus(DEFAULT_CORPUS, text_field)
     if spec == "":
         raise MissingText("The name of the corpus is empty, which could stand for any text. Name one with `--data`.")
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_file():
         return file_corpus(path, text_field)
     if path.is_dir():

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rareneuron.data import texts
+from rareneuron.data import streams
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import BrokenCheckpoint, RunFolderError, UnreadableText, UnsupportedModel
 from rareneuron.models import untrusted as model_untrusted
@@ -316,7 +316,7 @@ def test_a_parquet_bomb_as_text_is_read_row_by_row(tmp_path):
 
 
 def test_lines_and_texts_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "MOST_BYTES", 1000)
+    monkeypatch.setattr(streams, "MOST_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": "' + "x" * 2000)
     with pytest.raises(UnreadableText, match=r"line 2: longer than 1,000 bytes"):
         list(open_corpus(tmp_path / "c.jsonl"))

@@ -1,7 +1,7 @@
 """Texts to token windows, streamed, with a fingerprint.
 
 A *context* is a window of `context_length` ids: BOS, where the tokenizer has one, then a slice of the token
-stream in which texts are joined by EOS, and pieces of one text (`texts.Unfinished`) by nothing. Windows never overlap
+stream in which texts are joined by EOS, and pieces of one text (`records.Unfinished`) by nothing. Windows never overlap
 and are never padded, so the remainder at the end of the stream, shorter than a window, isn't used.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from rareneuron.data.texts import Unfinished
+from rareneuron.data.records import Unfinished
 from rareneuron.errors import InvalidConfig, MissingText
 
 TEXTS_PER_BATCH = 64

@@ -16,6 +16,7 @@ from torch import Tensor
 from rareneuron.errors import UnsupportedModel
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy
+from rareneuron.models.faults import refuse_overflow, why_logits_differ
 
 CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
 
@@ -43,17 +44,18 @@ def closed_form(anatomy: Anatomy) -> ClosedForm:
     """Ask both questions of a model, on seeded random ids."""
     name = anatomy.family.model_type
     W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it can't be loaded at all
+    refuse_overflow(anatomy, probe_ids(anatomy))
     try:
         readout = anatomy.readout()
     except UnsupportedModel as error:
         return ClosedForm(ok=False, readout_gap=None, ablation_gap=None, reason=str(error))
-    of_readout = readout_gap(anatomy, readout)
+    of_readout, cause = readout_gap(anatomy, readout)
     of_ablation = ablation_gap(anatomy, W_out)
     reasons = []
     if not of_readout <= READOUT_TOLERANCE:
         reasons.append(
             f"final norm and unembedding don't give the model's own logits (off by {of_readout:.2g} of their size; "
-            "usual cause: the logits are soft-capped or scaled)"
+            f"{cause})"
         )
     if not of_ablation <= ABLATION_TOLERANCE:
         reasons.append(
@@ -77,12 +79,14 @@ def probe_ids(anatomy: Anatomy) -> Tensor:
 
 
 @torch.inference_mode()
-def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
-    """The largest difference between the readout and the model's own logits, over the largest logit."""
+def readout_gap(anatomy: Anatomy, readout: Readout) -> tuple[float, str]:
+    """The largest difference between the readout and the model's own logits, over the largest logit, and its cause."""
     with anatomy.reading(-1) as seen:
         logits = anatomy.model(probe_ids(anatomy), use_cache=False).logits.flatten(0, 1)
-    error = (readout(seen["resid"].flatten(0, 1)) - logits).abs().max()
-    return float(error / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny))
+    read_out = readout(seen["resid"].flatten(0, 1))
+    size = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
+    gap = float((read_out - logits).abs().max() / size)
+    return gap, "" if gap <= READOUT_TOLERANCE else why_logits_differ(logits, read_out, gap)
 
 
 @torch.inference_mode()

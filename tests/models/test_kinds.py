@@ -55,7 +55,7 @@ def test_a_dense_model_is_no_mixture():
     ("text", "said"),
     [
         ({"model_type": "llama"}, r"text part is llama, which is supported.*own-model\.md"),
-        ({"model_type": "brand_new"}, r"text part \(brand_new\) isn't among the supported"),
+        ({"model_type": "brand_new"}, r"text part \(brand_new\) isn't among those"),
         ({"model_type": "qwen3_moe", "num_experts": 8}, r"text part \(qwen3_moe\) is a mixture of experts"),
         (None, "Give a model of text alone"),
     ],

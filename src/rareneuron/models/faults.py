@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from rareneuron.errors import BrokenCheckpoint
+from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy
 
 HALF = (torch.float16, torch.bfloat16)
@@ -83,12 +84,18 @@ def refuse_overflow(anatomy: Anatomy, ids: Tensor) -> None:
     )
 
 
-def why_logits_differ(logits: Tensor, read_out: Tensor, gap: float) -> str:
-    """Return the likeliest reason for which logits aren't what final norm and unembedding give.
+@torch.inference_mode()
+def why_readout_differs(anatomy: Anatomy, readout: Readout, ids: Tensor) -> str:
+    """Return the likeliest reason for which a model's logits aren't those of its readout."""
+    with anatomy.reading(-1) as seen:
+        logits = anatomy.model(ids, use_cache=False).logits.flatten(0, 1)
+    return why_logits_differ(logits, readout(seen["resid"].flatten(0, 1)))
 
-    `gap` is the largest difference over the largest logit. A scale and a soft cap have shapes of their own.
-    """
+
+def why_logits_differ(logits: Tensor, read_out: Tensor) -> str:
+    """Return the likeliest reason for which logits differ from others: a scale and a soft cap have their own shapes."""
     dtype = logits.dtype
+    gap = float((read_out - logits).abs().max() / logits.abs().max())
     if dtype in HALF and gap <= ROUNDINGS * torch.finfo(dtype).eps:
         return f"{precision(dtype)} rounds by {torch.finfo(dtype).eps:.1g}, so whether they do can't be seen"
     z, r = logits.double().flatten(), read_out.double().flatten()

@@ -16,7 +16,7 @@ from torch import Tensor
 from rareneuron.errors import UnsupportedModel
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy
-from rareneuron.models.faults import refuse_overflow, why_logits_differ
+from rareneuron.models.faults import refuse_overflow, why_readout_differs
 
 CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
 
@@ -49,13 +49,13 @@ def closed_form(anatomy: Anatomy) -> ClosedForm:
         readout = anatomy.readout()
     except UnsupportedModel as error:
         return ClosedForm(ok=False, readout_gap=None, ablation_gap=None, reason=str(error))
-    of_readout, cause = readout_gap(anatomy, readout)
+    of_readout = readout_gap(anatomy, readout)
     of_ablation = ablation_gap(anatomy, W_out)
     reasons = []
     if not of_readout <= READOUT_TOLERANCE:
         reasons.append(
             f"final norm and unembedding don't give the model's own logits (off by {of_readout:.2g} of their size; "
-            f"{cause})"
+            f"{why_readout_differs(anatomy, readout, probe_ids(anatomy))})"
         )
     if not of_ablation <= ABLATION_TOLERANCE:
         reasons.append(
@@ -79,14 +79,12 @@ def probe_ids(anatomy: Anatomy) -> Tensor:
 
 
 @torch.inference_mode()
-def readout_gap(anatomy: Anatomy, readout: Readout) -> tuple[float, str]:
-    """The largest difference between the readout and the model's own logits, over the largest logit, and its cause."""
+def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
+    """The largest difference between the readout and the model's own logits, over the largest logit."""
     with anatomy.reading(-1) as seen:
         logits = anatomy.model(probe_ids(anatomy), use_cache=False).logits.flatten(0, 1)
-    read_out = readout(seen["resid"].flatten(0, 1))
-    size = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
-    gap = float((read_out - logits).abs().max() / size)
-    return gap, "" if gap <= READOUT_TOLERANCE else why_logits_differ(logits, read_out, gap)
+    error = (readout(seen["resid"].flatten(0, 1)) - logits).abs().max()
+    return float(error / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny))
 
 
 @torch.inference_mode()

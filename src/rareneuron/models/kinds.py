@@ -55,8 +55,7 @@ def why_not_served(config: Mapping[str, Any], served: Collection[str]) -> str | 
 def of_text(config: Mapping[str, Any], served: Collection[str]) -> str:
     """Say whether the part of a model that reads text can be studied by itself, and how."""
     text = config.get("text_config")
-    model_type = text.get("model_type") if isinstance(text, Mapping) else None
-    if model_type is None:
+    if not isinstance(text, Mapping) or (model_type := text.get("model_type")) is None:
         return "Give a model of text alone."
     if n_experts(text):
         return (

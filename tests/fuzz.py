@@ -37,9 +37,10 @@ from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
 from rareneuron.models.checkpoints import list_checkpoints
-from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
+from rareneuron.models.loading import load_causal_lm, read_config, read_header
 from rareneuron.models.shape import model_shape
 from rareneuron.models.suspicions import tensor_facts
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
 from rareneuron.present.sections.provenance import provenance_section

@@ -16,8 +16,9 @@ from rareneuron.data.texts import open_corpus
 from rareneuron.errors import BrokenCheckpoint, RunFolderError, UnreadableText, UnsupportedModel
 from rareneuron.models import untrusted as model_untrusted
 from rareneuron.models.adapter import load_model
-from rareneuron.models.loading import load_tokenizer, parsed_config, read_config
+from rareneuron.models.loading import parsed_config, read_config
 from rareneuron.models.shape import model_shape
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.runs import untrusted as confined
 from rareneuron.runs.files import damage, read_json, read_table, replacing, write_json, write_table
 from rareneuron.runs.records import Manifest, Misfit, StepRecord, from_json

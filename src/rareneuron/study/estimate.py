@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
+from rareneuron.data.selection import CONTEXTS_WANTED, PER_CONTEXT
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Workload
+from rareneuron.models.anatomy import layer_index
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
+from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layout import step_folder
 from rareneuron.study.counts import MOST_POSITIONS
 from rareneuron.study.plan import MODEL, Plan
 
-RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
+RARE_PER_CONTEXT = 7  # at 256 tokens: 7.5 in C4 with Pythia's counts, 5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take once imported
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
@@ -47,18 +50,24 @@ class Estimate:
         return self.counts_seconds + self.n_open * each + self.last_seconds
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Return the time, memory and disk of the open checkpoints. Reads configs, but neither weights nor the corpus."""
+def estimate(plan: Plan, rate: float | None = None) -> Estimate:
+    """Return the time, memory and disk of the open checkpoints. Reads configs, but neither weights nor the corpus.
+
+    `rate`: floating-point operations per second; None to measure them now.
+    """
     shape = plan.shape
-    rate = float32_rate()
+    rate = float32_rate() if rate is None else rate
     n_rare = plan.config.tokens_wanted
-    n_contexts = n_rare * 256 / (RARE_PER_CONTEXT * plan.config.context_length)
+    per_context = rare_per_context(plan.config)
+    n_contexts = max(1.0, n_rare / per_context)
     n_tokens = 2 * n_rare  # as many common ones
-    forward = 2 * shape.n_backbone_params * n_contexts * plan.config.context_length
+    share = 1.0 if plan.config.reference == "all" else computed_share(2 * per_context)
+    forward = 2 * shape.n_backbone_params * n_contexts * share * plan.config.context_length
     kind = engine_kind(plan.config.engine)
     effects = kind.operations(
         Workload(
             forward=forward,
+            resumed=1 - layer_index(plan.config.layer, shape.n_layers) / shape.n_layers,
             n_contexts=round(n_contexts),
             n_tokens=n_tokens,
             n_neurons=shape.d_mlp,
@@ -83,6 +92,20 @@ def estimate(plan: Plan) -> Estimate:
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
+
+
+def rare_per_context(config: StudyConfig) -> float:
+    """Return how many rare tokens a context is expected to give: what it holds, if that is no more than it may give."""
+    held = RARE_PER_CONTEXT * config.context_length / 256
+    most = PER_CONTEXT if config.per_context is None else config.per_context
+    if config.per_context is None:
+        most = min(most, max(1, config.tokens_wanted // CONTEXTS_WANTED))
+    return min(held, most)
+
+
+def computed_share(n_analysed: float) -> float:
+    """Return how far into a context the last of some random positions lies, as a share of the context."""
+    return n_analysed / (n_analysed + 1)
 
 
 def counts_seconds(plan: Plan, rate: float) -> float:

@@ -6,7 +6,7 @@ what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
@@ -18,7 +18,7 @@ from rareneuron.conclude.hypotheses import HYPOTHESES, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, judge
-from rareneuron.maths.significance import LEVEL
+from rareneuron.maths.significance import LEVEL, few_contexts
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.files import read_json, write_json
 from rareneuron.runs.layout import CLAIMS
@@ -30,10 +30,18 @@ MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT  # by the name 
 
 
 def claims_of(case: Case) -> Claims:
-    """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
+    """Judge every claim of docs/claims.md about a run's last checkpoint and its way there.
+
+    Where few contexts stand behind the run, every sentence says so, since all statistics rest on the same tokens.
+    """
     asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
-    return Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+    claims, checked = judge(evidence), checks(case.run)
+    few = few_contexts(case.run.manifest.data.n_contexts)
+    if few is not None:
+        claims = tuple(replace(claim, sentence=f"{claim.sentence} {few}.") for claim in claims)
+        checked = tuple(replace(check, sentence=f"{check.sentence} {few}.") for check in checked)
+    return Claims(claims=claims, checks=checked, step=case.run.steps[-1])
 
 
 def evidence_for(case: Case, name: str) -> Evidence:

@@ -34,6 +34,7 @@ class Estimate:
     shape: ModelShape
     n_open: int
     gflops: float  # measured, float32
+    n_contexts: float  # of all analysed tokens
     counts_seconds: float  # at most, where the model itself says which tokens are rare
     capture_seconds: float  # per checkpoint
     effects_seconds: float  # per checkpoint
@@ -83,6 +84,7 @@ def estimate(plan: Plan, rate: float | None = None) -> Estimate:
         shape=shape,
         n_open=n_open,
         gflops=rate / 1e9,
+        n_contexts=n_contexts,
         counts_seconds=counts_seconds(plan, rate),
         capture_seconds=OVERHEAD * forward / rate,
         effects_seconds=OVERHEAD * effects / rate,
@@ -166,7 +168,8 @@ def plan_as_text(plan: Plan) -> str:
             f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
             f"Counts       {p['counts']}"
             + (f", at most {duration(p['counts_seconds'])}" if p["counts_seconds"] else ""),
-            f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
+            f"Work         {p['rare_tokens']:,} rare and as many common tokens of about {p['n_contexts']:,.0f} "
+            f"contexts, {p['pairs']:,} (token, neuron) pairs",
             f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
             f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "
             f"{duration(p['phases_seconds'])} phases per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",

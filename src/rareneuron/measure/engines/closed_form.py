@@ -175,8 +175,12 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """Return the operations of the products over the vocabulary: four of width d_model, one of width n_neurons."""
-    return 2.0 * work.n_tokens * work.vocab * (4 * work.d_model + work.n_neurons)
+    """Return the operations of the products over the vocabulary: four of width d_model, one of width n_neurons.
+
+    The table of every neuron's logits is one more product, made once.
+    """
+    table = work.d_model * work.n_neurons
+    return 2.0 * work.vocab * (table + work.n_tokens * (4 * work.d_model + work.n_neurons))
 
 
 def most_pieces(work: Workload) -> int:

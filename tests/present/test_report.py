@@ -277,6 +277,7 @@ def test_summary_states_the_recorded_numbers(make_run: MakeRun) -> None:
     table = run.effects()
     top = table[table["delta_loss"] < 0].sort_values("rank").iloc[0]
     assert "60 neurons of layer 3 was replaced" in text
+    assert text.count("Only 6 contexts stand behind these numbers, and 40 are needed") == 2  # here and at the phases
     assert "12 rare tokens (6 different targets, 6 contexts), at 2 checkpoints, step 0 to 512" in text
     assert f"suppressing neuron with the largest mean |Δ| is {top['neuron']}: mean Δ −" in text
     # every |mean Δ| is five errors from zero in the made-up run of 6 contexts, whose t is 2.57

@@ -30,18 +30,23 @@ MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT  # by the name 
 
 
 def claims_of(case: Case) -> Claims:
-    """Judge every claim of docs/claims.md about a run's last checkpoint and its way there.
-
-    Where few contexts stand behind the run, every sentence says so, since all statistics rest on the same tokens.
-    """
+    """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
     asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
-    claims, checked = judge(evidence), checks(case.run)
-    few = few_contexts(case.run.manifest.data.n_contexts)
-    if few is not None:
-        claims = tuple(replace(claim, sentence=f"{claim.sentence} {few}.") for claim in claims)
-        checked = tuple(replace(check, sentence=f"{check.sentence} {few}.") for check in checked)
-    return Claims(claims=claims, checks=checked, step=case.run.steps[-1])
+    claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+    return with_warning(claims, case.run.manifest.data.n_contexts)
+
+
+def with_warning(claims: Claims, n_contexts: int) -> Claims:
+    """Let every claim and check say it where few contexts stand behind the run: all rest on the same tokens."""
+    few = few_contexts(n_contexts)
+    if few is None:
+        return claims
+    return replace(
+        claims,
+        claims=tuple(replace(claim, sentence=f"{claim.sentence} {few}.") for claim in claims.claims),
+        checks=tuple(replace(check, sentence=f"{check.sentence} {few}.") for check in claims.checks),
+    )
 
 
 def evidence_for(case: Case, name: str) -> Evidence:

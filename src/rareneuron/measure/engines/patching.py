@@ -21,6 +21,7 @@ from rareneuron.models.families import Family
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.models.shape import ModelShape
 
+OVERHEAD = 2  # of a resumed pass over its matrix products
 SOFTMAX_OPERATIONS = 400  # of a float32 product that take as long as an entry's log-softmax and KL in float64
 
 
@@ -95,7 +96,7 @@ def operations(work: Workload) -> float:
     The rest of the network runs once for rare and once for common targets, whose means differ.
     """
     logits = work.n_tokens * work.vocab * (2.0 * work.d_model + SOFTMAX_OPERATIONS)
-    return work.n_neurons * (2 * work.resumed * work.forward + logits)
+    return OVERHEAD * work.n_neurons * (2 * work.resumed * work.forward + logits)
 
 
 def most_pieces(work: Workload) -> int:

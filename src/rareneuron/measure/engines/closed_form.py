@@ -35,7 +35,7 @@ from rareneuron.runs.records import Audit
 
 # Operations of a product that take as long as a pair's bounds, and as full sums and higher orders for an entry of the
 # vocabulary: between light effects (a third of it) and heavy ones (three times it), benchmarks/estimates.py.
-PAIR_OPERATIONS, ENTRY_OPERATIONS = 40_000, 4
+PAIR_OPERATIONS, ENTRY_OPERATIONS = 80_000, 7
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.

@@ -29,8 +29,8 @@ def test_rare_tokens_of_a_context_are_what_it_holds_or_may_give(settings, expect
 
 
 def test_the_last_of_some_random_places():
-    assert computed_share(1) == 0.5
-    assert computed_share(9) == 0.9
+    assert computed_share(1.0) == 0.5
+    assert computed_share(9.0) == 0.9
 
 
 def test_patching_counts_what_is_run_again_for_either_kind_of_target():

@@ -109,7 +109,7 @@ def rare_per_context(config: StudyConfig) -> float:
     most = PER_CONTEXT if config.per_context is None else config.per_context
     if config.per_context is None:
         most = min(most, max(1, config.tokens_wanted // CONTEXTS_WANTED))
-    return min(held, most)
+    return float(min(held, most))
 
 
 def computed_share(n_analysed: float) -> float:

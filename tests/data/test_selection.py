@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from rareneuron.data.corpus import BEGINS, WindowStream, plain_ids
 from rareneuron.data.rarity import count_unigrams, rare_types
-from rareneuron.data.selection import CONTEXTS_PER_BLOCK, Selection, TokenFilter, WindowSpool, select_tokens
+from rareneuron.data.selection import (
+    CONTEXTS_PER_BLOCK,
+    CONTEXTS_WANTED,
+    Selection,
+    TokenFilter,
+    WindowSpool,
+    select_tokens,
+    spread_order,
+)
 from rareneuron.data.words import special_types, word_types
 from rareneuron.errors import MissingText, NoRareTokens, RareNeuronError, VocabularyMismatch
 
@@ -50,13 +58,17 @@ def selected(selection: Selection) -> dict[tuple[int, int], bool]:
     return dict(zip(keys, selection.rare.tolist(), strict=True))
 
 
-def select(windows, token_filter, n_tokens, seed=0, pieces=3) -> Selection:
+WHOLE = 10**6  # rare tokens that a context may give: all that it has
+
+
+def select(windows, token_filter, n_tokens, seed=0, pieces=3, per_context: int | None = WHOLE) -> Selection:
     with WindowSpool(windows.shape[1], VOCAB) as spool:
         spool.fill(np.array_split(windows, pieces))
-        return select_tokens(spool, token_filter, n_tokens=n_tokens, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return select_tokens(spool, token_filter, n_tokens=n_tokens, per_context=per_context, rng=rng)
 
 
-def check_against_the_loop(windows, token_filter, n_tokens, selection):
+def check_against_the_loop(windows, token_filter, n_tokens, selection, per_context=WHOLE):
     tokens, windows = every_token(windows, token_filter), plain_ids(windows)
     rare = {key for key, (is_rare, word) in tokens.items() if is_rare and word}
     common = {key for key, (is_rare, word) in tokens.items() if not is_rare and word}
@@ -66,17 +78,20 @@ def check_against_the_loop(windows, token_filter, n_tokens, selection):
     assert len(got) == len(selection.rare), "a token is selected twice"
     assert got_rare <= rare
     assert got_common <= common
-    assert len(got_rare) == min(n_tokens, len(rare)) == selection.n_rare
+    most = Counter(context for context, _ in rare)
+    at_hand = sum(min(n, per_context) for n in most.values())
+    assert len(got_rare) == min(n_tokens, at_hand) == selection.n_rare
     assert (selection.n_available, selection.n_requested) == (len(rare), n_tokens)
 
     drawn = selection.context_index.tolist()
     assert drawn == sorted(set(drawn)) == sorted({context for context, _ in got_rare})
     assert np.array_equal(selection.windows, windows[drawn])
     cut = 0
-    per_context = [Counter(context for context, _ in keys) for keys in (rare, got_rare, common, got_common)]
+    counted = [Counter(context for context, _ in keys) for keys in (rare, got_rare, common, got_common)]
     for context in drawn:
-        of = [counter[context] for counter in per_context]
-        cut += of[1] < of[0]
+        of = [counter[context] for counter in counted]
+        cut += of[1] < min(of[0], per_context)
+        assert of[1] <= per_context
         assert of[3] == min(of[1], of[2]), "not as many common tokens as rare ones"
     assert cut <= 1, "more than the last context was drawn in part"
 
@@ -99,14 +114,65 @@ def check_against_the_loop(windows, token_filter, n_tokens, selection):
     bos=st.booleans(),
     words_on=st.booleans(),
     n_tokens=st.integers(1, 40),
+    per_context=st.sampled_from([1, 2, 3, WHOLE]),
 )
-def test_selection_agrees_with_a_loop_over_every_token(seed, n_contexts, context_length, bos, words_on, n_tokens):
+def test_selection_agrees_with_a_loop_over_every_token(
+    seed, n_contexts, context_length, bos, words_on, n_tokens, per_context
+):
     windows, token_filter = random_case(seed, n_contexts, context_length, bos, words_on)
     if not any(is_rare and word for is_rare, word in every_token(windows, token_filter).values()):
         with pytest.raises(NoRareTokens):
             select(windows, token_filter, n_tokens)
         return
-    check_against_the_loop(windows, token_filter, n_tokens, select(windows, token_filter, n_tokens))
+    selection = select(windows, token_filter, n_tokens, per_context=per_context)
+    check_against_the_loop(windows, token_filter, n_tokens, selection, per_context)
+    assert selection.per_context == per_context
+
+
+def many_rare_tokens(n_contexts, context_length=30):
+    """A corpus in which every target is rare with probability a half."""
+    windows = np.random.default_rng(0).integers(0, 2, (n_contexts, context_length), dtype=np.int32)
+    rare = np.arange(VOCAB) == 1
+    return windows, TokenFilter(rare=rare, special=np.zeros(VOCAB, bool))
+
+
+def test_by_default_eighty_contexts_are_used_where_there_are_as_many():
+    windows, token_filter = many_rare_tokens(500)
+    for n_tokens, per_context in ((160, 2), (400, 5), (79, 1)):
+        selection = select(windows, token_filter, n_tokens, per_context=None)
+        assert selection.per_context == per_context
+        assert (selection.n_rare, len(selection.windows)) == (n_tokens, min(n_tokens, CONTEXTS_WANTED))
+    whole = select(windows, token_filter, 400)
+    assert len(whole.windows) < 40  # what taking whole contexts gave
+
+
+def test_a_short_corpus_gives_more_tokens_a_context_before_it_gives_fewer_tokens():
+    windows, token_filter = many_rare_tokens(20)
+    selection = select(windows, token_filter, 200, per_context=None)
+    assert (selection.n_rare, len(selection.windows)) == (200, 20)
+    held = np.bincount(selection.context[selection.rare])
+    assert held.max() == selection.per_context <= 11  # no context gives more than it must
+    everything = select(windows, token_filter, 10**6, per_context=None)
+    assert everything.n_rare == everything.n_available
+    asked_for = select(windows, token_filter, 200, per_context=4)
+    assert asked_for.n_rare == 80  # a setting is kept to
+
+
+def test_every_beginning_of_the_order_is_spread_and_no_place_is_preferred():
+    """Of n places the first k lie in k different k-ths, or nearly; over seeds each is among the first as often."""
+    counts = np.zeros(37)
+    for seed in range(1000):
+        order = spread_order(37, np.random.default_rng(seed))
+        counts[order[:5]] += 1
+    assert sorted(order) == list(range(37))
+    assert np.abs(counts / 1000 - 5 / 37).max() < 4 * np.sqrt(5 / 37 * (1 - 5 / 37) / 1000)
+    for n, k in ((1000, 8), (1000, 100), (64, 16)):
+        first = np.sort(spread_order(n, np.random.default_rng(1))[:k])
+        gaps = np.diff(np.append(first, first[0] + n))
+        assert gaps.max() <= 2 * n / k + 1
+    shuffled = np.sort(np.random.default_rng(1).permutation(1000)[:100])
+    assert np.diff(shuffled).max() > 2 * 10 + 1, "chance alone leaves larger gaps"
+    assert spread_order(1, np.random.default_rng(0)).tolist() == [0]
 
 
 @pytest.mark.parametrize("n_tokens", [500, 10**6])

@@ -66,6 +66,12 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     help="Analyse only targets that are whole English words.  [default: on]",
 )
 @setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; for the embedded corpus 2,000]")
+@setting(
+    "--per-context",
+    type=int,
+    help="Rare tokens that a context gives at most.  [default: 16; fewer where 80 contexts give enough, more where the "
+    "text has too few contexts]",
+)
 @setting("--context-length", type=int, help="Tokens per context, BOS included.")
 @setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
 @setting(

@@ -20,7 +20,10 @@ from jaxtyping import Bool, Int32, Int64
 from rareneuron.data.corpus import begins_word, plain_ids, too_short
 from rareneuron.data.rarity import check_ids
 from rareneuron.errors import NoRareTokens, RareNeuronError
+from rareneuron.maths.significance import FEWEST_CONTEXTS
 
+PER_CONTEXT = 16  # rare tokens; what a context costs and how alike its tokens are decide it (docs/contexts.md)
+CONTEXTS_WANTED = 2 * FEWEST_CONTEXTS  # since groups are chosen on one half of them and judged on the other
 CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
 ID_BYTES = np.dtype(np.int32).itemsize
 
@@ -156,6 +159,7 @@ class Selection:
     n_requested: int  # rare tokens asked for
     n_available: int  # rare tokens in the corpus
     n_contexts_read: int
+    per_context: int = 0  # rare tokens that a context gives at most; 0: all that it has
 
     @property
     def n_rare(self) -> int:
@@ -169,37 +173,35 @@ class Selection:
 
 
 def select_tokens(
-    spool: WindowSpool, token_filter: TokenFilter, *, n_tokens: int = 25_088, rng: np.random.Generator
+    spool: WindowSpool,
+    token_filter: TokenFilter,
+    *,
+    n_tokens: int = 25_088,
+    per_context: int | None = None,
+    rng: np.random.Generator,
 ) -> Selection:
-    """Draw whole contexts in random order until they hold `n_tokens` rare targets; use all if there are fewer.
+    """Draw contexts, spread over the corpus, until they give `n_tokens` rare targets; use all if there are fewer.
 
-    Of the last context drawn, surplus rare tokens are dropped at random. The same corpus, filter and generator
-    state give the same selection.
+    A context gives at most `per_context` of its rare targets, drawn at random, and as many common ones. None stands
+    for `widest_spread`. The same corpus, filter and generator state give the same selection.
     """
     if spool.n_contexts == 0:
         raise too_short("The corpus", spool.context_length, "Give more text, or a shorter `--context-length`.")
     n_rare, stages = survey(spool, token_filter)
     if not n_rare.any():
         raise NoRareTokens(why_nothing_is_rare(stages, token_filter))
-    drawn, wanted = draw_contexts(n_rare, n_tokens, rng)
+    most = widest_spread(n_rare, n_tokens) if per_context is None else per_context
+    drawn, wanted = draw_contexts(n_rare, n_tokens, most, rng)
     marked = spool.marked_rows(drawn)
     windows = plain_ids(marked)
     eligible = token_filter.countable(windows) & token_filter.words_in_place(marked)
     is_rare = token_filter.rare[windows[:, 1:]]
-    context, position, rare = [], [], []
-    for row in range(len(drawn)):
-        rare_at = np.flatnonzero(eligible[row] & is_rare[row])
-        common_at = np.flatnonzero(eligible[row] & ~is_rare[row])
-        if wanted[row] < len(rare_at):
-            rare_at = rng.choice(rare_at, wanted[row], replace=False)
-        if len(rare_at) < len(common_at):
-            common_at = rng.choice(common_at, len(rare_at), replace=False)
-        at = np.concatenate([rare_at, common_at])
-        order = np.argsort(at)
-        context.append(np.full(len(at), row))
-        position.append(at[order])
-        rare.append((np.arange(len(at)) < len(rare_at))[order])
-    rows, positions, rarity = np.concatenate(context), np.concatenate(position), np.concatenate(rare)
+    found = [
+        tokens_of(np.flatnonzero(eligible[row] & is_rare[row]), np.flatnonzero(eligible[row] & ~is_rare[row]), n, rng)
+        for row, n in enumerate(wanted.tolist())
+    ]
+    rows = np.repeat(np.arange(len(drawn)), [len(position) for position, _ in found])
+    positions, rarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
     target = windows[rows, positions + 1].astype(np.int64)
     sampled = Stage(name="sampled", types=len(np.unique(target[rarity])), occurrences=int(rarity.sum()))
     return Selection(
@@ -213,7 +215,21 @@ def select_tokens(
         n_requested=n_tokens,
         n_available=int(n_rare.sum()),
         n_contexts_read=spool.n_contexts,
+        per_context=most,
     )
+
+
+def tokens_of(
+    rare_at: Int64[np.ndarray, " rare"], common_at: Int64[np.ndarray, " common"], n: int, rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, " token"], Bool[np.ndarray, " token"]]:
+    """Draw `n` of a context's rare positions and as many common ones; returns them in order, and which are rare."""
+    if n < len(rare_at):
+        rare_at = rng.choice(rare_at, n, replace=False)
+    if len(rare_at) < len(common_at):
+        common_at = rng.choice(common_at, len(rare_at), replace=False)
+    at = np.concatenate([rare_at, common_at])
+    order = np.argsort(at)
+    return at[order], (np.arange(len(at)) < len(rare_at))[order]
 
 
 def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndarray, " context"], tuple[Stage, ...]]:
@@ -238,17 +254,45 @@ def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndar
     return n_rare, stages
 
 
+def widest_spread(n_rare: Int64[np.ndarray, " corpus"], n_tokens: int) -> int:
+    """Return how many rare tokens a context should give at most: `PER_CONTEXT`, or fewer, so that 80 contexts are used.
+
+    It is raised as far as needed where the corpus has too few contexts to give `n_tokens` otherwise.
+    """
+    least = int(np.clip(n_tokens // CONTEXTS_WANTED, 1, PER_CONTEXT))
+    given, contexts = np.unique(n_rare, return_counts=True)  # how many contexts have how many rare tokens
+    most = np.arange(1, given[-1] + 1)
+    totals = (np.minimum(given, most[:, None]) * contexts).sum(1)
+    enough = 1 + int(np.searchsorted(totals, min(n_tokens, int(totals[-1]))))
+    return max(least, enough)
+
+
 def draw_contexts(
-    n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, rng: np.random.Generator
+    n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, per_context: int, rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " context"], Int64[np.ndarray, " context"]]:
-    """Draw contexts at random; returns them in the order of the corpus, and how many rare tokens each shall give."""
-    order = rng.permutation(np.flatnonzero(n_rare))
-    total = np.cumsum(n_rare[order])
-    order = order[: np.searchsorted(total, n_tokens) + 1]
-    wanted = n_rare[order]
+    """Draw contexts spread over the corpus; returns them in its order, and how many rare tokens each shall give."""
+    holding = np.flatnonzero(n_rare)
+    order = holding[spread_order(len(holding), rng)]
+    wanted = np.minimum(n_rare[order], per_context)
+    enough = int(np.searchsorted(np.cumsum(wanted), n_tokens)) + 1
+    order, wanted = order[:enough], wanted[:enough]
     wanted[-1] -= max(0, int(wanted.sum()) - n_tokens)
     corpus_order = np.argsort(order)
     return order[corpus_order], wanted[corpus_order]
+
+
+def spread_order(n: int, rng: np.random.Generator) -> Int64[np.ndarray, " place"]:
+    """Return 0…n−1 in a random order whose every beginning is spread evenly over them.
+
+    Neighbours are windows of one document, so taking far ones first spreads the contexts over documents. The order is
+    van der Corput's sequence, turned by a random angle: each place is as likely as any other to be among the first k.
+    """
+    bits = max(1, (n - 1).bit_length())
+    index = np.arange(2**bits)
+    reversed_bits = sum(((index >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+    place = ((reversed_bits / 2**bits + rng.random()) % 1 * n).astype(np.int64).clip(max=n - 1)
+    first = np.unique(place, return_index=True)[1]
+    return place[np.sort(first)]
 
 
 def why_nothing_is_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:

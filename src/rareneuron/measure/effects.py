@@ -66,6 +66,9 @@ def mean_activations(source: TokenSource, reference: str, progress: Progress) ->
 
     Each kind has its own mean: at common targets, the mean over rare ones would change more than the neuron's signal.
     """
+    assert source.whole or reference != "all", (
+        "the mean over all positions needs contexts that were computed to their end"
+    )
     zero = torch.zeros(source.adapter.n_neurons(source.layer), dtype=torch.float64, device=source.adapter.model.device)
     sums = {True: zero, False: zero.clone()}
     absolute, everywhere, n_everywhere, n = zero.clone(), zero.clone(), 0, {True: 0, False: 0}
@@ -115,7 +118,9 @@ def layer_effects(
         audit=engine.judged(),
         timings={"capture": source.seconds, "effects": seconds},
         rates={
-            "capture_tokens_per_second": selection.windows.size / max(captured_seconds, 1e-9),
+            "capture_tokens_per_second": source.n_positions / max(captured_seconds, 1e-9),
+            "captured_share": source.n_positions / max(1, selection.windows.size),
+            "milliseconds_per_token": 1e3 * (captured_seconds + seconds) / max(1, len(gathered.loss)),
             "full_sum_share": gathered.full_pairs / max(1, len(gathered.loss)),
             "effects_microseconds_per_pair": 1e6 * seconds / n_pairs,
         },

@@ -30,7 +30,7 @@ FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "s
 PATHS = ("model", "data", "counts", "out")  # settings that may name one
 LARGEST_TOML = 2**20
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
-AT_LEAST |= {"workers": 1}
+AT_LEAST |= {"workers": 1, "per_context": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class StudyConfig:
     percentile: float | int = 50
     words: bool = True  # stage 2: only targets that are whole, valid English words
     n_tokens: int | None = None  # 25,088 as in the paper; 2,000 of the embedded corpus
+    per_context: int | None = None  # rare targets a context gives at most; 16, fewer or more where 80 contexts need it
     context_length: int = 256
     layer: int = -1
     reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions

@@ -151,6 +151,7 @@ class DataRecord:
     counts: CountsRecord
     rarity: RarityRecord
     sha256: str = ""  # of which tokens are analysed
+    per_context: Count = 0  # rare tokens that a context gave at most; 0: an older run, which took whole contexts
 
 
 @dataclass(frozen=True, kw_only=True)

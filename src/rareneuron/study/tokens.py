@@ -59,7 +59,9 @@ def choose_tokens(
             refuse_degenerate(rare, unigrams.counts, of_corpus=unigrams.source == "corpus")
         token_filter = TokenFilter(rare=rare.mask, special=special_types(tokenizer, vocab), words=words)
         rng = generator(config.seed, "tokens")
-        selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
+        selection = select_tokens(
+            spool, token_filter, n_tokens=config.tokens_wanted, per_context=config.per_context, rng=rng
+        )
     refuse_too_few(selection, config)
     if kept is not None and whose.origin is not None:
         write_unigrams(kept, unigrams, whose.origin)
@@ -85,6 +87,7 @@ def data_record(
         n_available=selection.n_available,
         n_rare=selection.n_rare,
         n_common=selection.n_common,
+        per_context=selection.per_context,
         stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
         counts=counts,
         rarity=RarityRecord(
@@ -126,7 +129,10 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
     """Refuse fewer tokens than a group has neurons: their correlation matrix would be singular in any case."""
     if selection.n_rare >= config.group_size:
         return
-    if selection.n_available >= config.group_size:
+    if selection.n_rare < min(config.tokens_wanted, selection.n_available):
+        cause = f"all that contexts give at {selection.per_context} each (the corpus has {selection.n_available:,})"
+        remedy = "Raise `--per-context`, give more text (`--data`), or lower"
+    elif selection.n_available >= config.group_size:
         cause = f"as `--n-tokens` asks (the corpus has {selection.n_available:,})"
         remedy = "Raise `--n-tokens`, or lower"
     else:

@@ -201,7 +201,7 @@ def test_a_figure_of_several_runs(invoke, run_folder, tmp_path):
 def test_families_lists_every_record(invoke):
     rows = json.loads(invoke("families", "--json").stdout)
     assert {row["model_type"] for row in rows} == set(FAMILIES)
-    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == ["patching"]
+    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == ["closed-form", "patching"]
     assert "gpt_neox" in invoke("families").stdout
 
 

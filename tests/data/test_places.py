@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rareneuron.data.corpus import WindowStream, begins_word, plain_ids, token_windows
 from rareneuron.data.places import LAST_SPACE, WHITE, Places, beginnings
-from rareneuron.data.texts import Unfinished
+from rareneuron.data.records import Unfinished
 from rareneuron.errors import VocabularyMismatch
 
 TEXT = "the kindness of a teacher was readable\nKindness, darkness  and redness\n\tkind-hearted child\n"

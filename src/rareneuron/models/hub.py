@@ -37,6 +37,7 @@ from rareneuron.cache import cache_folder
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.models.gguf import converted, gguf_in, known_origin
 from rareneuron.models.packaged import PACKAGED, packaged_folder
+from rareneuron.models.snapshots import main_snapshot
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]  # config and tokenizer
 WANTED_FILES = ["*.safetensors", *SMALL_FILES]
@@ -141,6 +142,8 @@ def local_folder(name: str) -> ModelFolder:
                 f"meant. Type ./{name} for the folder; for the packaged model, work in another folder."
             )
         place, known = packaged_folder(name)
+    elif (snapshot := main_snapshot(folder)) is not None:
+        return ModelFolder(folder=snapshot, source=name, commit=snapshot.name)
     elif (file := gguf_in(folder)) is not None:
         place, known = converted(file)
     else:

@@ -245,7 +245,8 @@ def kept_copy(model: Any, tokenizer: Any) -> Path:
     """Return a folder of the cache with a plain copy of a model in memory, named by its content."""
     if tokenizer is None:
         raise UnfitTokenizer(
-            "A model in memory comes without a tokenizer, and a study reads text. Give the model's own: `tokenizer=...`."
+            "A model in memory comes without a tokenizer, and a study reads text. Give its own, `tokenizer=...`, "
+            "beside it."
         )
     copied = plain_copy(opened(model))
 

@@ -39,19 +39,14 @@ def opened(model: Any) -> PreTrainedModel:
     """Return the transformers model inside wrappers; refuses what isn't one."""
     found = model
     for _ in range(DEEPEST):
-        if isinstance(found, PreTrainedModel):
+        inner = held(found, "_orig_mod")  # torch.compile, which passes for what it holds
+        if inner is None and isinstance(found, PreTrainedModel):
             return found
-        if callable(getattr(found, "get_base_model", None)) and hasattr(found, "peft_config"):
+        if inner is None and callable(getattr(found, "get_base_model", None)) and hasattr(found, "peft_config"):
             refuse_prompts(found)
-            found = found.get_base_model()  # with its adapters inside
-            continue
-        # DDP and DataParallel; torch.compile; TransformerLens' bridge; nnsight
-        inner = next(
-            (vars(found)[n] for n in ("original_model", "_model") if n in getattr(found, "__dict__", {})), None
-        )
-        if inner is None and isinstance(found, nn.Module):
-            parts = dict(found.named_children())
-            inner = next((parts[n] for n in ("module", "_orig_mod", "original_model", "_model") if n in parts), None)
+            inner = found.get_base_model()  # with its adapters inside
+        # DDP and DataParallel; TransformerLens' bridge; nnsight
+        inner = inner if inner is not None else held(found, "module", "original_model", "_model")
         if inner is None:
             break
         found = inner
@@ -60,6 +55,13 @@ def opened(model: Any) -> PreTrainedModel:
         "DataParallel, torch.compile, TransformerLens' bridge, nnsight), so it isn't clear what it computes. Give the "
         "`PreTrainedModel` itself, or the folder that `save_pretrained` wrote."
     )
+
+
+def held(wrapper: Any, *names: str) -> Any | None:
+    """Return what an object holds itself under one of the names; None where it holds nothing so named."""
+    own = getattr(wrapper, "__dict__", {})
+    places = (own, own.get("_modules", {}))
+    return next((place[name] for name in names for place in places if name in place), None)
 
 
 def refuse_prompts(model: Any) -> None:
@@ -90,8 +92,7 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
             if module._parameters:
                 weights |= {f"{path}.{name}": w.to(dtype) for name, w in weights_of(model, path, module).items()}
         copied = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options).eval()
-        untied = config.tie_word_embeddings and differs(weights, plain)
-        if untied:
+        if getattr(config, "tie_word_embeddings", False) and differs(weights, plain):
             raise UnsupportedModel(
                 "The model's config ties unembedding and embedding, and the two differ, as with an adapter on one of "
                 "them, so a copy would be another model. Set `config.tie_word_embeddings = False`, if that is meant."
@@ -195,7 +196,7 @@ def module_place(module: nn.Module) -> tuple[torch.dtype, torch.device]:
 def left_alone(model: nn.Module) -> Iterator[None]:
     """Switch a model to evaluation while it is read; its modes and the process's random numbers are restored."""
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
         try:
             model.eval()
             yield
@@ -207,7 +208,8 @@ def left_alone(model: nn.Module) -> Iterator[None]:
 def refuse_other_logits(model: PreTrainedModel, copied: PreTrainedModel) -> None:
     """Refuse a copy that predicts something else than the model does, hooks included."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(copied.get_input_embeddings().weight.shape[0], IDS, generator=generator)
+    shape = (IDS[0], min(IDS[1], getattr(model.config, "max_position_embeddings", None) or IDS[1]))
+    ids = torch.randint(copied.get_input_embeddings().weight.shape[0], shape, generator=generator)
     theirs = model(ids.to(model.device), use_cache=False).logits.to("cpu", torch.float64)
     ours = copied(ids, use_cache=False).logits.to(torch.float64)
     gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(torch.finfo(torch.float64).tiny))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -221,9 +222,16 @@ def test_what_cannot_be_read_is_refused(tmp_path, file, original, tokenizer):
 
 
 def test_without_the_library_the_extra_is_named(file, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UnsupportedModel, match=r"rareneuron\[gguf\]"):
         load_model(file)
+
+
+def test_without_the_library_nothing_is_downloaded(shop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UnsupportedModel, match=r"SmolLM2-135M-Instruct is in a GGUF file.*rareneuron\[gguf\]"):
+        fetch("smollm2")
+    assert shop[1] == []
 
 
 def test_forms_in_words():

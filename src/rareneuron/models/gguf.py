@@ -189,6 +189,14 @@ def without_chatter() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def lacks_library(what: str) -> UnsupportedModel:
+    """Return the error for a machine without the library that reads such files."""
+    return UnsupportedModel(
+        f"{what} is in a GGUF file, and reading one needs the package `gguf`, which isn't installed or is too old. "
+        "Install it: pip install 'rareneuron[gguf]'."
+    )
+
+
 @contextmanager
 def gguf_errors(file: Path) -> Iterator[None]:
     """Turn what the libraries raise over a GGUF file into an error that blames the file."""
@@ -197,10 +205,7 @@ def gguf_errors(file: Path) -> Iterator[None]:
     except RareNeuronError:
         raise
     except ImportError as error:
-        raise UnsupportedModel(
-            f"{file} is a GGUF file, and reading one needs the package `gguf`, which isn't installed or is too old. "
-            "Install it: pip install 'rareneuron[gguf]'."
-        ) from error
+        raise lacks_library(file.name) from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         why = " ".join(str(error).split())[:300]
         raise BrokenCheckpoint(

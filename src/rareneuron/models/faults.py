@@ -33,7 +33,7 @@ def overflow_remedy(dtype: torch.dtype) -> str:
             f"{torch.finfo(dtype).max:,.3g}: use --dtype float32."
         )
     wider = (
-        "" if dtype == torch.float64 else " `--dtype float64` computes this one, if it is to be studied all the same."
+        "" if dtype == torch.float64 else " `--dtype float64` may compute this one, if it is to be studied all the same."
     )
     return (
         f"All its weights are finite, so its activations go beyond the largest {precision(dtype)} number "

@@ -16,7 +16,7 @@ NUMPY_ALONE = {
     *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),
+    *("ablation", "activations", "clustered", "expansion", "full_sum", "fused", "interventions", "joint", "moments"),
     *("readout", "table_memory", "weights"),
 }  # fmt: skip
 LOOK = """

@@ -15,6 +15,7 @@ from torch import Tensor
 from rareneuron.data.selection import Selection
 from rareneuron.errors import UnsupportedModel, WrongEffects
 from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
+from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import engine_memory, neurons_that_fit
@@ -54,7 +55,8 @@ class ClosedForm(Engine):
         rng: np.random.Generator,
     ) -> None:
         self.audited = AuditedPairs(readout, W_out, n_tokens, rng)
-        self.engine = AblationEngine(readout, W_out, memory=memory)
+        compiled = None if compiling_pays(n_tokens, len(W_out), len(readout.W_U)) else False
+        self.engine = AblationEngine(readout, W_out, memory=memory, compiled=compiled)
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects; no further forward pass is needed."""

@@ -17,14 +17,12 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from rareneuron.data.corpus import too_short
+from rareneuron.data.corpus import begins_word, plain_ids, too_short
 from rareneuron.data.rarity import check_ids
-from rareneuron.data.words import WordTypes
 from rareneuron.errors import NoRareTokens, RareNeuronError
 
 CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
 ID_BYTES = np.dtype(np.int32).itemsize
-START_OF_TEXT = -1  # stands for the id before the first window
 
 
 @contextmanager
@@ -81,28 +79,32 @@ class WindowSpool:
     def append(self, ids: Int32[np.ndarray, "context position"]) -> None:
         """Write windows after those that are there, and count their targets."""
         assert ids.shape[1] == self.context_length, f"windows of {ids.shape[1]} in a spool of {self.context_length}"
-        check_ids(ids, self.vocab_size)
+        plain = check_ids(plain_ids(ids), self.vocab_size)
         with spooling(self.folder):
             self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
             self._file.write(np.ascontiguousarray(ids).tobytes())
             self._file.flush()
         self.n_contexts += len(ids)
-        self.counts += np.bincount(ids[:, 1:].ravel(), minlength=self.vocab_size)
+        self.counts += np.bincount(plain[:, 1:].ravel(), minlength=self.vocab_size)
 
     def blocks(self, n: int = CONTEXTS_PER_BLOCK) -> Iterator[Int32[np.ndarray, "context position"]]:
-        """Yield all windows in order, `n` at a time."""
+        """Yield all windows in order, `n` at a time, with the marks they came with."""
         for start in range(0, self.n_contexts, n):
             yield self.read(start, min(n, self.n_contexts - start))
 
     def rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
-        """The windows of these contexts, in the order asked for."""
+        """The windows of these contexts, in the order asked for, without marks."""
+        return plain_ids(self.marked_rows(index))
+
+    def marked_rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
+        """The windows of these contexts, with the marks they came with."""
         out = np.empty((len(index), self.context_length), np.int32)
         for row, context in enumerate(index):
             out[row] = self.read(int(context), 1)
         return out
 
     def read(self, start: int, n: int) -> Int32[np.ndarray, "context position"]:
-        """Read `n` windows from the file, from the context `start` on."""
+        """Read `n` windows from the file, from the context `start` on, as they were written."""
         self._file.seek(start * self.context_length * ID_BYTES)
         ids = np.frombuffer(self._file.read(n * self.context_length * ID_BYTES), np.int32)
         return ids.reshape(n, self.context_length)
@@ -114,29 +116,17 @@ class TokenFilter:
 
     rare: Bool[np.ndarray, " vocab"]
     special: Bool[np.ndarray, " vocab"]  # never a target: BOS, EOS, padding
-    words: WordTypes | None = None  # None: any text will do
-    inserted_bos: int | None = None  # what `WindowStream` puts before every window, if anything
+    words: Bool[np.ndarray, " vocab"] | None = None  # None: any text will do
 
     def countable(self, ids: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
         """Mark the targets that are text, and not BOS, EOS or padding."""
         return ~self.special[ids[:, 1:]]
 
-    def words_in_place(
-        self, ids: Int32[np.ndarray, "context position"], before: Int32[np.ndarray, " context"]
-    ) -> Bool[np.ndarray, "context token"]:
-        """Mark the targets that are words where they stand; `before` holds the id before each window in the stream.
-
-        An inserted BOS doesn't begin a text: the window was cut there, maybe within a word. Whether a line begins
-        at position 1 is then decided by the last token of the window before it.
-        """
+    def words_in_place(self, marked: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
+        """Mark the targets that are words and begin one where they stand, which their marks say (`corpus.BEGINS`)."""
         if self.words is None:
-            return np.ones((len(ids), ids.shape[1] - 1), bool)
-        preceding = ids[:, :-1]
-        at_line_start = self.words.opens_line[preceding]
-        if self.inserted_bos is not None:
-            at_line_start[:, 0] = (before == START_OF_TEXT) | self.words.opens_line[before]
-        target = ids[:, 1:]
-        return self.words.after_space[target] | (self.words.at_line_start[target] & at_line_start)
+            return np.ones((len(marked), marked.shape[1] - 1), bool)
+        return self.words[plain_ids(marked[:, 1:])] & begins_word(marked[:, 1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +182,9 @@ def select_tokens(
     if not n_rare.any():
         raise NoRareTokens(why_nothing_is_rare(stages, token_filter))
     drawn, wanted = draw_contexts(n_rare, n_tokens, rng)
-    windows, before = spool.rows(drawn), ids_before(spool, drawn)
-    eligible = token_filter.countable(windows) & token_filter.words_in_place(windows, before)
+    marked = spool.marked_rows(drawn)
+    windows = plain_ids(marked)
+    eligible = token_filter.countable(windows) & token_filter.words_in_place(marked)
     is_rare = token_filter.rare[windows[:, 1:]]
     context, position, rare = [], [], []
     for row in range(len(drawn)):
@@ -230,13 +221,12 @@ def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndar
     names = ["all", "rare by frequency"] + ["rare words"] * (token_filter.words is not None)
     counts = np.zeros((len(names), spool.vocab_size), np.int64)
     n_rare = np.empty(spool.n_contexts, np.int64)
-    start, last = 0, START_OF_TEXT
-    for ids in spool.blocks():
-        before = np.concatenate([[last], ids[:-1, -1]]).astype(np.int32)
-        last = int(ids[-1, -1])
+    start = 0
+    for marked in spool.blocks():
+        ids = plain_ids(marked)
         target = ids[:, 1:]
         rare = token_filter.countable(ids) & token_filter.rare[target]
-        kept = rare & token_filter.words_in_place(ids, before)
+        kept = rare & token_filter.words_in_place(marked)
         for stage, mask in zip(range(len(names)), (np.ones_like(rare), rare, kept), strict=False):
             counts[stage] += np.bincount(target[mask], minlength=spool.vocab_size)
         n_rare[start : start + len(ids)] = kept.sum(1)
@@ -259,13 +249,6 @@ def draw_contexts(
     wanted[-1] -= max(0, int(wanted.sum()) - n_tokens)
     corpus_order = np.argsort(order)
     return order[corpus_order], wanted[corpus_order]
-
-
-def ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, " context"]:
-    """The id before each of these windows in the stream; `START_OF_TEXT` before the first."""
-    before = spool.rows(np.maximum(index - 1, 0))[:, -1].copy()
-    before[index == 0] = START_OF_TEXT
-    return before
 
 
 def why_nothing_is_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:

@@ -21,6 +21,7 @@ from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, rows_o
 from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations
 from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
+from rareneuron.models.faults import overflow_remedy
 from rareneuron.runs.files import digest
 from rareneuron.runs.records import Audit
 from rareneuron.runs.seeds import generator
@@ -105,7 +106,7 @@ def layer_effects(
     engine = kind.build(adapter, selection, layer, memory, generator(seed, "audit"))
     gathered, seconds = gather(source, engine, pieces, means, observe, effects_progress)
     seconds += time.perf_counter() - started
-    refuse_overflow(gathered.loss)
+    refuse_overflow(gathered.loss, adapter.model.dtype)
     n_pairs = max(1, len(gathered.loss) * adapter.n_neurons(layer))
     return LayerEffects(
         table=effects_table(adapter, layer, gathered.sums, means),
@@ -153,12 +154,12 @@ def gather(
     return gathered, seconds
 
 
-def refuse_overflow(loss: Float[np.ndarray, " token"]) -> None:
+def refuse_overflow(loss: Float[np.ndarray, " token"], dtype: torch.dtype) -> None:
     """Refuse clean losses that are not finite numbers."""
     if not np.isfinite(loss).all():
         raise RareNeuronError(
             f"The clean loss is not a finite number at {int((~np.isfinite(loss)).sum())} analysed tokens, so "
-            "effects there mean nothing. The usual cause is overflow in half precision: use --dtype float32."
+            f"effects there mean nothing. {overflow_remedy(dtype)}"
         )
 
 

@@ -32,6 +32,7 @@ def study_summary(run: Run) -> dict[str, Any]:
             f"{data.corpus}; checkpoints {', '.join(steps)}; at the last {record.loss_rare:.3f} nats on rare "
             f"targets{common}"
         ),
+        *([f"Text: {data.description}"] if "; left out: " in data.description else []),
         counts_line(data.counts),
         *([warned] if (warned := disagreement(data.counts)) else []),
         largest_effect(top, median),

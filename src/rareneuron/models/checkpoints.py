@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
+from rareneuron.links import expanded
 from rareneuron.models.hub import ModelFolder, branch_commits, is_local, model_folder, split_revision
 from rareneuron.models.loading import refuse_adapter, weight_files
 from rareneuron.models.snapshots import snapshots_of
@@ -80,7 +81,7 @@ def all_checkpoints(model: str | os.PathLike[str], revision: str | None = None) 
 
 def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     """The step folders of a folder; or the folder itself, where it holds a model and no series is asked for."""
-    revisions = snapshots_of(Path(name).expanduser())
+    revisions = snapshots_of(expanded(name))
     if series and (found := {r: place for r, place in revisions.items() if step_of(r) is not None}):
         return [Checkpoint(step=step_of(revision), source=str(place)) for revision, place in found.items()]
     folder = model_folder(name).folder

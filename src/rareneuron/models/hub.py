@@ -35,6 +35,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from rareneuron.cache import cache_folder
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
+from rareneuron.links import expanded
 from rareneuron.models.gguf import converted, gguf_in, known_origin
 from rareneuron.models.packaged import PACKAGED, packaged_folder
 from rareneuron.models.snapshots import main_snapshot
@@ -74,9 +75,9 @@ def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple
             "The name of the model is empty. Give a folder, or a Hub id such as `EleutherAI/pythia-70m`."
         )
     head, at, suffix = name.partition("@")
-    if at and not Path(name).expanduser().exists() and Path(head).expanduser().exists():
+    if at and not expanded(name).exists() and expanded(head).exists():
         name, revision = head, suffix  # a folder with a revision, which is refused like any other
-    if is_local(name if Path(name).expanduser().exists() else head):
+    if is_local(name if expanded(name).exists() else head):
         if head in PACKAGED and revision is not None:
             raise ModelNotFound(
                 f"{head} is a packaged model of one version, without revisions. Leave {revision!r} out."
@@ -101,7 +102,7 @@ def is_local(name: str) -> bool:
     """Whether `name` is a path (it exists, or can't be a Hub id) or a packaged model's name."""
     return (
         name in PACKAGED
-        or Path(name).expanduser().exists()
+        or expanded(name).exists()
         or name.startswith((".", "/", "~"))
         or "\\" in name
         or name.count("/") > 1
@@ -134,7 +135,7 @@ def model_folder(
 
 def local_folder(name: str) -> ModelFolder:
     """The folder of a model on this machine: named, in a GGUF file, or of a packaged model that was fetched."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if name in PACKAGED:
         if folder.exists():
             raise ModelNotFound(

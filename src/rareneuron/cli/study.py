@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
 from rareneuron.runs.config import CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
@@ -40,8 +40,8 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--data",
     metavar="PATH|HUB-ID",
-    help="Texts: .txt, .jsonl, .jsonl.gz, .parquet, a folder of them, or a Hub data set. "
-    "[default: the embedded corpus; with a MODEL, C4's validation split]",
+    help="Texts: .txt, .jsonl, .json, .csv, .tsv, also .gz, .zst, .bz2; .parquet, .arrow; a folder; a Hub data set. "
+    "[default: the embedded corpus; with a MODEL that isn't packaged, C4's validation split]",
 )
 @setting("--text-field", help="Key or column that holds the text.")
 @setting("--max-corpus-tokens", type=int, help="Read at most this many tokens of the corpus.")
@@ -66,6 +66,12 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     help="Analyse only targets that are whole English words.  [default: on]",
 )
 @setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; for the embedded corpus 2,000]")
+@setting(
+    "--per-context",
+    type=int,
+    help="Rare tokens that a context gives at most.  [default: 16; fewer where 80 contexts give enough, more where the "
+    "text has too few contexts]",
+)
 @setting("--context-length", type=int, help="Tokens per context, BOS included.")
 @setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
 @setting(
@@ -98,16 +104,14 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     "--address", help="Address of a Ray cluster, such as 10.0.0.1:6379.  [default: one is started on this machine]"
 )
 @setting("--shard", metavar="I/N", help="Compute only the I-th of N shards; `rareneuron merge` ends the study.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
-)
+@click.option("--config", type=Place(), help="TOML file with these settings; options given here win.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, without doing it.")
 @json_option
 def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Measure the effect of every neuron at every checkpoint. The same command continues an interrupted study.
 
-    MODEL is a Hub id, id@revision, a local model folder, or a folder of step<N>/ folders; without it, the series that
-    comes with the package.
+    MODEL is a Hub id, id@revision, a local model folder or GGUF file, a folder of step<N>/ folders, or a packaged model
+    that was fetched (smollm2); without it, the series that comes with the package.
 
     \b
     rareneuron study

@@ -25,11 +25,12 @@ from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.pair_effects import AblationEffects
 from rareneuron.maths.readout import Readout
+from rareneuron.maths.significance import FEWEST_CONTEXTS
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.options import with_option
 from rareneuron.runs.seeds import generator
 
-RARE_TOKENS = 600  # of the sample; the last context is taken whole
+RARE_TOKENS = 600  # of the sample, at least, and of 40 contexts; the last context is taken whole
 JOINT_TOKENS = 128  # of these, at most, at which random groups are ablated, too
 JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of its time on these
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
@@ -157,18 +158,21 @@ class Sample:
         n_rare = np.bincount(selection.context[selection.rare], minlength=len(selection.windows))
         order = rng.permutation(len(selection.windows))
         # At most half of the contexts: groups that the sample judges are chosen on the others.
-        enough = max(1, min(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, len(order) // 2))
+        enough = max(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, FEWEST_CONTEXTS)
+        enough = max(1, min(enough, len(order) // 2))
         chosen = np.zeros(len(selection.windows), bool)
         chosen[order[:enough]] = True
-        parts: list[tuple[Tensor, Tensor, Tensor, np.ndarray, np.ndarray]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
         for batch in source.again():
             rows = np.flatnonzero(chosen[batch.context])
             at = torch.from_numpy(rows).to(batch.act.device)
-            parts.append((batch.act[at], batch.resid[at], batch.target[at], batch.context[rows], batch.rare[rows]))
-        act, resid, target, context, rare = zip(*parts, strict=True)
-        self.act, self.resid, self.target = torch.cat(act), torch.cat(resid), torch.cat(target)
+            tensors = batch.act[at], batch.resid[at], batch.target[at]
+            parts.append((*tensors, batch.context[rows], batch.rare[rows], batch.index[rows]))
+        act, resid, target, context, rare, index = zip(*parts, strict=True)
+        order = np.argsort(np.concatenate(index))  # batches come in the order of their contexts' ends
+        self.act, self.resid, self.target = (torch.cat(x)[torch.from_numpy(order)] for x in (act, resid, target))
         self.mlp_out = readout.mlp_output(self.act, W_out)
-        self.context, self.rare = np.concatenate(context).astype(np.int64), np.concatenate(rare)
+        self.context, self.rare = np.concatenate(context).astype(np.int64)[order], np.concatenate(rare)[order]
         contexts, self.rows = np.unique(self.context, return_inverse=True)  # of the sums by context
         self.n_contexts = len(contexts)
 

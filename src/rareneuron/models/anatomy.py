@@ -20,6 +20,7 @@ from rareneuron.maths.gauge import Gauge, gauge_of
 from rareneuron.maths.output_norm import OutputNorm
 from rareneuron.maths.readout import Readout
 from rareneuron.models.families import FAMILIES, Family
+from rareneuron.models.kinds import why_not_served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,19 +204,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The record of an architecture, from the content of its config.json."""
     model_type = config.get("model_type")
     listed = f"Architectures that are: {', '.join(FAMILIES)} (`rareneuron families`)."
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedModel(
-            f"{model_type} is an encoder-decoder model, whose loss isn't that of the next token given the text "
-            f"before it. Only decoder-only models are supported. {listed}"
-        )
-    if model_type in FAMILIES:
+    if model_type in FAMILIES and not config.get("is_encoder_decoder"):
         return FAMILIES[model_type]
-    heads = config.get("architectures") or []
-    if any("MaskedLM" in head or "PreTraining" in head for head in heads):
-        raise UnsupportedModel(
-            f"{model_type} ({', '.join(heads)}) is an encoder: it sees the tokens that it predicts. Only decoder-only "
-            f"models are supported. {listed}"
-        )
+    why = why_not_served(config, FAMILIES)
+    if why is not None:
+        raise UnsupportedModel(f"{why} {listed}")
     raise UnsupportedModel(
         f"{model_type!r} is not an architecture that this package knows where to find the neurons of. {listed} Adding "
         "one is one record in rareneuron/models/families.py; the contract test picks it up by itself."

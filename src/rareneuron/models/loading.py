@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnsupportedModel
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.families import Family
+from rareneuron.models.steps import step_of
 from rareneuron.models.untrusted import refuse_links, refuse_sizes
 
 DTYPES = {
@@ -34,7 +35,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 STORED_DTYPES = {"F64", "F32", "F16", "BF16"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 MOST_CHARACTERS = 300  # of another library's message
 # Causal masks and rotary frequencies, which old versions of transformers stored; they are not weights.
 BUFFERS = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")
@@ -77,8 +77,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json, and refuse models that this package can't or mustn't load."""
     path = folder / "config.json"
     refuse_links(folder)
+    refuse_adapter(folder)
     if not path.is_file():
-        steps = sorted(child.name for child in folder.glob("step*") if (child / "config.json").is_file())
+        steps = sorted(
+            child.name
+            for child in (folder.iterdir() if folder.is_dir() else ())
+            if step_of(child.name) is not None and (child / "config.json").is_file()
+        )
         hint = (
             f"It is a series of checkpoints ({len(steps)}, such as {steps[0]}): load one of them, or study them with "
             "`--steps all`."
@@ -100,11 +105,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} asks for code of the repository to be run (`auto_map`), which this package never does. If the "
             "architecture is part of transformers now, delete `auto_map` from a local copy of config.json."
         )
-    if "transformers_weights" in config or (folder / "adapter_config.json").is_file():
+    if "transformers_weights" in config:
         raise UnsupportedModel(
-            f"{folder} names weights that lie elsewhere (`transformers_weights`, or adapter_config.json), so what is "
-            "checked here would not be what is loaded. Merge an adapter into its model (`merge_and_unload`) and save "
-            "the whole."
+            f"{folder} names weights that lie elsewhere (`transformers_weights`), so what is checked here would not be "
+            "what is loaded. Save the whole model with `save_pretrained`."
         )
     refuse_sizes(path, config)
     if config.get("quantization_config"):
@@ -113,6 +117,24 @@ def read_config(folder: Path) -> dict[str, Any]:
             "checkpoint that was quantised, in float16, bfloat16 or float32."
         )
     return config
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter, which is no model by itself; says which one it belongs to."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    content = read_json(path, "what this adapter belongs to")
+    kind, base = str(content.get("peft_type") or "adapter"), content.get("base_model_name_or_path")
+    named = repr(base) if isinstance(base, str) and base else "BASE"
+    whose = f"for the model {named}" if named != "BASE" else "for a model that it doesn't name"
+    raise UnsupportedModel(
+        f"{folder} holds an adapter ({kind}, adapter_config.json) {whose}, which is no model by itself: studied alone, "
+        "or left out, it would be another model. Merge it into a copy: `PeftModel.from_pretrained("
+        f"AutoModelForCausalLM.from_pretrained({named}), {str(folder)!r}).merge_and_unload()"
+        ".save_pretrained(NEW_FOLDER)`, with peft installed, and study NEW_FOLDER; or give the model in memory, "
+        "`rn.run_study(config, model=..., tokenizer=...)`."
+    )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -317,39 +339,6 @@ def refuse_dropped(folder: Path, unexpected: list[str], family: Family) -> None:
             f"this config ({', '.join(dropped[:3])}{', …' if len(dropped) > 3 else ''}), so what would be loaded is "
             "not the model that was trained. Restore its config, or merge adapters into the model."
         )
-
-
-def load_tokenizer(folder: Path, config: Any) -> Any | None:
-    """The tokenizer in a folder, or in the one above it (a series shares one); None where there is none."""
-    for place in (folder, folder.resolve().parent):
-        present = [name for name in TOKENIZER_FILES if (place / name).is_file()]
-        if present:
-            break
-    else:
-        return None
-    refuse_links(place)
-    for name in present:
-        if name.endswith(".json"):
-            try:
-                content = read_json(place / name, "the tokenizer")
-            except BrokenCheckpoint as error:
-                raise UnfitTokenizer(str(error)) from error
-            if "auto_map" in content:
-                raise UnfitTokenizer(
-                    f"{place / name} asks for code of the repository to be run (`auto_map`), which this package never "
-                    "does. Save the tokenizer as tokenizer.json, with `PreTrainedTokenizerFast`."
-                )
-    try:
-        return AutoTokenizer.from_pretrained(place, config=config, local_files_only=True, trust_remote_code=False)
-    except BaseException as error:
-        # The tokenizers library raises bare `Exception`s, and Rust's panics, which derive from BaseException.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UnfitTokenizer(
-            f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: "
-            f"{one_line(error)}. Save it again with `save_pretrained`, or give another one with "
-            "`load_model(..., tokenizer=...)`."
-        ) from error
 
 
 def hide_progress_bars() -> None:

@@ -19,6 +19,7 @@ from rareneuron.errors import UnsupportedModel
 from rareneuron.maths.output_norm import OutputNorm
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy
+from rareneuron.models.faults import refuse_overflow, why_readout_differs
 
 CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
 
@@ -47,6 +48,7 @@ def closed_form(anatomy: Anatomy) -> ClosedForm:
     """Ask both questions of a model, on seeded random ids."""
     name = anatomy.family.model_type
     W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it can't be loaded at all
+    refuse_overflow(anatomy, probe_ids(anatomy))
     try:
         readout = anatomy.readout()
     except UnsupportedModel as error:
@@ -57,7 +59,7 @@ def closed_form(anatomy: Anatomy) -> ClosedForm:
     if not of_readout <= READOUT_TOLERANCE:
         reasons.append(
             f"final norm and unembedding don't give the model's own logits (off by {of_readout:.2g} of their size; "
-            "usual cause: the logits are soft-capped or scaled)"
+            f"{why_readout_differs(anatomy, readout, probe_ids(anatomy))})"
         )
     if not of_ablation <= ABLATION_TOLERANCE:
         reasons.append(

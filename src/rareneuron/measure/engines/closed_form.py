@@ -17,6 +17,7 @@ from rareneuron.data.selection import Selection
 from rareneuron.errors import UnsupportedModel, WrongEffects
 from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.behind_norm import block_copies
+from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects
 from rareneuron.maths.readout import Readout
@@ -36,6 +37,9 @@ from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.records import Audit
 
+# Operations of a product that take as long as a pair's bounds, and as full sums and higher orders for an entry of the
+# vocabulary: between light effects (a third of it) and heavy ones (three times it), benchmarks/estimates.py.
+PAIR_OPERATIONS, ENTRY_OPERATIONS = 80_000, 7
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
@@ -57,7 +61,9 @@ class ClosedForm(Engine):
         rng: np.random.Generator,
     ) -> None:
         self.audited = AuditedPairs(readout, W_out, n_tokens, rng)
-        self.engine, self.readout, self.W_out = ablation_engine(readout, W_out, memory=memory), readout, W_out
+        compiled = None if compiling_pays(n_tokens, len(W_out), len(readout.W_U)) else False
+        self.engine = ablation_engine(readout, W_out, memory=memory, compiled=compiled)
+        self.readout, self.W_out = readout, W_out
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects; no further forward pass is needed."""
@@ -175,8 +181,12 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """Return the operations of the products over the vocabulary: four of width d_model, one of width n_neurons."""
-    return 2.0 * work.n_tokens * work.vocab * (4 * work.d_model + work.n_neurons)
+    """Return the operations of the products over the vocabulary, with what else takes as long as operations.
+
+    The products are four of width d_model, one of width n_neurons, and once the table of every neuron's logits.
+    """
+    products = 2.0 * work.vocab * (work.d_model * work.n_neurons + work.n_tokens * (4 * work.d_model + work.n_neurons))
+    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + ENTRY_OPERATIONS * work.vocab)
 
 
 def most_pieces(work: Workload) -> int:

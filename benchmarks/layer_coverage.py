@@ -16,7 +16,7 @@ from scipy.stats import spearmanr, t
 
 import rareneuron as rn
 from rareneuron.embedded import SERIES
-from rareneuron.maths.certificate import OUTCOMES, certify
+from rareneuron.maths.certificate import OUTCOMES, Estimated, certify
 from rareneuron.maths.first_order import ContextTotals
 from rareneuron.models.gradient import estimates, site_means
 from rareneuron.models.sites import head_of, site_of
@@ -70,9 +70,8 @@ def coverage(sums, flagged, exact, n_tokens, share, n_draws):
     for draw in range(n_draws):
         rng = np.random.default_rng([17, draw])
         n_cells = round(share * exact[0].size)
-        found = certify(
-            sums, n_tokens, lambda unit, context: exact[:, context, unit], rng, n_cells=n_cells, flagged=flagged
-        )
+        kinds = [Estimated(sums=sums, n_tokens=n_tokens)]
+        found = certify(kinds, lambda unit, context: exact[:, context, unit], rng, n_cells=n_cells, flagged=flagged)
         simple, simple_half = naive(sums, exact, n_tokens, max(3, round(share * exact.shape[1])), rng)
         for i in range(2):
             error, half = np.abs(found.estimate[i] - truth[i]), found.half_width[i]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from rareneuron.maths.certificate import certify, pooled_mean, shared_part, undecided_units
+from rareneuron.maths.certificate import Estimated, certify, pooled_mean, shared_part, undecided_units
 
 CONTEXTS, UNITS, PER_CONTEXT = 40, 600, 8
 
@@ -30,7 +30,8 @@ def certified(seed, share=0.03, **options):
         return exact[:, contexts, units]
 
     n_cells = round(share * asked.size)
-    found = certify(sums, CONTEXTS * PER_CONTEXT, patch, np.random.default_rng(seed), n_cells=n_cells, **options)
+    kinds = [Estimated(sums=sums, n_tokens=CONTEXTS * PER_CONTEXT)]
+    found = certify(kinds, patch, np.random.default_rng(seed), n_cells=n_cells, **options)
     return found, exact.sum(1) / (CONTEXTS * PER_CONTEXT), asked
 
 
@@ -99,13 +100,18 @@ def test_the_same_generator_gives_the_same_certificate():
     assert np.array_equal(first.known, again.known)
 
 
+@pytest.mark.parametrize("rank", [1, 50])
 @pytest.mark.parametrize("n_units", [1, 2, 5])
-def test_few_units_are_served(n_units):
+def test_few_units_are_served(n_units, rank):
     """As many as a layer has heads, or fewer."""
     sums, exact = heavy_case(0)
     sums, exact = {name: value[:, :n_units] for name, value in sums.items()}, exact[..., :n_units]
     found = certify(
-        sums, 320, lambda units, contexts: exact[:, contexts, units], np.random.default_rng(0), n_cells=20, rank=1
+        [Estimated(sums=sums, n_tokens=320)],
+        lambda units, contexts: exact[:, contexts, units],
+        np.random.default_rng(0),
+        n_cells=20,
+        rank=rank,
     )
     assert np.isfinite(found.estimate).all()
     assert np.isfinite(found.half_width).all()
@@ -114,7 +120,12 @@ def test_few_units_are_served(n_units):
 def test_estimates_without_error_are_confirmed():
     sums, _ = heavy_case(0)
     exact = np.stack([sums["absolute"], sums["signed"]])
-    found = certify(sums, 320, lambda units, contexts: exact[:, contexts, units], np.random.default_rng(0), n_cells=500)
+    found = certify(
+        [Estimated(sums=sums, n_tokens=320)],
+        lambda units, contexts: exact[:, contexts, units],
+        np.random.default_rng(0),
+        n_cells=500,
+    )
     np.testing.assert_allclose(found.estimate, exact.sum(1) / 320)
     assert found.half_width.max() < 1e-12
 
@@ -139,3 +150,18 @@ def test_a_unit_is_undecided_where_its_interval_holds_the_border():
     estimate, half = np.array([5.0, 3.0, 2.0, 0.1]), np.array([0.1, 0.6, 0.2, 0.0])
     assert undecided_units(estimate, half, 2).tolist() == [1]
     assert undecided_units(estimate, half, 4).tolist() == []
+
+
+def test_cells_serve_every_kind_of_token():
+    """Rare tokens decide which cells are patched; common ones have exact values there, and intervals too."""
+    sums, exact = heavy_case(1)
+    others, exact_others = heavy_case(2)
+    both = np.concatenate([exact, exact_others])
+    kinds = [Estimated(sums=sums, n_tokens=320), Estimated(sums=others, n_tokens=160)]
+    found = certify(kinds, lambda unit, context: both[:, context, unit], np.random.default_rng(0), n_cells=800)
+    truth = np.concatenate([exact.sum(1) / 320, exact_others.sum(1) / 160])
+    assert (np.abs(found.estimate - truth) <= found.half_width).mean(1).min() > 0.9
+    np.testing.assert_allclose(found.by_context[:, found.known], both[:, found.known])
+    np.testing.assert_allclose(found.by_context.sum(1) / [[320], [320], [160], [160]], found.estimate)
+    alone = certify(kinds[:1], lambda unit, context: exact[:, context, unit], np.random.default_rng(0), n_cells=800)
+    assert np.array_equal(alone.estimate, found.estimate[:2])

@@ -11,7 +11,7 @@ The promise is about units together: of the units of a stratum, 95 % contain the
 sampling of contexts is another error, and to be added. Oracle: exhaustive patching, benchmarks/layer_coverage.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,21 @@ BINS = 4
 FLOOR = 0.1  # of a unit's mean w: what a cell's w is at least
 Z = 1.959964  # of a 95 % interval
 
-Patch = Callable[[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]], Float[np.ndarray, "2 cell"]]
-"""Takes units and contexts of some cells, and returns their exact sums of |Δ| and of Δ."""
+Patch = Callable[[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]], Float[np.ndarray, "outcome cell"]]
+"""Takes units and contexts of some cells; returns their exact sums of |Δ| and of Δ, for each kind of token in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """What is estimated of one kind of token: sums over the tokens of every context, by name."""
+
+    sums: Mapping[str, Float[np.ndarray, "context unit"]]  # the outcomes; others predict errors (`first_order.SUMS`)
+    n_tokens: int
+
+    @property
+    def outcomes(self) -> Float[np.ndarray, "2 context unit"]:
+        """Return the sums of |Δ| and of Δ."""
+        return np.stack([self.sums[name] for name in OUTCOMES]).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +55,12 @@ class ErrorModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """Mean effects with intervals of approximation, in nats per token; the first axis is `OUTCOMES`."""
+    """Mean effects with intervals of approximation, in nats per token; outcomes are |Δ| and Δ of each kind of token."""
 
     estimate: Float[np.ndarray, "outcome unit"]
     half_width: Float[np.ndarray, "outcome unit"]  # zero where every cell was patched
+    by_context: Float[np.ndarray, "outcome context unit"]  # sums: exact where patched, else the best prediction
+    residual: Float[np.ndarray, "outcome context unit"]  # exact − estimated of patched cells, zero elsewhere
     known: Bool[np.ndarray, "context unit"]  # which cells were patched
     undecided: Int[np.ndarray, " some"]  # units whose interval of mean |Δ| holds the border of the largest
     rank: int  # how many are the largest
@@ -57,8 +72,7 @@ class Certificate:
 
 
 def certify(
-    sums: Mapping[str, Float[np.ndarray, "context unit"]],
-    n_tokens: int,
+    kinds: Sequence[Estimated],
     patch: Patch,
     rng: np.random.Generator,
     *,
@@ -68,14 +82,13 @@ def certify(
 ) -> Certificate:
     """Patch about `n_cells` cells, half of them as a pilot, and return estimates with intervals.
 
-    `sums` has at least the outcomes, other sums predict errors (`first_order.SUMS`). Flagged units are patched in all
-    contexts besides, and take no part in the calibration.
+    Cells are chosen by mean |Δ| of the first kind of token, and serve all. Flagged units are patched in all contexts
+    besides, and take no part in the calibration.
     """
-    estimated = np.stack([sums[name] for name in OUTCOMES]).astype(np.float64)
-    _, n_contexts, n_units = estimated.shape
-    flagged = np.zeros(n_units, bool) if flagged is None else flagged
-    strata = strata_of(np.abs(estimated[0]).sum(0), flagged)
-    known, residual = np.zeros((n_contexts, n_units), bool), np.zeros_like(estimated)
+    estimated = np.concatenate([kind.outcomes for kind in kinds])
+    shape = estimated.shape[1:]
+    flagged = np.zeros(shape[1], bool) if flagged is None else flagged
+    known, residual = np.zeros(shape, bool), np.zeros_like(estimated)
 
     def learn(chosen: Bool[np.ndarray, "context unit"]) -> None:
         contexts, units = np.nonzero(chosen & ~known)
@@ -83,26 +96,40 @@ def certify(
             residual[:, contexts, units] = patch(units, contexts) - estimated[:, contexts, units]
             known[contexts, units] = True
 
-    if n_cells >= (~flagged).sum() * n_contexts:
-        learn(np.ones_like(known))
+    if n_cells >= (~flagged).sum() * shape[0]:
+        learn(np.ones(shape, bool))
+        predicted = [Prediction(by_context=of, variance=np.zeros(shape[1])) for of in residual]
     else:
-        learn(np.broadcast_to(flagged, known.shape))
-        pilot = pilot_cells(strata, n_contexts, n_cells // 2, rng)
+        learn(np.broadcast_to(flagged, shape))
+        strata = strata_of(np.abs(estimated[0]).sum(0), flagged)
+        pilot = pilot_cells(strata, shape[0], n_cells // 2, rng)
         learn(pilot)
-        features = log_features(sums)
-        models = [error_model(of, features, pilot, strata) for of in residual]
+        features = [log_features(kind.sums) for kind in kinds]
+        models = [error_model(of, features[i // 2], pilot, strata) for i, of in enumerate(residual)]
         n_left = n_cells - int(known[:, ~flagged].sum())
         learn(most_useful(estimated[0], residual[0], known, models[0], n_left, rank))
-    if known.all():
-        total, half = (estimated + residual).sum(1), np.zeros((2, n_units))
-    else:
         predicted = [predict(of, known, model) for of, model in zip(residual, models, strict=True)]
-        total = estimated.sum(1) + np.stack([mean for mean, _ in predicted])
-        half = Z * np.sqrt(np.stack([variance for _, variance in predicted]))
-    estimate, half_width = total / n_tokens, half / n_tokens
+    return certificate_of(kinds, estimated, predicted, residual, known, rank)
+
+
+def certificate_of(
+    kinds: Sequence[Estimated],
+    estimated: Float[np.ndarray, "outcome context unit"],
+    predicted: "Sequence[Prediction]",
+    residual: Float[np.ndarray, "outcome context unit"],
+    known: Bool[np.ndarray, "context unit"],
+    rank: int,
+) -> Certificate:
+    """Add the predicted residuals to the estimates, and say which units are undecided."""
+    n_tokens = np.repeat([kind.n_tokens for kind in kinds], 2)[:, None]
+    by_context = estimated + np.stack([of.by_context for of in predicted])
+    estimate = by_context.sum(1) / n_tokens
+    half_width = Z * np.sqrt(np.stack([of.variance for of in predicted])) / n_tokens
     return Certificate(
         estimate=estimate,
         half_width=half_width,
+        by_context=by_context,
+        residual=residual,
         known=known,
         undecided=undecided_units(estimate[0], half_width[0], rank),
         rank=rank,
@@ -215,21 +242,30 @@ def shared_part(standard: Float[np.ndarray, "context unit"], cells: Bool[np.ndar
     return float(np.clip(rho, 0, 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The residuals of all cells, as they are where they are known and expected elsewhere."""
+
+    by_context: Float[np.ndarray, "context unit"]
+    variance: Float[np.ndarray, " unit"]  # of a unit's sum
+
+
 def predict(
     residual: Float[np.ndarray, "context unit"], known: Bool[np.ndarray, "context unit"], model: ErrorModel
-) -> tuple[Float[np.ndarray, " unit"], Float[np.ndarray, " unit"]]:
-    """Return each unit's expected sum of residuals and its variance, given the cells that were patched."""
-    rest = ~known
+) -> Prediction:
+    """Expect of a unit's other cells what the model says, given the cells that were patched."""
     rho, spread = model.shared, model.spread
     standard = np.where(known, (residual - model.mean * model.w) / np.where(spread > 0, spread, 1.0), 0.0)
     k = known.sum(0)
-    own = rho / np.maximum(1 - rho + k * rho, 1e-12) * standard.sum(0)  # what known cells say about the others
-    w_rest, spread_rest = np.where(rest, model.w, 0.0).sum(0), np.where(rest, spread, 0.0).sum(0)
-    mean = np.where(known, residual, 0.0).sum(0) + model.mean * w_rest + own * spread_rest
-    left = rho * (1 - rho) / np.maximum(1 - rho + k * rho, 1e-12)
-    left = np.where(k > 0, left, rho)
-    variance = (1 - rho) * np.square(np.where(rest, spread, 0.0)).sum(0) + left * spread_rest**2
-    return mean, variance + np.square(model.mean_se * w_rest)
+    shrunk = np.maximum(1 - rho + k * rho, 1e-12)
+    own = rho / shrunk * standard.sum(0)  # what the unit shares, as its known cells show it
+    left = np.where(k > 0, rho * (1 - rho) / shrunk, rho)  # the variance of that, given them
+    w_rest, spread_rest = np.where(known, 0.0, model.w), np.where(known, 0.0, spread)
+    variance = (1 - rho) * np.square(spread_rest).sum(0) + left * spread_rest.sum(0) ** 2
+    return Prediction(
+        by_context=np.where(known, residual, model.mean * w_rest + own * spread_rest),
+        variance=variance + np.square(model.mean_se * w_rest.sum(0)),
+    )
 
 
 def most_useful(
@@ -241,9 +277,10 @@ def most_useful(
     rank: int,
 ) -> Bool[np.ndarray, "context unit"]:
     """Choose the cells whose error is large and whose unit is near the border of the largest."""
-    mean, variance = predict(residual, known, model)
-    total, sd = estimated.sum(0) + mean, np.sqrt(variance)
-    distance = np.abs(total - border_of(total, rank)) / np.where(sd > 0, 2 * sd, np.inf)
+    predicted = predict(residual, known, model)
+    total, sd = (estimated + predicted.by_context).sum(0), np.sqrt(predicted.variance)
+    border = border_of(total, rank)
+    distance = np.abs(total - border) / np.where(sd > 0, 2 * sd, np.inf) if np.isfinite(border) else np.zeros_like(sd)
     use = np.where(known, -1.0, model.spread * np.exp(-distance))
     chosen = np.zeros(known.size, bool)
     chosen[np.argsort(-use, axis=None, kind="stable")[: max(0, n_cells)]] = True

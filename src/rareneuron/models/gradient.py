@@ -40,6 +40,7 @@ class TokenEstimates:
     """The estimates of a batch of tokens, one `FirstOrder` a site."""
 
     index: Int[np.ndarray, " token"]  # which of the tokens asked for
+    loss: Float64[Tensor, " token"]  # clean
     of_site: tuple[FirstOrder, ...]
 
 
@@ -102,7 +103,9 @@ def estimates(
             shift = mean_act.to(seen.act[i]) - seen.act[i].detach().reshape(shape)
             grads = torch.stack([grad[i].reshape(shape) for grad in passes])
             found.append(first_order(shift, grads, at, site.W_out, site.width))
-        yield TokenEstimates(index=index, of_site=tuple(found))
+        log_p = head(chosen.detach()).double().log_softmax(-1)
+        loss = -log_p.gather(1, target[:, None])[:, 0]
+        yield TokenEstimates(index=index, loss=loss, of_site=tuple(found))
 
 
 def batches_by_length(position: Int[np.ndarray, " token"], row_positions: int) -> Iterator[Int[np.ndarray, " token"]]:

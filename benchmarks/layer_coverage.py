@@ -8,6 +8,7 @@ stands beside it. The truth of step 2048 was used for no choice in the design.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def main():
             exact = np.stack([truth[f"{name}.{layer}"].T.astype(np.float64) for name in OUTCOMES])
             found = quality(sums, exact)
             numbers = " | ".join(f"{value:.4f}" for value in found.values())
+            print(f"step {step}, layer {layer}: {found}", file=sys.stderr, flush=True)
             unverified.append(f"| step{step} L{layer} | {n_tokens} | {numbers} | {flagged.sum()} |")
             for share in args.shares:
                 for name, row in zip(

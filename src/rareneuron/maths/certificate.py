@@ -68,7 +68,7 @@ class Certificate:
     @property
     def exact(self) -> Bool[np.ndarray, " unit"]:
         """Whether every cell of a unit was patched."""
-        return self.known.all(0)
+        return np.all(self.known, axis=0)
 
 
 def certify(
@@ -225,8 +225,8 @@ def spread_by_scale(
     for part in np.array_split(order, min(BINS, len(order))):
         tau2.append(np.square(ratio[part]).mean() * (1 + 2 / np.sqrt(len(part))))
         border.append(w[part].max())
-    tau2 = np.maximum.accumulate(tau2)
-    return np.sqrt(tau2[np.searchsorted(border[:-1], everywhere)])
+    rising = np.maximum.accumulate(tau2)
+    return np.sqrt(rising[np.searchsorted(border[:-1], everywhere)])
 
 
 def shared_part(standard: Float[np.ndarray, "context unit"], cells: Bool[np.ndarray, "context unit"]) -> float:

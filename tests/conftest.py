@@ -20,10 +20,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+# Fixtures that write models or run studies. Tests that use one take seconds, so all of them count as slow.
+STUDIES = {"series", "llama", "config", "run_folder", "make_run", "finished", "explored", "fitted", "registered", "run"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: of two workers neither is left alone with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if isinstance(item, pytest.Function) and not STUDIES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def test_study_draws_every_figure(run_folder):
     assert {path.name for path in (run_folder / "figures").iterdir()} == {f"{name}.svg" for name in FIGURES}
 
 
+@pytest.mark.slow
 def test_python_m_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "rareneuron", "families"], capture_output=True, text=True, check=True)
     assert "gpt_neox" in done.stdout

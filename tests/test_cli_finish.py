@@ -88,6 +88,7 @@ def run_in_a_terminal(arguments, **environment):
     return process.wait(), sent.decode()
 
 
+@pytest.mark.slow
 def test_an_error_is_red_in_a_terminal_unless_refused(tmp_path):
     code, sent = run_in_a_terminal(["report", tmp_path], TERM="xterm")
     assert code == 2
@@ -132,6 +133,7 @@ def completed(words, tmp_path):
     return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_commands_runs_and_figures_are_completed(tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "run.json").write_text("{}")

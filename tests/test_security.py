@@ -306,6 +306,7 @@ def test_a_parquet_bomb_in_a_run_is_refused(run):
     assert list(read_table(path)["n"]) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_parquet_bomb_as_text_is_read_row_by_row(tmp_path):
     path = tmp_path / "c.parquet"
     bomb(path)

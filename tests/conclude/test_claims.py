@@ -20,13 +20,13 @@ from tests.tiny_series import study_config
 @pytest.fixture(scope="module")
 def run(series, text_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("claims") / "run"
-    return run_study(study_config(series, text_file, out=str(out)))
+    return run_study(study_config(series, text_file, n_random=1000, out=str(out)))
 
 
 @pytest.mark.parametrize("step", [0, 2, 10])
 def test_on_random_models_nothing_is_supported(run, step, series, text_file, tmp_path):
     """Three random models; the last as the end of its series, which has a trend too."""
-    alone = study_config(series, text_file, steps=(step,), out=str(tmp_path / "run"))
+    alone = study_config(series, text_file, steps=(step,), n_random=1000, out=str(tmp_path / "run"))
     claims = (run if step == 10 else run_study(alone)).claims()
     assert claims.step == step
     assert {claim.name for claim in claims.claims} <= {h.name for h in HYPOTHESES}
@@ -40,7 +40,7 @@ def test_claims_are_computed_again_where_they_are_lost_and_come_out_the_same(run
     path = run.path / "claims.json"
     before = path.read_bytes()
     path.unlink()
-    run_study(study_config(series, text_file, out=str(run.path)))
+    run_study(study_config(series, text_file, n_random=1000, out=str(run.path)))
     assert path.read_bytes() == before
     assert open_run(run.path).claims() == run.claims()
 

@@ -172,6 +172,7 @@ def test_the_registry_names_a_file_by_its_hash(bpe, monkeypatch):
     assert recognised("1" * 64, bpe) is mine
 
 
+@pytest.mark.slow
 def test_published_counts_are_recognised_and_other_rungs_held_against_them(reference_data):
     """Pythia's tokenizer on 2,000 documents of C4; docs/counts.md has the table."""
     path = reference_data / "unigrams" / "pythia-unigrams.npy"

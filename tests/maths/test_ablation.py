@@ -100,6 +100,7 @@ def test_a_constant_on_all_logits_changes_nothing(seed, constant):
     )
 
 
+@pytest.mark.slow
 @example(seed=110, size=3.0, norm="rms", sharpness=1.0)  # κ₁ and KL are both large, and Δ is their sum
 @given(
     seed=st.integers(0, 2**16),

@@ -91,6 +91,7 @@ def test_lower_is_told_as_lower():
     assert claim.effect > 0
 
 
+@pytest.mark.slow
 def test_noise_is_supported_no_more_often_than_holm_allows_and_a_planted_effect_is():
     """200 tables of ten claims of noise; then one of them planted."""
     rng = np.random.default_rng(0)

@@ -76,6 +76,7 @@ WITHIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", WITHIN)
 def test_within_groups_agrees_with_loops(case, found, statistic):
     acts, groups = case
@@ -95,6 +96,7 @@ def test_within_groups_agrees_with_loops(case, found, statistic):
     assert set(found.within) == set(WITHIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", SIMILARITIES)
 def test_between_groups_agrees_with_loops(case, found, statistic):
     acts, groups = case
@@ -176,6 +178,7 @@ def test_effective_dimension_of_known_spectra():
     assert effective_dimension(np.c_[acts, np.ones(64)], 0.74, zscore=True) == 3
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16), order=st.permutations(range(8)), power=st.integers(-8, 8))
 @settings(max_examples=25, deadline=None)
 def test_properties(seed, order, power):
@@ -229,6 +232,7 @@ def test_streamed_equals_whole(kind):
     assert np.allclose(stacked[1], np.corrcoef(x.T)[[2, 1]][:, [0]], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_many_tokens_and_wide_stacks_in_blocks_are_the_same(case, found, monkeypatch):
     monkeypatch.setattr(moments, "TOKENS_AT_ONCE", 7)
     monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 500)
@@ -345,6 +349,7 @@ def test_a_neuron_whose_moments_were_not_kept_is_named(case):
         geometry_of(moments, groups, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_planted_co_activation_is_found():
     """A shared factor in one group, in the others nothing: correlation 0.33 within 10 neurons at 300 tokens."""
     hits = {"correlation": 0, "cosine": 0, "d_eff": 0, "d_eff_zscored": 0, "boosting-suppressing": 0}
@@ -365,6 +370,7 @@ def test_planted_co_activation_is_found():
     assert min(hits.values()) >= 0.9 * 40, hits
 
 
+@pytest.mark.slow
 def test_planted_clusters_and_avoidance_are_found():
     """A group in three tight clusters, and one that runs against all the rest of the layer."""
     hits = {"clusters_ward": 0, "clusters_average": 0, "boosting-random": 0}
@@ -416,6 +422,7 @@ def test_absent_structure_is_not_found():
     assert (mean <= 7).all()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16))
 @settings(max_examples=10, deadline=None)
 def test_what_a_gated_model_leaves_open_changes_nothing(seed):
@@ -448,6 +455,7 @@ def test_what_is_left_out_of_a_gated_models_geometry_does_change():
     assert loud.uniform.null_mean != signed["d_eff"]["boosting"].uniform.null_mean  # and so does the scale
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16))
 @settings(max_examples=10, deadline=None)
 def test_neurons_may_change_places(seed):
@@ -472,6 +480,7 @@ def test_neurons_may_change_places(seed):
             assert one["p"] is other["p"] is None or np.isclose(one["p"], other["p"], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sizes_see_co_activation_of_mixed_signs():
     """A factor that half of a group follows with the other sign leaves a mean ρ near 0, and a mean |ρ| that isn't."""
     hits = {"correlation": 0, "abs_correlation": 0, "abs_cosine": 0}

@@ -97,6 +97,7 @@ def one_by_one(first, second, pool, covariate, n_draws, rng):
     return np.hstack([matched_groups(group, pool, covariate, n_draws, rng) for group in (first, second)])
 
 
+@pytest.mark.slow
 def test_pairs_err_as_often_as_they_say():
     assert pair_rejected(matched_pairs) <= 0.15  # 5 %, and what strata of 20 of 100 neurons leave unmatched
     assert pair_rejected(one_by_one, n_layers=30) > 0.4  # negative control
@@ -135,6 +136,7 @@ def test_matched_draws_vary_as_much_as_groups_do(correlation):
     assert 0.02 <= rate <= 0.08  # 5 %, within three standard errors of 400 layers; less where draws tie with the group
 
 
+@pytest.mark.slow
 def test_the_check_sees_draws_that_repeat_their_neurons():
     assert rejected(nearest_neighbours, 0.97, n_layers=60) > 0.2
 

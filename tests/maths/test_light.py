@@ -41,6 +41,7 @@ def test_what_reads_results_loads_neither_torch_nor_transformers():
     assert loaded == {name: [] for name in NUMPY_ALONE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moments", "weights"])
 def test_the_check_sees_torch(name):
     assert loaded_by(name) == {name: ["torch"]}

@@ -313,6 +313,7 @@ def test_groups_wider_than_the_matrix_have_defined_values():
     assert (found.eigenvalues["W_in", "boosting"] > 0).sum() == 8
 
 
+@pytest.mark.slow
 def test_a_planted_tail_is_found():
     """Shared directions of strengths j^(−1/2): a heavy tail of the boosting group in W_out alone."""
     hits = 0

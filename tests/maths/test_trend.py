@@ -76,6 +76,7 @@ def test_many_steps_are_drawn_and_none_gives_nothing():
     assert drift(-np.arange(8.0), np.random.default_rng(0))[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [6, 10, 20])
 def test_drift_of_walks_is_calibrated_where_a_test_for_exchangeable_steps_is_not(n):
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """Phases of the four rankings: fitted from tables and sums, stored, read back, added to runs that lack them."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -14,6 +15,7 @@ from rareneuron.runs.files import read_json
 from rareneuron.runs.rankings import N_DRAWS, RANKINGS, as_record, fit_rankings, layer_curve, read_phases, write_phases
 from rareneuron.runs.run import open_run
 from rareneuron.study.study import run_study
+from tests.tiny_series import study_config
 
 N, PLATEAU, CONTEXTS = 512, 24, 60
 
@@ -134,9 +136,16 @@ def test_what_cannot_be_ranked_is_said(layer):
 # --- in a study
 
 
+@pytest.fixture(scope="module")
+def original(series, text_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("phases") / "run"
+    return run_study(study_config(series, text_file, steps=(0, 10), out=str(out))).path
+
+
 @pytest.fixture
-def finished(config):
-    return run_study(config(steps=(0, 10)))
+def finished(original, config):
+    """A copy of a finished run, where `config` has its run folder."""
+    return open_run(shutil.copytree(original, config().run_folder))
 
 
 def test_a_study_stores_phases_or_why_there_are_none(finished):

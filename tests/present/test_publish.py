@@ -59,6 +59,7 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_presenting_needs_neither_torch_nor_transformers() -> None:
     assert len(MODULES) > 30
     assert loaded(f"import {', '.join(MODULES)}") == set()

@@ -13,6 +13,7 @@ from rareneuron.runs.run import Run
 MakeRun = Callable[..., Run]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outcome", "null_p", "said"),
     [

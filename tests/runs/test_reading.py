@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = {"torch", "transformers"}
 ATTRIBUTES = {
     "claims": "run.claims()",
@@ -52,6 +54,7 @@ def test_a_command_that_prints_loads_neither(run_folder, tmp_path):
     assert loaded_by(code, cwd=tmp_path) == {command[0]: set() for command in COMMANDS}
 
 
+@pytest.mark.slow
 def test_the_check_sees_what_computes(tmp_path):
     found = loaded_by("import rareneuron as rn\nlook('before')\nrn.load_model\nlook('after')", cwd=tmp_path)
     assert found == {"before": set(), "after": HEAVY}

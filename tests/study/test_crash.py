@@ -28,7 +28,7 @@ from tests.runs.test_run_folder import flip
 from tests.study.kills import contents, in_three_pieces
 from tests.tiny_series import study_config
 
-N_KILLS = 20
+N_KILLS = 12
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -139,6 +139,7 @@ def test_a_cluster_of_its_own_is_reached_from_here_alone_and_with_its_token(conf
 # --- without a cluster
 
 
+@pytest.mark.slow
 @needs_ray
 def test_without_a_token_the_token_is_named(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:

@@ -56,6 +56,7 @@ def babyllama(reference_data, novels, tmp_path):
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_babyllama_on_novels(babyllama):
     summary, run = babyllama("run", **{"--n-tokens": 400})
     data, tokens = run.manifest.data, run.tokens()
@@ -80,6 +81,7 @@ def test_babyllama_on_novels(babyllama):
     assert summary["audit"]["rms_delta_loss"] > 1e-2, "the case is too tame to tell right from wrong"
 
 
+@pytest.mark.slow
 def test_babyllama_closed_form_agrees_with_patching(babyllama):
     few = {"--n-tokens": 20, "--context-length": 64, "--dtype": "float64"}
     _, closed = babyllama("closed", **few)

@@ -131,8 +131,8 @@ def test_groups_and_roles_agree(finished):
     assert set(table.loc[table["role"] == "boosting", "index"]) == set(groups.boosting)
     assert set(table.loc[table["role"] == "suppressing", "index"]) == set(groups.suppressing)
     assert (table["delta_loss"].to_numpy()[groups.boosting] > 0).all()
-    assert groups.random.shape == (1000, 6)
-    assert groups.matched_random.shape == (2000, 6)
+    assert groups.random.shape == (200, 6)
+    assert groups.matched_random.shape == (400, 6)
 
 
 def test_tokens_are_rare_words_and_common_ones_from_the_same_contexts(finished):

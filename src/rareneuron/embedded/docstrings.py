@@ -27,6 +27,7 @@ SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
     | {"_vendor", "vendor", "__pycache__"}
 )
+BLOCKS = ("body", "orelse", "handlers", "finalbody")  # of a statement that holds statements
 SHORTEST_PARAGRAPH = 40  # characters; shorter ones ("Parameters", "Returns") may repeat freely
 
 
@@ -56,13 +57,14 @@ def module_docstrings(path: Path) -> list[str]:
         return []
     found = []
     queue: list[ast.AST] = [tree]
-    while queue:  # docstrings live in bodies of modules, classes and functions, so expressions need no visit
+    while queue:  # docstrings live in bodies of modules, classes and functions, so only blocks need a visit
         node = queue.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 found.append((getattr(node, "lineno", 0), text))
-        queue.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler))
+        for name in BLOCKS:
+            queue.extend(child for child in getattr(node, name, ()) if hasattr(child, "body"))
     return [text for _, text in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -206,4 +206,4 @@ def finish(store: RunStore, config: StudyConfig, n_computed: int = 0, seconds: f
         known = False
     if not known:
         write_table(store.root / TRAJECTORY, over_steps)
-    write_claims(run)
+    write_claims(run, over_steps)

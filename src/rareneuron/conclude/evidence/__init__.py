@@ -8,6 +8,8 @@ Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py,
 
 from dataclasses import asdict
 
+import pandas as pd
+
 from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.joint import JOINT
@@ -44,15 +46,18 @@ def evidence_for(case: Case, name: str) -> Evidence:
         return Unavailable(with_option(error))
 
 
-def write_claims(run: Run) -> Claims:
-    """Compute and write the claims; claims already written for the same checkpoints are returned as they are."""
+def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
+    """Compute and write the claims; claims already written for the same checkpoints are returned as they are.
+
+    `over_steps` is the run's trajectory, where it is at hand.
+    """
     path, steps = run.path / CLAIMS, list(run.steps)
     try:
         if path.is_file() and read_json(path)["steps"] == steps:
             return read_claims(run.path)
     except RareNeuronError:  # damaged: made again
         pass
-    case = Case(run)
+    case = Case(run, over_steps)
     claims = claims_of(case)
     table = onsets(case.trajectory)
     since = table["since"].astype(object).where(table["since"].notna(), None)

@@ -24,6 +24,7 @@ class Case:
     """A run whose claims are judged. Results that several claims need are computed once."""
 
     run: Run
+    over_steps: pd.DataFrame | None = None  # the trajectory, where it is at hand
 
     @cached_property
     def gauge(self) -> Gauge:
@@ -37,14 +38,24 @@ class Case:
     def has_gate(self) -> bool:
         """Whether the run's spectra have those of a gate; where there are none, W_in and W_out stand for all."""
         try:
-            return self.run.definitions == "paper" and bool((self.run.spectrum()["matrix"] == "W_gate").any())
+            return self.run.definitions == "paper" and bool((self.spectrum["matrix"] == "W_gate").any())
         except RareNeuronError:
             return False
 
     @cached_property
     def trajectory(self) -> pd.DataFrame:
         """The run's trajectory: one row per checkpoint."""
-        return trajectory(self.run)
+        return trajectory(self.run) if self.over_steps is None else self.over_steps
+
+    @cached_property
+    def geometry(self) -> pd.DataFrame:
+        """The geometry of the last checkpoint's groups."""
+        return self.run.geometry()
+
+    @cached_property
+    def spectrum(self) -> pd.DataFrame:
+        """The weight spectra of the last checkpoint's groups."""
+        return self.run.spectrum()
 
     @cached_property
     def experiments(self) -> dict[str, np.ndarray]:

@@ -34,9 +34,7 @@ WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
 
 def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     """Return the one row of a table that has these names, as a comparison with a null."""
-    chosen = rows
-    for column, value in where.items():
-        chosen = chosen[chosen[column] == value]
+    chosen = rows[np.logical_and.reduce([rows[column].to_numpy() == value for column, value in where.items()])]
     if len(chosen) != 1:
         raise RareNeuronError(f"The run holds {len(chosen)} comparisons of {', '.join(where.values())}, not one.")
     found = chosen.iloc[0]
@@ -66,7 +64,7 @@ def geometry(case: Case, rng: np.random.Generator, *, statistic: str, groups: Se
     """Return the tests of one statistic of Tables 1-3, of its size where its sign means nothing."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    rows = case.run.geometry()
+    rows = case.geometry
     if statistic in SIGNED and case.gauge.sign:
         statistic = f"abs_{statistic}"
         if not (rows["statistic"] == statistic).any():
@@ -82,7 +80,7 @@ def heavy_tail(case: Case, rng: np.random.Generator, *, matrix: str) -> Evidence
     """Return the tests of Table 4 on one weight matrix; `differs_since` in claims.json says since which step."""
     if case.run.definitions == "released":
         return Unavailable(RELEASED)
-    rows, of_unit_rows = case.run.spectrum(), matrix in unit_rows(case.run.folder())
+    rows, of_unit_rows = case.spectrum, matrix in unit_rows(case.run.folder())
     if matrix in case.gauge.open_lengths and not of_unit_rows:
         return Unavailable(OLDER)
     label = f"α_Hill in {matrix}" + (", rows of length 1" if of_unit_rows else "")

@@ -11,15 +11,15 @@ from rareneuron.measure.engines.gradient import audit_of, joined_evidence
 from rareneuron.present.report import render_report
 from rareneuron.present.summary import audit_line
 from rareneuron.study.study import run_study
+from tests.tiny_series import study_config
 
+pytestmark = pytest.mark.slow
 STUDY = {"steps": (10,), "layer": 0, "reference": "all", "n_tokens": 60}
 
 
 @pytest.fixture(scope="module")
 def truth(series, text_file, tmp_path_factory):
     """The run of the patching engine."""
-    from tests.tiny_series import study_config
-
     out = str(tmp_path_factory.mktemp("patched") / "run")
     return run_study(study_config(series, text_file, **STUDY, engine="patching", out=out)).effects()
 

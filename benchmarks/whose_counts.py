@@ -25,8 +25,8 @@ from rareneuron.embedded import COUNTS, SERIES
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.maths.ranks import spearman
 from rareneuron.models.adapter import load_model
-from rareneuron.models.loading import load_tokenizer
 from rareneuron.models.self_unigram import self_unigram
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.runs.seeds import generator
 
 POSITIONS = (25_500, 102_000)  # that the model's own unigrams are a mean over
@@ -91,8 +91,7 @@ def main() -> None:
     texts = open_corpus(asked.data) if given else analysis_texts()
     vocab = asked.vocab or (len(tokenizer) if given else len(np.load(COUNTS, allow_pickle=False)))
     truth = load_counts(asked.truth if given else COUNTS, vocab, len(tokenizer))
-    words = word_types(tokenizer, vocab)
-    candidates = (words.after_space | words.at_line_start) & ~special_types(tokenizer, vocab)
+    candidates = word_types(tokenizer, vocab) & ~special_types(tokenizer, vocab)
     with WindowSpool(256, vocab) as spool:
         spool.fill(WindowStream(texts, tokenizer, 256))
         print(f"{spool.n_targets:,} targets of {(spool.counts > 0).sum():,} types; vocabulary {vocab:,}\n")

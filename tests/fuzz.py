@@ -6,6 +6,7 @@ so that sizes and names are reached); a run's JSON is sealed again with the righ
 fails. `benchmarks/fuzz_readers.py` adds the bound on memory and runs for as long as you like.
 """
 
+import bz2
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -35,9 +37,10 @@ from rareneuron.data.rarity import load_counts
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import RareNeuronError
 from rareneuron.models.checkpoints import list_checkpoints
-from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, read_header
+from rareneuron.models.loading import load_causal_lm, read_config, read_header
 from rareneuron.models.shape import model_shape
 from rareneuron.models.suspicions import tensor_facts
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import audit_text, checkpoint_row
 from rareneuron.present.sections.provenance import provenance_section
@@ -219,6 +222,20 @@ def model_targets(folder: Path) -> list[Target]:
     return out
 
 
+def zstd(content: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as file:
+        file.write(content)
+    return packed.getvalue().to_pybytes()
+
+
+def arrow(records: pd.DataFrame) -> bytes:
+    out, table = pa.BufferOutputStream(), pa.Table.from_pandas(records)
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return out.getvalue().to_pybytes()
+
+
 def text_targets(folder: Path) -> list[Target]:
     folder.mkdir()
     texts = [" ".join(WORDS) + f" {i} ünë." for i in range(20)]
@@ -226,15 +243,29 @@ def text_targets(folder: Path) -> list[Target]:
     table = io.BytesIO()
     pd.DataFrame({"id": range(20), "text": texts}).to_parquet(table)
     sound = {"c.txt": "\n".join(texts).encode(), "c.jsonl": lines, "c.parquet": table.getvalue()}
+    records = pd.DataFrame({"id": range(20), "text": texts})
+    sound |= {"c.json": records.to_json(orient="records").encode(), "c.csv": records.to_csv(index=False).encode()}
+    sound |= {
+        "c.tsv": ("\ufeff" + records.to_csv(index=False, sep="\t")).encode("utf-16-le"),
+        "c.arrow": arrow(records),
+    }
     sound |= {f"{name}.gz": gzip.compress(sound[name]) for name in ("c.txt", "c.jsonl")}
+    sound |= {"c.jsonl.zst": zstd(lines), "c.json.bz2": bz2.compress(sound["c.json"])}
     out = []
     for name, content in sound.items():
         file = folder / name
         file.write_bytes(content)
         spoiled = changed_bytes(content)
-        if name.endswith(".gz"):  # also what is inside
-            spoiled = st.one_of(spoiled, changed_bytes(sound[name.removesuffix(".gz")]).map(gzip.compress))
+        if (inside := Path(name).stem) in sound:
+            pack = {".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress}[Path(name).suffix]
+            spoiled = st.one_of(spoiled, changed_bytes(sound[inside]).map(pack))
         out.append(Target(name, file, spoiled, lambda file=file: sum(map(len, open_corpus(file)))))
+    saved = folder / "saved"
+    saved.mkdir()
+    (saved / "data.arrow").write_bytes(sound["c.arrow"])
+    state = saved / "state.json"
+    state.write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}], "_indices_files": None}))
+    out.append(Target("state.json", state, spoiled_json(state), lambda: sum(map(len, open_corpus(saved)))))
     return out
 
 

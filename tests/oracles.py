@@ -4,25 +4,34 @@ import numpy as np
 import torch
 
 
-def delta_loss(readout, resid, shift, target, W_out, frozen_norm=False):
+def delta_loss(readout, resid, shift, target, W_out, frozen_norm=False, mlp_out=None):
     """Eq. 3-4 as they read: add to the residual stream, run norm and unembedding, subtract the two losses."""
     out = torch.empty_like(shift)
     for t, token in enumerate(target):
         for i, w in enumerate(W_out):
-            moved = resid[t] + shift[t, i] * w
+            moved = moved_residual(readout, resid[t], shift[t, i] * w, None if mlp_out is None else mlp_out[t])
             out[t, i] = loss(readout, moved, token, resid[t] if frozen_norm else moved) - loss(
                 readout, resid[t], token, resid[t]
             )
     return out
 
 
-def kl(readout, resid, shift, W_out):
+def moved_residual(readout, x, change, mlp_out):
+    """The residual vector when the MLP's output changes: what a norm behind it gave goes, what it gives now comes."""
+    if readout.output_norm is None:
+        return x + change
+    norm = readout.output_norm
+    before, after = (m / torch.sqrt((m**2).mean() + norm.eps) * norm.weight for m in (mlp_out, mlp_out + change))
+    return x - before + after
+
+
+def kl(readout, resid, shift, W_out, mlp_out=None):
     """KL(clean || ablated) of every pair."""
     out = torch.empty_like(shift)
     for t in range(len(resid)):
         clean = log_probabilities(readout, resid[t], resid[t])
         for i, w in enumerate(W_out):
-            moved = resid[t] + shift[t, i] * w
+            moved = moved_residual(readout, resid[t], shift[t, i] * w, None if mlp_out is None else mlp_out[t])
             out[t, i] = (clean.exp() * (clean - log_probabilities(readout, moved, moved))).sum()
     return out
 
@@ -43,6 +52,8 @@ def log_probabilities(readout, x, scale_from):
     logits = readout.scale * (readout.W_U @ x)
     if readout.b_U is not None:
         logits = logits + readout.b_U
+    if readout.softcap is not None:
+        logits = readout.softcap * torch.tanh(logits / readout.softcap)
     return torch.log_softmax(logits, -1)
 
 

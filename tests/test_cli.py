@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and how it fails."""
 
+import gzip
 import json
 import re
 import shutil
@@ -200,7 +201,7 @@ def test_a_figure_of_several_runs(invoke, run_folder, tmp_path):
 def test_families_lists_every_record(invoke):
     rows = json.loads(invoke("families", "--json").stdout)
     assert {row["model_type"] for row in rows} == set(FAMILIES)
-    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == ["patching"]
+    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == ["closed-form", "patching"]
     assert "gpt_neox" in invoke("families").stdout
 
 
@@ -219,6 +220,16 @@ def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
     arguments = [*study_arguments(series, text_file, tmp_path / "run"), "--counts", str(tmp_path / "u.npy")]
     arguments += ["--counts-from", "auto"]
     assert invoke(*arguments).exit_code == 0
+
+
+def test_unigrams_says_what_a_folder_leaves_out(invoke, series, text_file, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt.gz").write_bytes(gzip.compress(text_file.read_bytes()))
+    (folder / "LICENSE.txt").write_text("Permission is hereby granted.")
+    (folder / "b.lz4").write_bytes(b"?")
+    done = invoke("unigrams", series, folder, "-o", tmp_path / "u.npy")
+    assert done.stderr == "Text: 1 file in texts (1 .txt.gz); left out: 1 .lz4, LICENSE.txt\n"
 
 
 def test_train_prints_where_the_series_is(invoke, monkeypatch, tmp_path):

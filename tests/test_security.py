@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rareneuron.data import texts
+from rareneuron.data import streams
 from rareneuron.data.texts import open_corpus
 from rareneuron.errors import BrokenCheckpoint, RunFolderError, UnreadableText, UnsupportedModel
 from rareneuron.models import untrusted as model_untrusted
 from rareneuron.models.adapter import load_model
-from rareneuron.models.loading import load_tokenizer, parsed_config, read_config
+from rareneuron.models.loading import parsed_config, read_config
 from rareneuron.models.shape import model_shape
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.runs import untrusted as confined
 from rareneuron.runs.files import damage, read_json, read_table, replacing, write_json, write_table
 from rareneuron.runs.records import Manifest, Misfit, StepRecord, from_json
@@ -316,7 +317,7 @@ def test_a_parquet_bomb_as_text_is_read_row_by_row(tmp_path):
 
 
 def test_lines_and_texts_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "MOST_BYTES", 1000)
+    monkeypatch.setattr(streams, "MOST_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": "' + "x" * 2000)
     with pytest.raises(UnreadableText, match=r"line 2: longer than 1,000 bytes"):
         list(open_corpus(tmp_path / "c.jsonl"))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rareneuron.data.rarity import RareTypes, rare_types
     from rareneuron.errors import RareNeuronError
-    from rareneuron.maths.ablation import AblationEffects, delta_loss
+    from rareneuron.maths.ablation import delta_loss
     from rareneuron.maths.activations import effective_dimension, geometry
     from rareneuron.maths.claims import Claims
     from rareneuron.maths.geometry import Geometry
     from rareneuron.maths.groups import NeuronGroups, neuron_groups
+    from rareneuron.maths.pair_effects import AblationEffects
     from rareneuron.maths.phase_fit import fit_phases
     from rareneuron.maths.phases import ContextSums, Phases
     from rareneuron.maths.rank_curve import RankCurve, rank_curve
@@ -33,7 +34,7 @@ _HOMES = {
     "RareTypes": "data.rarity",
     "rare_types": "data.rarity",
     "RareNeuronError": "errors",
-    "AblationEffects": "maths.ablation",
+    "AblationEffects": "maths.pair_effects",
     "delta_loss": "maths.ablation",
     "Claims": "maths.claims",
     "Geometry": "maths.geometry",

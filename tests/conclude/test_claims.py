@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rareneuron.conclude.evidence import claims_of
+from rareneuron.conclude.evidence import claims_of, with_warning
 from rareneuron.conclude.evidence.case import Case
 from rareneuron.conclude.hypotheses import HYPOTHESES
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
@@ -43,6 +43,15 @@ def test_claims_are_computed_again_where_they_are_lost_and_come_out_the_same(run
     run_study(study_config(series, text_file, n_random=1000, out=str(run.path)))
     assert path.read_bytes() == before
     assert open_run(run.path).claims() == run.claims()
+
+
+def test_every_claim_and_check_says_how_few_contexts_stand_behind_it(run):
+    claims = run.claims()
+    warned = with_warning(claims, 7)
+    for before, after in zip((*claims.claims, *claims.checks), (*warned.claims, *warned.checks), strict=True):
+        assert after.sentence.startswith(before.sentence)
+        assert "Only 7 contexts stand behind these numbers, and 40 are needed" in after.sentence
+    assert with_warning(claims, 40) == claims
 
 
 def test_the_record_states_its_thresholds(run):

@@ -3,7 +3,8 @@ import pytest
 
 from rareneuron.data import corpus
 from rareneuron.data.corpus import WindowStream, token_windows
-from rareneuron.data.texts import Unfinished, open_corpus
+from rareneuron.data.records import Unfinished
+from rareneuron.data.texts import open_corpus
 from rareneuron.errors import InvalidConfig
 
 TEXTS = ["The quick foxes", "were running", "", "past the lazy dogs.\nQuick thinking, the dogs said."] * 7
@@ -46,7 +47,7 @@ def test_a_long_txt_file_is_one_text(bpe, tmp_path, monkeypatch):
     """Read in blocks, it gives the windows it gives whole: no EOS in mid-sentence."""
     (tmp_path / "c.txt").write_text("".join(f"{TEXTS[3]} {i}\n" for i in range(200)))
     whole = token_windows(open_corpus(tmp_path / "c.txt"), bpe, 8)
-    monkeypatch.setattr("rareneuron.data.texts.BLOCK_BYTES", 500)
+    monkeypatch.setattr("rareneuron.data.streams.BLOCK_BYTES", 500)
     assert len(list(open_corpus(tmp_path / "c.txt"))) > 10
     pieces = token_windows(open_corpus(tmp_path / "c.txt"), bpe, 8)
     assert (pieces.n_texts, pieces.fingerprint) == (1, whole.fingerprint)

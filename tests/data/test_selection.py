@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rareneuron.data.corpus import WindowStream
+from rareneuron.data.corpus import BEGINS, WindowStream, plain_ids
 from rareneuron.data.rarity import count_unigrams, rare_types
-from rareneuron.data.selection import CONTEXTS_PER_BLOCK, Selection, TokenFilter, WindowSpool, select_tokens
-from rareneuron.data.words import WordTypes, special_types, word_types
+from rareneuron.data.selection import (
+    CONTEXTS_PER_BLOCK,
+    CONTEXTS_WANTED,
+    Selection,
+    TokenFilter,
+    WindowSpool,
+    select_tokens,
+    spread_order,
+)
+from rareneuron.data.words import special_types, word_types
 from rareneuron.errors import MissingText, NoRareTokens, RareNeuronError, VocabularyMismatch
 
 VOCAB = 12
@@ -20,22 +28,16 @@ BOS = 0
 
 
 def random_case(seed: int, n_contexts: int, context_length: int, bos: bool, words_on: bool):
-    """Windows cut from a random stream, and random masks: what the filter means doesn't matter to the loop below."""
+    """Windows cut from a random stream, and random marks and masks: what they mean doesn't matter to the loop below."""
     rng = np.random.default_rng(seed)
     windows = rng.integers(0, VOCAB, (n_contexts, context_length), dtype=np.int32)
+    windows |= rng.choice(np.array([0, BEGINS], np.int32), windows.shape)
     if bos:
         windows[:, 0] = BOS
     special = np.zeros(VOCAB, bool)
     special[BOS] = True
-    kind = rng.integers(0, 3, VOCAB)  # 0: never a word, 1: wherever it stands, 2: where a line begins
-    words = WordTypes(after_space=kind == 1, at_line_start=kind == 2, opens_line=rng.random(VOCAB) < 0.4)
-    token_filter = TokenFilter(
-        rare=rng.random(VOCAB) < 0.5,
-        special=special,
-        words=words if words_on else None,
-        inserted_bos=BOS if bos else None,
-    )
-    return windows, token_filter
+    words = rng.random(VOCAB) < 0.6
+    return windows, TokenFilter(rare=rng.random(VOCAB) < 0.5, special=special, words=words if words_on else None)
 
 
 def every_token(windows, token_filter):
@@ -43,18 +45,10 @@ def every_token(windows, token_filter):
     found = {}
     for context, window in enumerate(windows.tolist()):
         for position in range(len(window) - 1):
-            target = window[position + 1]
+            target, begins = window[position + 1] % BEGINS, window[position + 1] >= BEGINS
             if token_filter.special[target]:
                 continue
-            word = True
-            if token_filter.words is not None:
-                if position == 0 and token_filter.inserted_bos is not None:
-                    begins_line = context == 0 or token_filter.words.opens_line[windows[context - 1, -1]]
-                else:
-                    begins_line = token_filter.words.opens_line[window[position]]
-                word = token_filter.words.after_space[target] or (
-                    token_filter.words.at_line_start[target] and begins_line
-                )
+            word = token_filter.words is None or (begins and token_filter.words[target])
             found[context, position] = (bool(token_filter.rare[target]), bool(word))
     return found
 
@@ -64,14 +58,18 @@ def selected(selection: Selection) -> dict[tuple[int, int], bool]:
     return dict(zip(keys, selection.rare.tolist(), strict=True))
 
 
-def select(windows, token_filter, n_tokens, seed=0, pieces=3) -> Selection:
+WHOLE = 10**6  # rare tokens that a context may give: all that it has
+
+
+def select(windows, token_filter, n_tokens, seed=0, pieces=3, per_context: int | None = WHOLE) -> Selection:
     with WindowSpool(windows.shape[1], VOCAB) as spool:
         spool.fill(np.array_split(windows, pieces))
-        return select_tokens(spool, token_filter, n_tokens=n_tokens, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return select_tokens(spool, token_filter, n_tokens=n_tokens, per_context=per_context, rng=rng)
 
 
-def check_against_the_loop(windows, token_filter, n_tokens, selection):
-    tokens = every_token(windows, token_filter)
+def check_against_the_loop(windows, token_filter, n_tokens, selection, per_context=WHOLE):
+    tokens, windows = every_token(windows, token_filter), plain_ids(windows)
     rare = {key for key, (is_rare, word) in tokens.items() if is_rare and word}
     common = {key for key, (is_rare, word) in tokens.items() if not is_rare and word}
     got = selected(selection)
@@ -80,17 +78,20 @@ def check_against_the_loop(windows, token_filter, n_tokens, selection):
     assert len(got) == len(selection.rare), "a token is selected twice"
     assert got_rare <= rare
     assert got_common <= common
-    assert len(got_rare) == min(n_tokens, len(rare)) == selection.n_rare
+    most = Counter(context for context, _ in rare)
+    at_hand = sum(min(n, per_context) for n in most.values())
+    assert len(got_rare) == min(n_tokens, at_hand) == selection.n_rare
     assert (selection.n_available, selection.n_requested) == (len(rare), n_tokens)
 
     drawn = selection.context_index.tolist()
     assert drawn == sorted(set(drawn)) == sorted({context for context, _ in got_rare})
     assert np.array_equal(selection.windows, windows[drawn])
     cut = 0
-    per_context = [Counter(context for context, _ in keys) for keys in (rare, got_rare, common, got_common)]
+    counted = [Counter(context for context, _ in keys) for keys in (rare, got_rare, common, got_common)]
     for context in drawn:
-        of = [counter[context] for counter in per_context]
-        cut += of[1] < of[0]
+        of = [counter[context] for counter in counted]
+        cut += of[1] < min(of[0], per_context)
+        assert of[1] <= per_context
         assert of[3] == min(of[1], of[2]), "not as many common tokens as rare ones"
     assert cut <= 1, "more than the last context was drawn in part"
 
@@ -113,25 +114,73 @@ def check_against_the_loop(windows, token_filter, n_tokens, selection):
     bos=st.booleans(),
     words_on=st.booleans(),
     n_tokens=st.integers(1, 40),
+    per_context=st.sampled_from([1, 2, 3, WHOLE]),
 )
-def test_selection_agrees_with_a_loop_over_every_token(seed, n_contexts, context_length, bos, words_on, n_tokens):
+def test_selection_agrees_with_a_loop_over_every_token(
+    seed, n_contexts, context_length, bos, words_on, n_tokens, per_context
+):
     windows, token_filter = random_case(seed, n_contexts, context_length, bos, words_on)
     if not any(is_rare and word for is_rare, word in every_token(windows, token_filter).values()):
         with pytest.raises(NoRareTokens):
             select(windows, token_filter, n_tokens)
         return
-    check_against_the_loop(windows, token_filter, n_tokens, select(windows, token_filter, n_tokens))
+    selection = select(windows, token_filter, n_tokens, per_context=per_context)
+    check_against_the_loop(windows, token_filter, n_tokens, selection, per_context)
+    assert selection.per_context == per_context
+
+
+def many_rare_tokens(n_contexts, context_length=30):
+    """A corpus in which every target is rare with probability a half."""
+    windows = np.random.default_rng(0).integers(0, 2, (n_contexts, context_length), dtype=np.int32)
+    rare = np.arange(VOCAB) == 1
+    return windows, TokenFilter(rare=rare, special=np.zeros(VOCAB, bool))
+
+
+def test_by_default_eighty_contexts_are_used_where_there_are_as_many():
+    windows, token_filter = many_rare_tokens(500)
+    for n_tokens, per_context in ((160, 2), (400, 5), (79, 1)):
+        selection = select(windows, token_filter, n_tokens, per_context=None)
+        assert selection.per_context == per_context
+        assert (selection.n_rare, len(selection.windows)) == (n_tokens, min(n_tokens, CONTEXTS_WANTED))
+    whole = select(windows, token_filter, 400)
+    assert len(whole.windows) < 40  # what taking whole contexts gave
+
+
+def test_a_short_corpus_gives_more_tokens_a_context_before_it_gives_fewer_tokens():
+    windows, token_filter = many_rare_tokens(20)
+    selection = select(windows, token_filter, 200, per_context=None)
+    assert (selection.n_rare, len(selection.windows)) == (200, 20)
+    held = np.bincount(selection.context[selection.rare])
+    assert held.max() == selection.per_context <= 11  # no context gives more than it must
+    everything = select(windows, token_filter, 10**6, per_context=None)
+    assert everything.n_rare == everything.n_available
+    asked_for = select(windows, token_filter, 200, per_context=4)
+    assert asked_for.n_rare == 80  # a setting is kept to
+
+
+def test_every_beginning_of_the_order_is_spread_and_no_place_is_preferred():
+    """Of n places the first k lie in k different k-ths, or nearly; over seeds each is among the first as often."""
+    counts = np.zeros(37)
+    for seed in range(1000):
+        order = spread_order(37, np.random.default_rng(seed))
+        counts[order[:5]] += 1
+    assert sorted(order) == list(range(37))
+    assert np.abs(counts / 1000 - 5 / 37).max() < 4 * np.sqrt(5 / 37 * (1 - 5 / 37) / 1000)
+    for n, k in ((1000, 8), (1000, 100), (64, 16)):
+        first = np.sort(spread_order(n, np.random.default_rng(1))[:k])
+        gaps = np.diff(np.append(first, first[0] + n))
+        assert gaps.max() <= 2 * n / k + 1
+    shuffled = np.sort(np.random.default_rng(1).permutation(1000)[:100])
+    assert np.diff(shuffled).max() > 2 * 10 + 1, "chance alone leaves larger gaps"
+    assert spread_order(1, np.random.default_rng(0)).tolist() == [0]
 
 
 @pytest.mark.parametrize("n_tokens", [500, 10**6])
 def test_blocks_do_not_show_in_the_selection(n_tokens):
-    """Lines that begin at a window's start depend on the window before, here across blocks of the spool too."""
     edge, later_edge = CONTEXTS_PER_BLOCK, 2 * CONTEXTS_PER_BLOCK
     windows, token_filter = random_case(4, later_edge + 50, 3, bos=True, words_on=True)
-    word = np.flatnonzero(token_filter.words.at_line_start & token_filter.rare & ~token_filter.special)[0]
-    windows[[edge, later_edge], 1] = word
-    windows[edge - 1, -1] = np.flatnonzero(token_filter.words.opens_line)[0]
-    windows[later_edge - 1, -1] = np.flatnonzero(~token_filter.words.opens_line)[0]
+    word = np.flatnonzero(token_filter.words & token_filter.rare & ~token_filter.special)[0]
+    windows[edge, 1], windows[later_edge, 1] = word | BEGINS, word
     tokens = every_token(windows, token_filter)
     assert (tokens[edge, 0], tokens[later_edge, 0]) == ((True, True), (True, False))
     check_against_the_loop(windows, token_filter, n_tokens, select(windows, token_filter, n_tokens))
@@ -164,32 +213,27 @@ def test_the_same_seed_selects_the_same_and_another_does_not():
     assert select(windows, token_filter, 60, 1, pieces=7).context_index.tolist() == first.context_index.tolist()
 
 
-def test_a_window_cut_within_a_line_does_not_begin_one():
-    """The inserted BOS says nothing about the text: "un|believable" must not count "believable" as a word."""
-    word, newline, other = 5, 6, 7
-    masks = {name: np.zeros(VOCAB, bool) for name in ("after_space", "at_line_start", "opens_line")}
-    masks["at_line_start"][word] = masks["opens_line"][newline] = masks["opens_line"][BOS] = True
-    special, rare = np.zeros(VOCAB, bool), np.zeros(VOCAB, bool)
-    special[BOS] = rare[word] = True
-    token_filter = TokenFilter(rare=rare, special=special, words=WordTypes(**masks), inserted_bos=BOS)
-    windows = np.array([[BOS, word, other], [BOS, word, newline], [BOS, word, BOS], [BOS, word, word]], np.int32)
-    found = selected(select(windows, token_filter, 10))
-    assert found == {(0, 0): True, (2, 0): True, (3, 0): True}  # start of the corpus, after a line, after EOS
-    without = TokenFilter(rare=rare, special=special, words=WordTypes(**masks))
-    assert (1, 0) in selected(select(windows, without, 10))
+def test_a_window_cut_within_a_word_does_not_begin_one(bpe):
+    """Marks are found before windows are cut: of "un|quick", "quick" is no word wherever the cut falls."""
+    pieces = bpe.encode("unquick")
+    everything = np.ones(len(bpe), bool)
+    token_filter = TokenFilter(rare=everything, special=special_types(bpe, len(bpe)), words=everything)
+    cut_within = 0
+    for length in range(3, 12):
+        windows = np.concatenate(list(WindowStream([" ".join(["unquick"] * 60)], bpe, length, marks=True)))
+        is_last = plain_ids(windows[:, 1:]) == pieces[-1]
+        cut_within += is_last[:, 0].sum()
+        assert not token_filter.words_in_place(windows)[is_last].any()
+        assert token_filter.words_in_place(windows).any()
+    assert cut_within > 3, "hardly a window begins within a word, so the case shows nothing"
 
 
 def test_words_are_found_in_real_text(bpe):
     text = "The quick dogs were running.\nQuick foxes. unquick\n" * 40
     words = word_types(bpe, len(bpe))
     with WindowSpool(16, len(bpe)) as spool:
-        spool.fill(WindowStream([text], bpe, 16))
-        token_filter = TokenFilter(
-            rare=np.ones(len(bpe), bool),
-            special=special_types(bpe, len(bpe)),
-            words=words,
-            inserted_bos=bpe.bos_token_id,
-        )
+        spool.fill(WindowStream([text], bpe, 16, marks=True))
+        token_filter = TokenFilter(rare=np.ones(len(bpe), bool), special=special_types(bpe, len(bpe)), words=words)
         selection = select_tokens(spool, token_filter, rng=np.random.default_rng(0))
     found = {bpe.decode([i]) for i in selection.target}
     assert found >= {"The", " quick", " dogs", " were", " running", "Quick", " foxes"}
@@ -204,18 +248,20 @@ def test_the_spool_gives_back_what_it_was_given():
     with WindowSpool(6, VOCAB) as spool:
         spool.fill(np.array_split(windows, 4))
         assert (spool.n_contexts, spool.n_targets) == (50, 250)
-        assert np.array_equal(np.concatenate(list(spool.blocks(7))), windows)
+        assert np.array_equal(np.concatenate(list(spool.blocks(7))), windows), "with their marks"
         spool.append(windows[:5])  # reading doesn't move the end
         assert np.array_equal(np.concatenate(list(spool.blocks())), np.concatenate([windows, windows[:5]]))
         index = np.array([49, 0, 51, 7])
-        assert np.array_equal(spool.rows(index), np.concatenate([windows, windows[:5]])[index])
+        assert np.array_equal(spool.marked_rows(index), np.concatenate([windows, windows[:5]])[index])
+        assert np.array_equal(spool.rows(index), plain_ids(spool.marked_rows(index)))
+        assert not np.array_equal(spool.rows(index), spool.marked_rows(index)), "nothing is marked"
 
 
 def test_the_spool_counts_as_it_fills():
     windows, _ = random_case(4, 50, 6, bos=True, words_on=False)
     with WindowSpool(6, VOCAB) as spool:
         spool.fill(np.array_split(windows, 4))
-        assert np.array_equal(spool.counts, count_unigrams([windows], VOCAB))
+        assert np.array_equal(spool.counts, count_unigrams([plain_ids(windows)], VOCAB))
         assert spool.counts.sum() == spool.n_targets
         assert rare_types(spool.counts).n_types > 0
 
@@ -291,8 +337,7 @@ def test_a_corpus_shorter_than_a_window_is_refused(bpe):
 def test_a_corpus_without_rare_words_says_what_each_stage_kept(words_on):
     windows = np.array([[0, 1, 2, 2]], np.int32)
     none, rare = np.zeros(VOCAB, bool), np.arange(VOCAB) == 2
-    words = WordTypes(after_space=none, at_line_start=none, opens_line=none)
-    token_filter = TokenFilter(rare=rare if words_on else none, special=none, words=words if words_on else None)
+    token_filter = TokenFilter(rare=rare if words_on else none, special=none, words=none if words_on else None)
     message = (
         r"all: 3 of 2 types, rare by frequency: 2 of 1 types, rare words: 0 of 0 types.*--words off.*percentile"
         if words_on
@@ -304,7 +349,6 @@ def test_a_corpus_without_rare_words_says_what_each_stage_kept(words_on):
 
 def test_the_word_filter_is_not_blamed_for_what_frequency_left_out():
     none = np.zeros(VOCAB, bool)
-    words = WordTypes(after_space=~none, at_line_start=none, opens_line=none)
     with pytest.raises(NoRareTokens, match="--percentile") as refused:
-        select(np.array([[0, 1, 2]], np.int32), TokenFilter(rare=none, special=none, words=words), 10, pieces=1)
+        select(np.array([[0, 1, 2]], np.int32), TokenFilter(rare=none, special=none, words=~none), 10, pieces=1)
     assert "--words" not in str(refused.value)

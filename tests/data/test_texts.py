@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rareneuron.data import texts
-from rareneuron.data.texts import Unfinished, open_corpus
+from rareneuron.data import streams
+from rareneuron.data.records import Unfinished
+from rareneuron.data.texts import open_corpus
 from rareneuron.errors import HubUnavailable, MissingText, RareNeuronError, UnreadableText
 
 TEXTS = ["one, ünë", "two\nlines", "three " * 50]
@@ -49,7 +50,7 @@ def test_a_small_txt_file_is_one_text(tmp_path, name):
 @pytest.mark.parametrize("name", ["c.txt", "c.txt.gz"])
 @pytest.mark.parametrize("size", [7, 64, 301])
 def test_txt_blocks_end_with_lines_and_lose_nothing(tmp_path, monkeypatch, name, size):
-    monkeypatch.setattr(texts, "BLOCK_BYTES", size)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", size)
     content = "".join(f"line {i} é\n" for i in range(100))
     blocks = list(open_corpus(write(tmp_path / name, [content])))
     assert "".join(blocks) == content
@@ -62,7 +63,7 @@ def test_txt_blocks_end_with_lines_and_lose_nothing(tmp_path, monkeypatch, name,
 
 @pytest.mark.parametrize("content", ["é" * 500, "word " * 200, "日本" * 300, "a" + "é" * 500])
 def test_txt_lines_longer_than_a_block_are_cut_between_words_or_characters(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(texts, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 64)
     blocks = list(open_corpus(write(tmp_path / "c.txt", [content])))
     assert "".join(blocks) == content
     assert len(blocks) > 10
@@ -84,8 +85,8 @@ def test_a_folder_is_its_files_in_sorted_order(tmp_path):
     (tmp_path / ".hidden.txt").write_text("hidden")
     corpus = open_corpus(tmp_path)
     assert list(corpus) == ["first", "second", "third"]
-    assert "3 files" in corpus.description
-    assert "1 of other types ignored" in corpus.description
+    assert corpus.description.startswith("3 files in ")
+    assert corpus.description.endswith("(1 .jsonl, 1 .parquet, 1 .txt); left out: README.md")
 
 
 def test_text_field_names_the_field(tmp_path):
@@ -123,7 +124,7 @@ ok = b'{"text": "fine"}\n'
         ("c.txt.gz", gzip.compress(b"text " * 1000)[:-20], r"c\.txt\.gz: the gzip stream is cut short or damaged"),
         ("c.jsonl.gz", ok, "the gzip stream is cut short or damaged"),
         ("c.parquet", b"PAR1 not really", r"c\.parquet: not a readable parquet file"),
-        ("c.csv", b"text\nx\n", r"c\.csv: it isn't known where the text is.*'\.csv'.*\.jsonl"),
+        ("c.html", b"text\nx\n", r"c\.html: it isn't known where the text is.*'\.html'.*\.jsonl"),
         ("c", b"x", r"ends in 'nothing'"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,  # gzip's bytes hold the time: not a stable name
@@ -134,7 +135,7 @@ def test_unreadable_text_is_refused_with_its_place(tmp_path, name, content, mess
 
 
 def test_invalid_bytes_are_placed_right_in_later_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "BLOCK_BYTES", 32)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 32)
     path = bad(tmp_path, "c.txt", b"a line\n" * 41 + b"bad \xff\n" + b"a line\n" * 20)
     with pytest.raises(UnreadableText, match="line 42: byte 0xff"):
         list(open_corpus(path))
@@ -189,8 +190,8 @@ def test_a_path_object_is_never_a_hub_name(tmp_path):
 
 
 def test_a_folder_without_readable_files_is_refused(tmp_path):
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(MissingText, match=r"holds no .*\.parquet file \(but 1 others\)"):
+    (tmp_path / "a.html").write_text("x")
+    with pytest.raises(MissingText, match=r"holds no file of text \(but 1 \.html\).*\.parquet or \.arrow files"):
         open_corpus(tmp_path)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.claims import (
-    FEWEST_CONTEXTS,
     Check,
     Comparison,
     Hypothesis,
@@ -15,7 +14,7 @@ from rareneuron.maths.claims import (
     bootstrap_test,
     judge,
 )
-from rareneuron.maths.significance import against_null
+from rareneuron.maths.significance import FEWEST_CONTEXTS, against_null
 
 CLAIMED = Hypothesis(name="claimed", title="It is so", source="Table 0", smallest=0.1)
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from rareneuron.maths.clustered import ClusteredMean, sums_by_context
+from rareneuron.maths.significance import t_quantile
 from tests import oracles
 
 
@@ -43,6 +44,17 @@ def test_clustering_matters_and_covers():
         naive += abs(found.mean[0]) < 2 * values.std() / np.sqrt(600)
     assert 0.92 < covered / 300 < 0.985
     assert naive / 300 < 0.6
+
+
+def test_with_ten_contexts_t_covers_and_a_normal_distribution_does_not():
+    """4,000 neurons of 10 contexts: a share of 95 % is known to 0.35 points, and 1.96 errors hold 92 % (t of 9)."""
+    rng = np.random.default_rng(4)
+    context = np.repeat(np.arange(10), 8)
+    values = rng.normal(size=(10, 4000))[context] + rng.normal(size=(80, 4000))
+    found = clustered(values, context, 1)
+    size = np.abs(found.mean) / found.standard_error
+    assert 0.94 < (size < t_quantile(10)).mean() < 0.96
+    assert (size < 1.96).mean() < 0.93
 
 
 def test_one_context_says_nothing_about_the_error():

@@ -16,8 +16,9 @@ NUMPY_ALONE = {
     *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "clustered", "expansion", "full_sum", "interventions", "joint", "moments"),
-    *("readout", "table_memory", "weights"),
+    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "full_sum"),
+    *("interventions", "joint", "moments", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
+    "weights",
 }  # fmt: skip
 LOOK = """
 import json, sys

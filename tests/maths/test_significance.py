@@ -8,9 +8,13 @@ import pytest
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.significance import (
+    FEWEST_CONTEXTS,
     against_null,
     bootstrap_interval,
+    expanded_levels,
+    few_contexts,
     holm,
+    t_quantile,
 )
 
 # --- a value among null draws -------------------------------------------------------------------------------------
@@ -67,6 +71,37 @@ def test_bootstrap_intervals_cover_and_those_over_tokens_do_not():
     assert naive / 1000 < 0.7
 
 
+def test_with_ten_contexts_expanded_intervals_cover_and_plain_percentiles_do_not():
+    """100 statistics of 10 contexts, 30 times: resampling alone forgets how little ten contexts say of their spread."""
+    rng = np.random.default_rng(3)
+    covered, plain = [], []
+    for _ in range(30):
+        sums, n_tokens = rng.normal(size=(10, 100)), np.ones(10, int)
+        low, high = bootstrap_interval(sums, n_tokens, rng, n_draws=1000)
+        covered.append(((low <= 0) & (high >= 0)).mean())
+        drawn = rng.multinomial(10, np.full(10, 0.1), size=1000) @ sums / 10
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        plain.append(((low <= 0) & (high >= 0)).mean())
+    assert 0.93 < np.mean(covered) < 0.97
+    assert np.mean(plain) < 0.92
+
+
+def test_t_has_the_degrees_of_freedom_of_the_contexts():
+    assert np.isclose(t_quantile(10), 2.262157)
+    assert np.isclose(t_quantile(10**6), 1.959964, atol=1e-5)
+    assert np.isnan(t_quantile(1))  # nothing is known about the spread
+    low, high = expanded_levels(10)
+    assert (round(low, 4), round(1 - high, 4)) == (0.0086, 0.0086)
+
+
+def test_the_warning_counts_the_contexts():
+    assert few_contexts(FEWEST_CONTEXTS) is None
+    said = few_contexts(7)
+    assert said is not None
+    assert said.startswith("Only 7 contexts stand behind these numbers, and 40 are needed")
+    assert str(few_contexts(1)).startswith("Only 1 context stands")
+
+
 def test_bootstrap_agrees_with_a_loop_for_any_statistic():
     sums, n_tokens = contexts(np.random.default_rng(0), 2, n=30)
     picked = np.random.default_rng(1)
@@ -81,7 +116,7 @@ def test_bootstrap_agrees_with_a_loop_for_any_statistic():
     )  # fmt: skip
     assert found.shape == (2,)
     np.testing.assert_allclose(
-        found, np.quantile(drawn, [0.05, 0.95]), atol=0.15 * np.std(drawn)
+        found, np.quantile(drawn, expanded_levels(30, 0.9)), atol=0.15 * np.std(drawn)
     )  # 3 errors, 2 x 4,000 draws
     again = bootstrap_interval(sums, n_tokens, np.random.default_rng(2))
     assert (again == bootstrap_interval(sums, n_tokens, np.random.default_rng(2))).all()

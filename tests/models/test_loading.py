@@ -21,6 +21,7 @@ from rareneuron.errors import (
 )
 from rareneuron.models.adapter import load_model
 from rareneuron.models.families import FAMILIES
+from rareneuron.models.heads import use_stored_head
 from rareneuron.models.loading import DTYPES
 
 from .conftest import tiny_model, tiny_tokenizer
@@ -59,7 +60,7 @@ def test_every_architecture_loads_what_it_saved(name, tmp_path):
     ):
         assert key == other
         assert torch.equal(weight, value), key
-    assert adapter.closed_form.ok == (FAMILIES[name].patching_only is None)
+    assert adapter.closed_form.ok, adapter.closed_form.reason
     assert not adapter.model.training
 
 
@@ -74,6 +75,8 @@ def test_provenance_says_what_was_loaded(folder):
         "n_params": sum(p.numel() for p in tiny_model("gpt_neox").parameters()),
         "dtype": "float32",
         "tied": False,
+        "tokenizer": "tokenizer.json",
+        "head": None,
     }
 
 
@@ -265,6 +268,45 @@ def test_a_missing_unembedding_is_not_made_up(tmp_path):
     assert load_model(folder).provenance["tied"]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "gemma"])
+def test_a_stored_unembedding_wins_over_the_configs_tie(name, tmp_path):
+    folder = saved(tmp_path / "model", name, tie_word_embeddings=False)
+    edit_config(folder, tie_word_embeddings=True)
+    stored = next(
+        w for n, w in load_file(folder / "model.safetensors").items() if n in ("lm_head.weight", "embed_out.weight")
+    )
+    adapter = load_model(folder)
+    assert torch.equal(adapter.readout().W_U, stored)
+    assert not torch.equal(stored, adapter.model.get_input_embeddings().weight), "the case shows nothing"
+    assert not adapter.provenance["tied"]
+    assert "of the weight files, which differs from the embedding" in adapter.provenance["head"]
+
+
+def test_a_stored_copy_of_the_embedding_stays_tied(tmp_path):
+    folder = saved(tmp_path / "model", "llama", tie_word_embeddings=True)
+    edit_weights(
+        folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    )
+    adapter = load_model(folder)
+    assert adapter.provenance["head"] is None
+    assert torch.equal(adapter.readout().W_U, adapter.model.get_input_embeddings().weight)
+
+
+def test_where_a_version_ties_all_the_same_the_stored_unembedding_is_put_back(tmp_path):
+    """As transformers 4.54 to 4.57 do."""
+    folder = saved(tmp_path / "model", "llama", tie_word_embeddings=False)
+    edit_config(folder, tie_word_embeddings=True)
+    stored = load_file(folder / "model.safetensors")["lm_head.weight"]
+    model = tiny_model("llama", dtype=torch.float32, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    said = use_stored_head(model, folder)
+    assert said.startswith("lm_head.weight of the weight files")
+    assert torch.equal(model.lm_head.weight, stored)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    model.tie_weights()
+    assert torch.equal(model.lm_head.weight, stored), "tied again"
+
+
 def test_weights_that_the_config_has_no_place_for(tmp_path):
     """The config says no biases, and the model was trained with them."""
     folder = saved(tmp_path / "biased", "llama", attention_bias=True)
@@ -368,7 +410,7 @@ def test_quantised_weights(folder, tmp_path):
 
 def test_a_tokenizer_of_another_model(folder):
     tiny_tokenizer(30).save_pretrained(folder)
-    with pytest.raises(UnfitTokenizer, match="largest id is 29, and the model's embedding has 23 rows"):
+    with pytest.raises(UnfitTokenizer, match=r"can give the id 29 \('w29'\), and the model's embedding has 23 rows"):
         load_model(folder)
     assert load_model(folder, tokenizer=tiny_tokenizer()).tokenizer.vocab_size == 23
 

@@ -39,7 +39,7 @@ def test_replay_agrees_with_patching(name, layer, tiny):
     atol = 20 * tolerance(name)  # another order of operations in float32 norms
     assert_close(found.delta_loss, torch.stack([effect.delta_loss for effect in slow]), rtol=0, atol=atol)
     assert_close(found.kl, torch.stack([effect.kl for effect in slow]), rtol=0, atol=atol)
-    assert replay.after == (FAMILIES[name].patching_only is None)
+    assert replay.after == (FAMILIES[name].mlp_norm is None)
     run_again = replay_of(case, layer, resume_after=False).loss_changes(units)
     assert_close(found.delta_loss, run_again.delta_loss, rtol=0, atol=atol)
 

@@ -277,11 +277,12 @@ def test_summary_states_the_recorded_numbers(make_run: MakeRun) -> None:
     table = run.effects()
     top = table[table["delta_loss"] < 0].sort_values("rank").iloc[0]
     assert "60 neurons of layer 3 was replaced" in text
+    assert text.count("Only 6 contexts stand behind these numbers, and 40 are needed") == 2  # here and at the phases
     assert "12 rare tokens (6 different targets, 6 contexts), at 2 checkpoints, step 0 to 512" in text
     assert f"suppressing neuron with the largest mean |Δ| is {top['neuron']}: mean Δ −" in text
-    # every |mean Δ| is five errors from zero in the made-up run
+    # every |mean Δ| is five errors from zero in the made-up run of 6 contexts, whose t is 2.57
     n_boosting = int((table["delta_loss"] > 0).sum())
-    assert f"more than two standard errors from zero for 60 of the 60 neurons ({n_boosting} above" in text
+    assert f"the 95 % interval of mean Δ leaves out zero for 60 of the 60 neurons ({n_boosting} above" in text
     assert "(ratio 2.0)" in text  # common effects are half of the rare ones, neuron by neuron
     assert "The unigram counts are the training set's (unigrams.npy)" in text
 
@@ -292,7 +293,7 @@ def test_errors_larger_than_effects_count_no_neuron(make_run: MakeRun) -> None:
     path = run.path / "steps" / "5" / "effects.parquet"
     table = read_table(path)
     write_table(path, table.assign(delta_loss_se=table["delta_loss"].abs()))
-    assert "two standard errors from zero for 0 of the 60 neurons (0 above, 0 below)" in words(render_report(run))
+    assert "mean Δ leaves out zero for 0 of the 60 neurons (0 above, 0 below)" in words(render_report(run))
 
 
 @pytest.mark.usefixtures("without_ink")

@@ -10,7 +10,7 @@ import pytest
 
 from rareneuron.present.summary import largest_effect, nulls_of_step_zero, step_zero, study_summary
 from rareneuron.runs.files import read_json, read_table, write_json, write_table
-from rareneuron.runs.run import Run
+from rareneuron.runs.run import Run, open_run
 
 MakeRun = Callable[..., Run]
 
@@ -75,6 +75,16 @@ def test_step_0_is_the_null_of_a_later_one(make_run: MakeRun) -> None:
 def test_there_is_no_null_without_step_0_or_a_later_one(make_run: MakeRun, steps: tuple, step: int | None) -> None:
     run = make_run(n_neurons=600, steps=steps, definitions="released")
     assert step_zero(run, step, "boosting", "released") is None
+
+
+def test_what_a_folder_of_text_leaves_out_is_said(make_run: MakeRun) -> None:
+    path, said = make_run().path / "run.json", []
+    for description in ("1 file in c (1 .txt)", "1 file in c (1 .txt); left out: LICENSE.txt"):
+        record = read_json(path)
+        write_json(path, record | {"data": record["data"] | {"description": description}})
+        lines = study_summary(open_run(path.parent))["lines"]
+        said.append([line for line in lines if line.startswith("Text")])
+    assert said == [[], ["Text: 1 file in c (1 .txt); left out: LICENSE.txt"]]
 
 
 def test_what_is_missing_is_said_and_why(make_run: MakeRun) -> None:

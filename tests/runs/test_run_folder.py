@@ -23,7 +23,9 @@ from rareneuron.errors import (
 )
 from rareneuron.measure import checkpoint as checkpoint_module
 from rareneuron.measure import weights as weights_module
+from rareneuron.measure.engines.closed_form import table_bytes
 from rareneuron.models.families import FAMILIES
+from rareneuron.models.shape import model_shape
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json
 from rareneuron.runs.layout import FORMAT, step_folder
@@ -418,13 +420,14 @@ def test_a_plan_refuses_what_cannot_be_done_and_reads_no_weights(own, tmp_path, 
     assert not Path(own().out).exists()
 
 
-@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.patching_only])
-def test_a_plan_refuses_architectures_without_a_closed_form(own, tokenizer, tmp_path, model_type):
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.mlp_norm])
+def test_a_plan_counts_what_an_output_norm_and_a_cap_take(own, tokenizer, tmp_path, model_type):
     folder = tmp_path / model_type
     tiny_model(model_type, dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
-    with pytest.raises(UnsupportedModel, match=rf"{model_type}: .*--engine patching"):
-        plan_study(own(model=str(folder), group_size=2))
-    assert plan_study(own(model=str(folder), group_size=2, engine="patching")).open
+    assert plan_study(own(model=str(folder), group_size=2)).open
+    shape = model_shape(folder)
+    assert (shape.output_norm, shape.capped) == (True, model_type == "gemma2")
+    assert table_bytes(shape) > table_bytes(replace(shape, output_norm=False, capped=False))
 
 
 @pytest.mark.parametrize("length", ["tokenizer", "padded"])

@@ -248,9 +248,9 @@ def computed(monkeypatch):
             seen["blocks"] += 1
             yield block
 
-    def captured(adapter, selection, layer):
+    def captured(adapter, selection, layer, **how):
         seen["contexts"] += len(selection.windows)
-        return capture(adapter, selection, layer)
+        return capture(adapter, selection, layer, **how)
 
     monkeypatch.setattr(closed_form_module.ClosedForm, "blocks", blocks)
     monkeypatch.setattr(pieces_module, "capture", captured)

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rareneuron.errors import InvalidConfig, NoRareTokens
+from rareneuron.errors import BrokenCheckpoint, InvalidConfig, NoRareTokens
 from rareneuron.maths.table_memory import engine_memory
 from rareneuron.measure.capture import HELD
 from rareneuron.study.plan import plan_study
@@ -50,3 +50,28 @@ def test_a_vocabulary_without_words_is_refused_before_a_plan_is_shown(config, se
     with pytest.raises(NoRareTokens, match="is a whole English word"):
         plan_study(config(model=str(folder)))
     plan_study(config(model=str(folder), words=False))
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated"])
+def test_weights_that_are_not_whole_are_refused_before_a_plan_is_shown(config, llama, tmp_path, spoil):
+    folder = shutil.copytree(llama, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    assert plan_study(config(model=str(folder))).open
+    if spoil == "missing":
+        shard.unlink()
+        words = rf"lacks 1 of the \d+ weight files.*{shard.name}"
+    else:
+        shard.write_bytes(shard.read_bytes()[:-9])
+        words = rf"{shard.name} is truncated"
+    with pytest.raises(BrokenCheckpoint, match=words):
+        plan_study(config(model=str(folder)))
+
+
+def test_every_checkpoint_of_a_plan_is_looked_at(config, series, tmp_path):
+    folder = shutil.copytree(series, tmp_path / "series")
+    (folder / "step2" / "model.safetensors").unlink()
+    assert plan_study(config(model=str(folder), steps=(0, 10))).open
+    with pytest.raises(BrokenCheckpoint, match=r"step2 holds no model\.safetensors"):
+        plan_study(config(model=str(folder), steps=(0, 2, 10)))

@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from rareneuron.errors import RareNeuronError
+from rareneuron.links import expanded
 from rareneuron.runs.options import with_option
 
 EXIT_ERROR = 2
@@ -125,11 +126,19 @@ def is_finished(run: Path) -> bool:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-class RunFolder(click.Path):
-    """The type of an argument that names a run folder; a shell completes those below `runs/`."""
+class Place(click.Path):
+    """The type of an argument that names a file or a folder: `~` is a home, wherever it stands."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        return super().convert(expanded(value), param, ctx)
+
+
+class RunFolder(Place):
+    """The type of an argument that names a run folder; a shell completes those below `runs/`."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the run folders that fit, or let the shell offer any folder if there are none."""

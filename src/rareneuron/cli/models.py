@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
 from rareneuron.cli.study import steps_value
 from rareneuron.errors import BrokenCheckpoint
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @cli.command(short_help="Count the tokens of a text.")
 @click.argument("tokenizer", metavar="MODEL")
 @click.argument("data")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.npy, .npz or .parquet")
+@click.option("-o", "--output", required=True, type=Place(), help="FILE.npy, .npz or .parquet")
 @click.option(
     "--from",
     "source",
@@ -58,12 +58,14 @@ def unigrams(
     rareneuron unigrams ./my-model training-texts.jsonl.gz -o counts.npy
     rareneuron unigrams ./my-model texts.jsonl.gz --from model -o own.safetensors
     """
+    from rareneuron.data.texts import open_corpus
     from rareneuron.study.counts import average_model, count_corpus
 
     if source == "model":
         quiet_libraries()
         most = 500_000 if max_tokens is None else max_tokens
         found = average_model(tokenizer, data, output, text_field, most, context_length, precision, device)
+        click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
         emit(
             {
                 "unigrams": str(output),
@@ -82,6 +84,7 @@ def unigrams(
         return
     most = 50_000_000 if max_tokens is None else max_tokens
     total, seen, size = count_corpus(tokenizer, data, output, text_field, most, context_length)
+    click.echo(f"Text: {open_corpus(data, text_field=text_field).description}", err=True)
     emit(
         {"counts": str(output), "tokens": total, "types_seen": seen, "types": size},
         as_json,
@@ -95,7 +98,7 @@ def unigrams(
 @click.option("--steps", callback=steps_value, metavar="all|0,512,…", help="Checkpoints of a series.")
 @click.option(
     "--counts",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="FILE",
     help="Unigram counts that the study will use: check now whether they fit.",
 )
@@ -248,9 +251,7 @@ def families(as_json: bool) -> None:
 
 
 @cli.command(short_help="Train the embedded series again.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("series"), show_default=True, help="Series folder."
-)
+@click.option("--out", type=Place(), default=Path("series"), show_default=True, help="Series folder.")
 @click.option("--steps", type=int, help="Stop at this step, to try the recipe.")
 @json_option
 def train(out: Path, steps: int | None, as_json: bool) -> None:

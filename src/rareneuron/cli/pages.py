@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from rareneuron.cli.base import (
+    Place,
     RunFolder,
     cli,
     emit,
@@ -37,7 +38,7 @@ def report(run: Path, as_json: bool) -> None:
 @cli.command(short_help="Draw one figure.")
 @click.argument("runs", metavar="RUN…", nargs=-1, type=RunFolder())
 @click.argument("name")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="FILE.svg, .pdf or .png")
+@click.option("-o", "--output", required=True, type=Place(), help="FILE.svg, .pdf or .png")
 @json_option
 def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> None:
     """Draw one figure of a run, such as rank-curve; of several runs rank-curves or slope-distributions.
@@ -60,7 +61,7 @@ def figure(runs: tuple[Path, ...], name: str, output: Path, as_json: bool) -> No
 @cli.command(short_help="Compare several runs side by side.")
 @runs_argument
 @step_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page with curves and tables: FILE.html")
+@click.option("-o", "--output", type=Place(), help="Write a page with curves and tables: FILE.html")
 @json_option
 def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_json: bool) -> None:
     """Compare several runs side by side: numbers, verdicts, agreement of rankings, and the settings that differ.
@@ -94,7 +95,7 @@ def compare(runs: tuple[Path, ...], step: int | None, output: Path | None, as_js
 
 @cli.command(short_help="Print a run as Markdown, with BibTeX.")
 @run_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file, such as card.md.")
+@click.option("-o", "--output", type=Place(), help="Write it to a file, such as card.md.")
 @json_option
 def card(run: Path, output: Path | None, as_json: bool) -> None:
     """Print a run as Markdown, for a model card or an appendix: verdicts, numbers, provenance, BibTeX.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rareneuron.cli.base import (
+    Place,
     cli,
     emit,
     json_option,
@@ -173,9 +174,7 @@ def claims(run: Path, of_tests: bool, as_json: bool) -> None:
     show_default=True,
     help="md, latex: the paper's layout; csv: one row per value and null.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder for one file per table.  [default: print them]"
-)
+@click.option("-o", "--output", type=Place(), help="Folder for one file per table.  [default: print them]")
 @json_option
 def tables(runs: tuple[Path, ...], step: int | None, form: str, output: Path | None, as_json: bool) -> None:
     """Print the paper's Tables 1-4 for one or more runs: each value beside its nulls and, if known, the paper's.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
 from rareneuron.runs.config import CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
@@ -40,7 +40,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--data",
     metavar="PATH|HUB-ID",
-    help="Texts: .txt, .jsonl, .jsonl.gz, .parquet, a folder of them, or a Hub data set. "
+    help="Texts: .txt, .jsonl, .json, .csv, .tsv, also .gz, .zst, .bz2; .parquet, .arrow; a folder; a Hub data set. "
     "[default: the embedded corpus; with a MODEL, C4's validation split]",
 )
 @setting("--text-field", help="Key or column that holds the text.")
@@ -66,6 +66,12 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     help="Analyse only targets that are whole English words.  [default: on]",
 )
 @setting("--n-tokens", type=int, help="Rare tokens to analyse.  [default: 25,088; for the embedded corpus 2,000]")
+@setting(
+    "--per-context",
+    type=int,
+    help="Rare tokens that a context gives at most.  [default: 16; fewer where 80 contexts give enough, more where the "
+    "text has too few contexts]",
+)
 @setting("--context-length", type=int, help="Tokens per context, BOS included.")
 @setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
 @setting(
@@ -99,9 +105,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     "--address", help="Address of a Ray cluster, such as 10.0.0.1:6379.  [default: one is started on this machine]"
 )
 @setting("--shard", metavar="I/N", help="Compute only the I-th of N shards; `rareneuron merge` ends the study.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file with these settings; options given here win."
-)
+@click.option("--config", type=Place(), help="TOML file with these settings; options given here win.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, without doing it.")
 @json_option
 def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:

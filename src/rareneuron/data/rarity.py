@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64, Num
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig, UnusableCounts, VocabularyMismatch
+from rareneuron.links import expanded
 from rareneuron.shown import Shown
 
 COUNT_SUFFIXES = (".npy", ".npz", ".parquet")
@@ -240,7 +241,7 @@ def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = 
     the tokenizer has types are padded with zeros to the model's vocabulary (Pythia: 50,277 → 50,304, since embeddings
     are padded); another length means another tokenizer, and is refused.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise UnusableCounts(f"There is no file {path}. Name a count file with `--counts`, or count with `unigrams`.")
     counts = check_counts(read_counts(path), str(path))
@@ -255,7 +256,7 @@ def load_counts(path: str | Path, vocab_size: int, tokenizer_size: int | None = 
 
 def save_counts(counts: Int[np.ndarray, " vocab"], path: str | Path) -> None:
     """Write `.npy`, `.npz` or `.parquet` so that a reader never sees half a file."""
-    path = Path(path)
+    path = expanded(path)
     refuse_other_suffix(path)
     counts = check_counts(counts, "counts")
     path.parent.mkdir(parents=True, exist_ok=True)

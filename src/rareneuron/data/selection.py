@@ -17,14 +17,15 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from rareneuron.data.corpus import too_short
+from rareneuron.data.corpus import begins_word, plain_ids, too_short
 from rareneuron.data.rarity import check_ids
-from rareneuron.data.words import WordTypes
 from rareneuron.errors import NoRareTokens, RareNeuronError
+from rareneuron.maths.significance import FEWEST_CONTEXTS
 
+PER_CONTEXT = 16  # rare tokens; what a context costs and how alike its tokens are decide it (docs/contexts.md)
+CONTEXTS_WANTED = 2 * FEWEST_CONTEXTS  # since groups are chosen on one half of them and judged on the other
 CONTEXTS_PER_BLOCK = 1_024  # about 1 MB of ids, 256 a context
 ID_BYTES = np.dtype(np.int32).itemsize
-START_OF_TEXT = -1  # stands for the id before the first window
 
 
 @contextmanager
@@ -81,28 +82,32 @@ class WindowSpool:
     def append(self, ids: Int32[np.ndarray, "context position"]) -> None:
         """Write windows after those that are there, and count their targets."""
         assert ids.shape[1] == self.context_length, f"windows of {ids.shape[1]} in a spool of {self.context_length}"
-        check_ids(ids, self.vocab_size)
+        plain = check_ids(plain_ids(ids), self.vocab_size)
         with spooling(self.folder):
             self._file.seek(self.n_contexts * self.context_length * ID_BYTES)
             self._file.write(np.ascontiguousarray(ids).tobytes())
             self._file.flush()
         self.n_contexts += len(ids)
-        self.counts += np.bincount(ids[:, 1:].ravel(), minlength=self.vocab_size)
+        self.counts += np.bincount(plain[:, 1:].ravel(), minlength=self.vocab_size)
 
     def blocks(self, n: int = CONTEXTS_PER_BLOCK) -> Iterator[Int32[np.ndarray, "context position"]]:
-        """Yield all windows in order, `n` at a time."""
+        """Yield all windows in order, `n` at a time, with the marks they came with."""
         for start in range(0, self.n_contexts, n):
             yield self.read(start, min(n, self.n_contexts - start))
 
     def rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
-        """The windows of these contexts, in the order asked for."""
+        """The windows of these contexts, in the order asked for, without marks."""
+        return plain_ids(self.marked_rows(index))
+
+    def marked_rows(self, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, "context position"]:
+        """The windows of these contexts, with the marks they came with."""
         out = np.empty((len(index), self.context_length), np.int32)
         for row, context in enumerate(index):
             out[row] = self.read(int(context), 1)
         return out
 
     def read(self, start: int, n: int) -> Int32[np.ndarray, "context position"]:
-        """Read `n` windows from the file, from the context `start` on."""
+        """Read `n` windows from the file, from the context `start` on, as they were written."""
         self._file.seek(start * self.context_length * ID_BYTES)
         ids = np.frombuffer(self._file.read(n * self.context_length * ID_BYTES), np.int32)
         return ids.reshape(n, self.context_length)
@@ -114,29 +119,17 @@ class TokenFilter:
 
     rare: Bool[np.ndarray, " vocab"]
     special: Bool[np.ndarray, " vocab"]  # never a target: BOS, EOS, padding
-    words: WordTypes | None = None  # None: any text will do
-    inserted_bos: int | None = None  # what `WindowStream` puts before every window, if anything
+    words: Bool[np.ndarray, " vocab"] | None = None  # None: any text will do
 
     def countable(self, ids: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
         """Mark the targets that are text, and not BOS, EOS or padding."""
         return ~self.special[ids[:, 1:]]
 
-    def words_in_place(
-        self, ids: Int32[np.ndarray, "context position"], before: Int32[np.ndarray, " context"]
-    ) -> Bool[np.ndarray, "context token"]:
-        """Mark the targets that are words where they stand; `before` holds the id before each window in the stream.
-
-        An inserted BOS doesn't begin a text: the window was cut there, maybe within a word. Whether a line begins
-        at position 1 is then decided by the last token of the window before it.
-        """
+    def words_in_place(self, marked: Int32[np.ndarray, "context position"]) -> Bool[np.ndarray, "context token"]:
+        """Mark the targets that are words and begin one where they stand, which their marks say (`corpus.BEGINS`)."""
         if self.words is None:
-            return np.ones((len(ids), ids.shape[1] - 1), bool)
-        preceding = ids[:, :-1]
-        at_line_start = self.words.opens_line[preceding]
-        if self.inserted_bos is not None:
-            at_line_start[:, 0] = (before == START_OF_TEXT) | self.words.opens_line[before]
-        target = ids[:, 1:]
-        return self.words.after_space[target] | (self.words.at_line_start[target] & at_line_start)
+            return np.ones((len(marked), marked.shape[1] - 1), bool)
+        return self.words[plain_ids(marked[:, 1:])] & begins_word(marked[:, 1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +159,7 @@ class Selection:
     n_requested: int  # rare tokens asked for
     n_available: int  # rare tokens in the corpus
     n_contexts_read: int
+    per_context: int = 0  # rare tokens that a context gives at most; 0: all that it has
 
     @property
     def n_rare(self) -> int:
@@ -179,36 +173,35 @@ class Selection:
 
 
 def select_tokens(
-    spool: WindowSpool, token_filter: TokenFilter, *, n_tokens: int = 25_088, rng: np.random.Generator
+    spool: WindowSpool,
+    token_filter: TokenFilter,
+    *,
+    n_tokens: int = 25_088,
+    per_context: int | None = None,
+    rng: np.random.Generator,
 ) -> Selection:
-    """Draw whole contexts in random order until they hold `n_tokens` rare targets; use all if there are fewer.
+    """Draw contexts, spread over the corpus, until they give `n_tokens` rare targets; use all if there are fewer.
 
-    Of the last context drawn, surplus rare tokens are dropped at random. The same corpus, filter and generator
-    state give the same selection.
+    A context gives at most `per_context` of its rare targets, drawn at random, and as many common ones. None stands
+    for `widest_spread`. The same corpus, filter and generator state give the same selection.
     """
     if spool.n_contexts == 0:
         raise too_short("The corpus", spool.context_length, "Give more text, or a shorter `--context-length`.")
     n_rare, stages = survey(spool, token_filter)
     if not n_rare.any():
         raise NoRareTokens(why_nothing_is_rare(stages, token_filter))
-    drawn, wanted = draw_contexts(n_rare, n_tokens, rng)
-    windows, before = spool.rows(drawn), ids_before(spool, drawn)
-    eligible = token_filter.countable(windows) & token_filter.words_in_place(windows, before)
+    most = widest_spread(n_rare, n_tokens) if per_context is None else per_context
+    drawn, wanted = draw_contexts(n_rare, n_tokens, most, rng)
+    marked = spool.marked_rows(drawn)
+    windows = plain_ids(marked)
+    eligible = token_filter.countable(windows) & token_filter.words_in_place(marked)
     is_rare = token_filter.rare[windows[:, 1:]]
-    context, position, rare = [], [], []
-    for row in range(len(drawn)):
-        rare_at = np.flatnonzero(eligible[row] & is_rare[row])
-        common_at = np.flatnonzero(eligible[row] & ~is_rare[row])
-        if wanted[row] < len(rare_at):
-            rare_at = rng.choice(rare_at, wanted[row], replace=False)
-        if len(rare_at) < len(common_at):
-            common_at = rng.choice(common_at, len(rare_at), replace=False)
-        at = np.concatenate([rare_at, common_at])
-        order = np.argsort(at)
-        context.append(np.full(len(at), row))
-        position.append(at[order])
-        rare.append((np.arange(len(at)) < len(rare_at))[order])
-    rows, positions, rarity = np.concatenate(context), np.concatenate(position), np.concatenate(rare)
+    found = [
+        tokens_of(np.flatnonzero(eligible[row] & is_rare[row]), np.flatnonzero(eligible[row] & ~is_rare[row]), n, rng)
+        for row, n in enumerate(wanted.tolist())
+    ]
+    rows = np.repeat(np.arange(len(drawn)), [len(position) for position, _ in found])
+    positions, rarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
     target = windows[rows, positions + 1].astype(np.int64)
     sampled = Stage(name="sampled", types=len(np.unique(target[rarity])), occurrences=int(rarity.sum()))
     return Selection(
@@ -222,7 +215,21 @@ def select_tokens(
         n_requested=n_tokens,
         n_available=int(n_rare.sum()),
         n_contexts_read=spool.n_contexts,
+        per_context=most,
     )
+
+
+def tokens_of(
+    rare_at: Int64[np.ndarray, " rare"], common_at: Int64[np.ndarray, " common"], n: int, rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, " token"], Bool[np.ndarray, " token"]]:
+    """Draw `n` of a context's rare positions and as many common ones; returns them in order, and which are rare."""
+    if n < len(rare_at):
+        rare_at = rng.choice(rare_at, n, replace=False)
+    if len(rare_at) < len(common_at):
+        common_at = rng.choice(common_at, len(rare_at), replace=False)
+    at = np.concatenate([rare_at, common_at])
+    order = np.argsort(at)
+    return at[order], (np.arange(len(at)) < len(rare_at))[order]
 
 
 def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndarray, " context"], tuple[Stage, ...]]:
@@ -230,13 +237,12 @@ def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndar
     names = ["all", "rare by frequency"] + ["rare words"] * (token_filter.words is not None)
     counts = np.zeros((len(names), spool.vocab_size), np.int64)
     n_rare = np.empty(spool.n_contexts, np.int64)
-    start, last = 0, START_OF_TEXT
-    for ids in spool.blocks():
-        before = np.concatenate([[last], ids[:-1, -1]]).astype(np.int32)
-        last = int(ids[-1, -1])
+    start = 0
+    for marked in spool.blocks():
+        ids = plain_ids(marked)
         target = ids[:, 1:]
         rare = token_filter.countable(ids) & token_filter.rare[target]
-        kept = rare & token_filter.words_in_place(ids, before)
+        kept = rare & token_filter.words_in_place(marked)
         for stage, mask in zip(range(len(names)), (np.ones_like(rare), rare, kept), strict=False):
             counts[stage] += np.bincount(target[mask], minlength=spool.vocab_size)
         n_rare[start : start + len(ids)] = kept.sum(1)
@@ -248,24 +254,45 @@ def survey(spool: WindowSpool, token_filter: TokenFilter) -> tuple[Int64[np.ndar
     return n_rare, stages
 
 
+def widest_spread(n_rare: Int64[np.ndarray, " corpus"], n_tokens: int) -> int:
+    """Return how many rare tokens a context should give at most: `PER_CONTEXT`, or fewer, so that 80 contexts are used.
+
+    It is raised as far as needed where the corpus has too few contexts to give `n_tokens` otherwise.
+    """
+    least = int(np.clip(n_tokens // CONTEXTS_WANTED, 1, PER_CONTEXT))
+    given, contexts = np.unique(n_rare, return_counts=True)  # how many contexts have how many rare tokens
+    most = np.arange(1, given[-1] + 1)
+    totals = (np.minimum(given, most[:, None]) * contexts).sum(1)
+    enough = 1 + int(np.searchsorted(totals, min(n_tokens, int(totals[-1]))))
+    return max(least, enough)
+
+
 def draw_contexts(
-    n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, rng: np.random.Generator
+    n_rare: Int64[np.ndarray, " corpus"], n_tokens: int, per_context: int, rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " context"], Int64[np.ndarray, " context"]]:
-    """Draw contexts at random; returns them in the order of the corpus, and how many rare tokens each shall give."""
-    order = rng.permutation(np.flatnonzero(n_rare))
-    total = np.cumsum(n_rare[order])
-    order = order[: np.searchsorted(total, n_tokens) + 1]
-    wanted = n_rare[order]
+    """Draw contexts spread over the corpus; returns them in its order, and how many rare tokens each shall give."""
+    holding = np.flatnonzero(n_rare)
+    order = holding[spread_order(len(holding), rng)]
+    wanted = np.minimum(n_rare[order], per_context)
+    enough = int(np.searchsorted(np.cumsum(wanted), n_tokens)) + 1
+    order, wanted = order[:enough], wanted[:enough]
     wanted[-1] -= max(0, int(wanted.sum()) - n_tokens)
     corpus_order = np.argsort(order)
     return order[corpus_order], wanted[corpus_order]
 
 
-def ids_before(spool: WindowSpool, index: Int64[np.ndarray, " context"]) -> Int32[np.ndarray, " context"]:
-    """The id before each of these windows in the stream; `START_OF_TEXT` before the first."""
-    before = spool.rows(np.maximum(index - 1, 0))[:, -1].copy()
-    before[index == 0] = START_OF_TEXT
-    return before
+def spread_order(n: int, rng: np.random.Generator) -> Int64[np.ndarray, " place"]:
+    """Return 0…n−1 in a random order whose every beginning is spread evenly over them.
+
+    Neighbours are windows of one document, so taking far ones first spreads the contexts over documents. The order is
+    van der Corput's sequence, turned by a random angle: each place is as likely as any other to be among the first k.
+    """
+    bits = max(1, (n - 1).bit_length())
+    index = np.arange(2**bits)
+    reversed_bits = sum(((index >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+    place = ((reversed_bits / 2**bits + rng.random()) % 1 * n).astype(np.int64).clip(max=n - 1)
+    first = np.unique(place, return_index=True)[1]
+    return place[np.sort(first)]
 
 
 def why_nothing_is_rare(stages: tuple[Stage, ...], token_filter: TokenFilter) -> str:

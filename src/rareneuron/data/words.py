@@ -1,20 +1,20 @@
-"""Which types are whole English words, and where (App. 5.3.1, stage 2).
+"""Which types are whole English words (App. 5.3.1, stage 2).
 
-A token is a word where it starts one - it begins with a space, or it begins a line - and its text is alphabetic,
-of two letters or more, and known to pyspellchecker in lower case. Whether a word without a leading space begins
-a line depends on the token before it, so that is left to `selection`, with the masks it needs.
+A token is a word where it begins one in the text (`places`), and where its text is alphabetic, of two letters or more,
+and known to pyspellchecker in lower case. The second is a property of its type, found here.
 
-Decoding one id alone loses the leading space of SentencePiece-like tokenizers ("▁rare" → "rare"), and then "ing"
-would pass for a word wherever it stands. Each id is decoded behind an anchor instead, which holds for every
-tokenizer that can decode a sequence. What follows a token is not looked at: "fast" in "fast|ening" counts as a word.
+Decoding one id alone may lose its leading space ("▁rare" → "rare"), or add one that belongs to the decoder. Each id is
+decoded behind an anchor instead, and by its name where the tokenizer has no decoder. What follows a token is not looked
+at: "fast" in "fast|ening" counts as a word.
 """
 
-from dataclasses import dataclass
+import json
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from spellchecker import SpellChecker
+from tokenizers import decoders
 
 from rareneuron.errors import NoRareTokens, VocabularyMismatch
 
@@ -23,38 +23,22 @@ LEAST_LETTERS = 2  # pyspellchecker knows every single letter
 N_SHOWN = 6  # types of a vocabulary without words
 
 
-@dataclass(frozen=True, kw_only=True)
-class WordTypes:
-    """Types that are whole words, by where they may stand, and the types after which a line begins."""
-
-    after_space: Bool[np.ndarray, " vocab"]  # begins with white space: a word wherever it stands
-    at_line_start: Bool[np.ndarray, " vocab"]  # a word only where the token before it opens a line
-    opens_line: Bool[np.ndarray, " vocab"]  # ends with a line break, or is BOS or EOS
-
-
-def word_types(tokenizer: Any, vocab_size: int) -> WordTypes:
-    """Judge for every type of a vocabulary whether it is a word; special and unused types never are."""
+def word_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
+    """Mark the types whose text, spaces around it aside, is a word; special and unused types never are."""
     special = special_types(tokenizer, vocab_size)
-    texts = type_texts(tokenizer, vocab_size)
-    bare = [text.strip() for text in texts]
+    bare = [text.strip() for text in type_texts(tokenizer, vocab_size)]
     candidates = {i for i, word in enumerate(bare) if len(word) >= LEAST_LETTERS and word.isalpha() and not special[i]}
     known = SpellChecker(language="en").known({bare[i].lower() for i in candidates})
-    words = sorted(i for i in candidates if bare[i].lower() in known)
-    after_space, at_line_start, opens_line = (np.zeros(vocab_size, bool) for _ in range(3))
-    for i in words:
-        (after_space if texts[i][0].isspace() else at_line_start)[i] = True
-    opens_line[[i for i, text in enumerate(texts) if text.endswith(("\n", "\r"))]] = True
-    ends = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None and i < vocab_size]
-    opens_line[ends] = True
-    return WordTypes(after_space=after_space, at_line_start=at_line_start, opens_line=opens_line)
+    words = np.zeros(vocab_size, bool)
+    words[[i for i in candidates if bare[i].lower() in known]] = True
+    return words
 
 
-def refuse_wordless(words: WordTypes, tokenizer: Any) -> None:
+def refuse_wordless(words: Bool[np.ndarray, " vocab"], tokenizer: Any) -> None:
     """Refuse a vocabulary of which no type is an English word: the filter would leave no target in any text."""
-    if (words.after_space | words.at_line_start).any():
+    if words.any():
         return
-    special = special_types(tokenizer, len(words.after_space))
-    texts = type_texts(tokenizer, len(words.after_space))
+    special, texts = special_types(tokenizer, len(words)), type_texts(tokenizer, len(words))
     used = [text for text, is_special in zip(texts, special, strict=True) if text.strip() and not is_special]
     some = ", ".join(repr(text) for text in used[:: 1 + len(used) // N_SHOWN])
     such = f" (such as {some})" if used else ""
@@ -78,6 +62,9 @@ def special_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]
 def type_texts(tokenizer: Any, vocab_size: int) -> list[str]:
     """The text that each type adds to a line, leading space included; "" for ids beyond the tokenizer."""
     n = min(vocab_size, len(tokenizer))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.decoder is None:
+        return texts_of_names(backend, tokenizer.convert_ids_to_tokens(range(n))) + [""] * (vocab_size - n)
     anchor = tokenizer.encode(ANCHOR, add_special_tokens=False)[-1:]
     before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
     if before.strip() != ANCHOR:
@@ -90,3 +77,20 @@ def type_texts(tokenizer: Any, vocab_size: int) -> list[str]:
     pairs = tokenizer.batch_decode(behind, clean_up_tokenization_spaces=False)
     texts = [pair[len(before) :] if pair.startswith(before) else "" for pair in pairs]
     return texts + [""] * (vocab_size - n)
+
+
+def texts_of_names(backend: Any, names: list[str | None]) -> list[str]:
+    """The text of types by their names, for a tokenizer without a decoder: decoding would put spaces between all.
+
+    Names are spelled as the steps before the model spell text: bytes as letters, spaces as "▁".
+    """
+    steps = [
+        json.loads(step.__getstate__()) for step in (backend.normalizer, backend.pre_tokenizer) if step is not None
+    ]
+    spelled = json.dumps(steps, ensure_ascii=False)
+    within = getattr(backend.model, "continuing_subword_prefix", None) or ""
+    behind = getattr(backend.model, "end_of_word_suffix", None) or ""
+    texts = [(name or "").removeprefix(within).removesuffix(behind) for name in names]
+    if '"ByteLevel"' in spelled:
+        return [decoders.ByteLevel().decode([text]) for text in texts]
+    return [text.replace("▁", " ") for text in texts] if "▁" in spelled else texts

@@ -13,17 +13,18 @@ x̄ the centred residual and c the shift n̄ − n, so no forward pass is needed
 never as a difference of two losses, which in float32 would leave nothing below 1e-6 nats. κ₁ needs matrix products
 of width d_model only. KL is expanded to second order in δ and, for neurons where that does not do, to fourth
 (`expansion`), with a certificate; pairs over the tolerance are summed over the vocabulary (`full_sum`).
-docs/engine.md derives it. Exact wherever the MLP output joins the residual stream unnormalised (`models.adapter`
-checks that). Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
+docs/engine.md derives it. Exact wherever the MLP output joins the residual stream unnormalised and logits are linear in
+what the final norm gives (`models.adapter` checks that); `behind_norm` serves output norms and soft caps.
+Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rareneuron.maths.behind_norm import BehindNormEngine
 from rareneuron.maths.expansion import (
     PAIRS_AT_ONCE,
     ROUGHLY_AT_ONCE,
@@ -39,30 +40,12 @@ from rareneuron.maths.expansion import (
     summed,
 )
 from rareneuron.maths.full_sum import full_sums
+from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
-from rareneuron.shown import Shown
 
-Precision = Literal["fast", "exact", "reference"]
-
-TOLERANCE = 5e-6  # nats per pair, bound on the error of KL; float32 recomputation of the losses errs by 5e-6 and more
 ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationEffects(Shown):
-    """What ablating each neuron does to each token's prediction, in nats.
-
-    Positive `delta_loss`: the ablation hurts this token, so the neuron boosts its target; negative: it suppresses
-    it. `direct_delta_loss` is the same with the final norm's scale frozen at its clean value.
-    """
-
-    delta_loss: Float[Tensor, "token neuron"]  # L(ablated) - L(clean)
-    direct_delta_loss: Float[Tensor, "token neuron"] | None  # None where it wasn't asked for
-    kl: Float[Tensor, "token neuron"]  # KL(clean || ablated), total effect
-    loss: Float[Tensor, " token"]  # clean
-    full_share: float  # of pairs summed over the whole vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +90,10 @@ class AblationEngine:
         tolerance: float = TOLERANCE,
         memory: int = 4 * 2**30,
     ) -> None:
+        if not readout.is_plain:
+            raise ValueError(
+                "This readout has an output norm or a soft cap; `ablation_engine` gives the engine for it."
+            )
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
@@ -131,8 +118,12 @@ class AblationEngine:
         target: Int[Tensor, " token"],
         *,
         direct: bool = True,
+        mlp_out: Float[Tensor, "token d_model"] | None = None,
     ) -> AblationEffects:
-        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted."""
+        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted.
+
+        `mlp_out` is taken as other engines take it and not needed: no norm stands behind these neurons.
+        """
         kinds = 2 if direct else 1
         delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
         kl = torch.empty_like(delta[0])
@@ -320,6 +311,18 @@ class AblationEngine:
         return Moments(of=of, reach=reach, rounding=rounding)
 
 
+def ablation_engine(
+    readout: Readout,
+    W_out: Float[Tensor, "neuron d_model"],
+    *,
+    precision: Precision = "fast",
+    memory: int = 4 * 2**30,
+) -> "AblationEngine | BehindNormEngine":
+    """Return the engine that serves a readout: neurons may act through an output norm, and logits be soft-capped."""
+    kind = AblationEngine if readout.is_plain else BehindNormEngine
+    return kind(readout, W_out, precision=precision, memory=memory)
+
+
 def delta_loss(
     readout: Readout,
     resid: Float[Tensor, "token d_model"],
@@ -329,12 +332,14 @@ def delta_loss(
     *,
     frozen_norm: bool = False,
     precision: Precision = "fast",
+    mlp_out: Float[Tensor, "token d_model"] | None = None,
 ) -> Float[Tensor, "token neuron"]:
     r"""Return the change in every token's loss when each neuron is ablated.
 
     $\Delta_{ti} = L(x_t + c_{ti} w_i) - L(x_t)$, w_i row i of `W_out` and L the loss of the target after `readout`.
-    Positive: the ablation raises the loss, so the neuron boosts this target; negative: it suppresses it. Exact where
-    the MLP's output joins the residual stream unnormalised, computed without a forward pass (docs/engine.md).
+    Positive: the ablation raises the loss, so the neuron boosts this target; negative: it suppresses it. Computed
+    without a forward pass (docs/engine.md). Where the readout has an `output_norm`, the residual stream moves by what
+    the norm makes of the MLP's output with and without c w_i.
 
     Args:
         readout: final norm and unembedding of the model.
@@ -345,6 +350,7 @@ def delta_loss(
         frozen_norm: whether the final norm keeps its clean scale, which gives the direct effect.
         precision: `fast` errs by at most a few 1e-6 nats per pair, `exact` sums over the vocabulary in float32,
             `reference` does so in float64.
+        mlp_out: the MLP's output before its norm, [token, d_model] (`Readout.mlp_output`); only where there is one.
 
     Returns:
         Δ in nats, [token, neuron], in float32, or in float64 for `reference`.
@@ -365,5 +371,6 @@ def delta_loss(
         >>> rn.delta_loss(readout, resid, torch.tensor([[-1.0]]), torch.tensor([1]), W_out)
         tensor([[0.9387]])
     """
-    effects = AblationEngine(readout, W_out, precision=precision).effects(resid, shift, target, direct=frozen_norm)
+    engine = ablation_engine(readout, W_out, precision=precision)
+    effects = engine.effects(resid, shift, target, direct=frozen_norm, mlp_out=mlp_out)
     return effects.delta_loss if effects.direct_delta_loss is None else effects.direct_delta_loss

@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 from rareneuron.errors import InvalidConfig, Unavailable
-from rareneuron.maths.significance import LEVEL, AgainstNull, finite, holm
+from rareneuron.maths.significance import FEWEST_CONTEXTS, LEVEL, AgainstNull, expanded_levels, finite, holm
 from rareneuron.shown import Shown
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
 MARGIN = 1.96  # standard errors by which p must stay below LEVEL after Holm, were the null drawn again
-FEWEST_CONTEXTS = 40  # to resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +262,7 @@ def bootstrap_test(
         )
     value = float(ratio(sums.sum(0, keepdims=True))[0])
     draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(draws, expanded_levels(n))
     spread = float(draws.std(ddof=1))
     return Comparison(
         statistic=statistic,

@@ -4,7 +4,8 @@ The group moves the residual stream by $v = \sum_i c_i w_{out}^{(i)}$, one vecto
 computed once and each group costs one product with the unembedding, several groups at a time, since a few tokens alone
 would only wait for A to be read. With x̂ and x̂′ the normalised residual before and after, δ = A (x̂′ − x̂), a
 difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses. δ_target, one row of A,
-stays in float64.
+stays in float64. Behind an output norm, the stream moves by what the norm makes of v (`output_norm`); behind a soft
+cap, δ is the change of the capped logits (`softcap`).
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
 
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.maths.readout import Readout
+from rareneuron.maths.softcap import capped_change, soft_cap
 
 ELEMENTS_AT_ONCE = 2**22  # group · token · vocab: 16 MB in float32
 
@@ -30,19 +32,25 @@ class JointAblation:
         resid: Float[Tensor, "token d_model"],
         target: Int[Tensor, " token"],
         *,
+        mlp_out: Float[Tensor, "token d_model"] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.readout, self.target, self.dtype = readout, target, dtype
+        if readout.output_norm is not None and mlp_out is None:
+            raise ValueError("This readout has a norm behind the MLP, so `mlp_out` is needed (`Readout.mlp_output`).")
+        self.readout, self.target, self.mlp_out, self.dtype = readout, target, mlp_out, dtype
         self.centred = readout.centre(resid.double())
         self.direction = self.centred / readout.sigma(self.centred)[:, None]
         self.A = readout.logits_per_direction(dtype)
         logits = self.direction.to(dtype) @ self.A.T + readout.logits_at_zero(dtype).to(dtype)
-        self.logp = logits.log_softmax(-1)
+        cap = readout.softcap
+        self.scaled = None if cap is None else logits / cap
+        self.logp = (logits if cap is None else soft_cap(logits, cap)).log_softmax(-1)
         self.p = self.logp.exp()
 
     def delta_loss(self, move: Float[Tensor, "*group token d_model"]) -> Float[Tensor, "*group token"]:
-        """Return Δ in nats when each token's residual stream is moved by `move`; positive: the loss rises.
+        """Return Δ in nats when each token's MLP output is moved by `move`; positive: the loss rises.
 
+        Without an output norm that is how far the residual stream moves.
         Moves of several groups are taken a few at a time.
         """
         if move.ndim > 2:
@@ -53,13 +61,29 @@ class JointAblation:
         return self._delta_loss(move[None])[0]
 
     def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
+        norm = self.readout.output_norm
+        if norm is not None:
+            assert self.mlp_out is not None
+            move = norm.move(self.mlp_out, move)
         moved = self.centred + self.readout.centre(move.double())
         change = moved / self.readout.sigma(moved)[..., None] - self.direction
         at_target = (change * self.A[self.target]).sum(-1)
-        delta = change.to(self.dtype) @ self.A.T
+        if self.scaled is not None and self.readout.softcap is not None:
+            scaled = self.scaled.gather(1, self.target[:, None])[:, 0].double()
+            at_target = capped_change(at_target, scaled, self.readout.softcap)
+        delta = self._delta(change, self.scaled)
         rise = delta.expm1_().mul_(self.p).sum(-1).double()  # in place: these arrays are the time and the memory
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp
         out, large = torch.log1p(rise), ~(rise.abs() < 0.5)
-        again = change[large].to(self.dtype) @ self.A.T
+        again = self._delta(change[large], None if self.scaled is None else self.scaled.expand_as(delta)[large])
         out[large] = (self.logp.expand_as(delta)[large] + again).logsumexp(-1).double()
         return (out - at_target).to(self.dtype)
+
+    def _delta(
+        self, change: Float[Tensor, "*rows d_model"], scaled: Float[Tensor, "*token vocab"] | None
+    ) -> Float[Tensor, "*rows vocab"]:
+        """Return the change of the logits; `scaled` are those before the cap, over the cap."""
+        delta = change.to(self.dtype) @ self.A.T
+        if scaled is None or self.readout.softcap is None:
+            return delta
+        return capped_change(delta, scaled, self.readout.softcap)

@@ -14,10 +14,10 @@ from jaxtyping import Float
 
 from rareneuron.errors import InvalidConfig, TooFewNeurons
 from rareneuron.maths.nulls import FAMILIES, Family, lift_removed, log_likelihood_ratio, uniform_order_statistics
-from rareneuron.maths.phases import FEWEST_NEURONS, INTERVAL, ContextSums, Outcome, Phases
+from rareneuron.maths.phases import FEWEST_NEURONS, ContextSums, Outcome, Phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope
 from rareneuron.maths.segments import STRAIGHT, Segments, segments, segments_of_each
-from rareneuron.maths.significance import LEVEL
+from rareneuron.maths.significance import LEVEL, expanded_levels
 from rareneuron.maths.spacings import EDGE, TINY, Line, Spacings
 
 FEWEST_DRAWS = 19  # of a null: with fewer no p can reach the level
@@ -31,6 +31,7 @@ class Bootstrap:
     lines: list[Line]
     deviation: Float[np.ndarray, "draw rank"]  # neurons in the order of the full sample
     resorted: list[Segments]
+    levels: tuple[float, float]  # quantiles of the draws between which an interval lies
 
 
 def fit_phases(
@@ -98,9 +99,9 @@ def fit_phases(
     decay = power_law and found.decay_start is not None and null_p["no decay"] <= LEVEL
     if bootstrap is not None:
         edge = bootstrap.deviation[:, int(found.plateau_end * EDGE) : found.plateau_end].mean(1)
-        plateau = plateau and bool(np.quantile(edge, INTERVAL[0]) > 0)
+        plateau = plateau and bool(np.quantile(edge, bootstrap.levels[0]) > 0)
         tail = bootstrap.deviation[:, (found.decay_start or n) - 1 :].mean(1)
-        decay = decay and bool(np.quantile(tail, INTERVAL[1]) < 0)
+        decay = decay and bool(np.quantile(tail, bootstrap.levels[1]) < 0)
     return Phases(
         outcome=outcome(power_law, plateau, decay),
         kappa=found.line.kappa,
@@ -111,7 +112,7 @@ def fit_phases(
         plateau_end=found.plateau_end if plateau else None,
         decay_start=found.decay_start if decay else None,
         deviation=deviation,
-        band=None if bootstrap is None else np.quantile(bootstrap.deviation, INTERVAL, axis=0),
+        band=None if bootstrap is None else np.quantile(bootstrap.deviation, bootstrap.levels, axis=0),
         intervals={} if bootstrap is None else intervals(bootstrap, found, plateau=plateau, decay=decay),
         null_p=null_p,
         breaks=found.breaks,
@@ -194,11 +195,12 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
         lines=lines,
         deviation=np.stack([draw - drawn.at(rank) for draw, drawn in zip(y, lines, strict=True)]),
         resorted=segments_of_each(again, local_slope(again)),
+        levels=expanded_levels(n_contexts),
     )
 
 
 def intervals(bootstrap: Bootstrap, found: Segments, *, plateau: bool, decay: bool) -> dict[str, tuple[float, float]]:
-    """Return percentile intervals over draws; a boundary's always holds the estimate."""
+    """Return expanded percentile intervals over draws; a boundary's always holds the estimate."""
     drawn = {name: [getattr(line, name) for line in bootstrap.lines] for name in ("kappa", "beta")}
     if plateau:
         drawn["plateau_end"] = [s.plateau_end for s in bootstrap.resorted]
@@ -206,7 +208,7 @@ def intervals(bootstrap: Bootstrap, found: Segments, *, plateau: bool, decay: bo
         drawn["decay_start"] = [s.decay_start for s in bootstrap.resorted if s.decay_start is not None]
     out = {}
     for name, values in drawn.items():
-        low, high = np.quantile(values, INTERVAL)
+        low, high = np.quantile(values, bootstrap.levels)
         if name in ("plateau_end", "decay_start"):
             low, high = min(low, getattr(found, name)), max(high, getattr(found, name))
         out[name] = (float(low), float(high))

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rareneuron.maths.output_norm import OutputNorm
+from rareneuron.maths.softcap import soft_cap
 from rareneuron.shown import Shown
 
 
@@ -20,8 +22,9 @@ class Readout(Shown):
     r"""The end of a language model: final norm, then unembedding, as data.
 
     logits(x) = scale · (γ ⊙ x̂ + β) W_Uᵀ + b_U, with x̂ = (x − mean x)/σ for `layer` and x̂ = x/σ for `rms`; σ² is the
-    mean square of the centred (`layer`) or raw (`rms`) residual, plus `eps`. Called on a residual [token, d_model] it
-    returns logits [token, vocab] in the dtype of its weights.
+    mean square of the centred (`layer`) or raw (`rms`) residual, plus `eps`. With a `softcap` κ, κ tanh(logits/κ) takes
+    the logits' place. Called on a residual [token, d_model] it returns logits [token, vocab] in the dtype of its
+    weights.
 
     Args:
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
@@ -31,6 +34,9 @@ class Readout(Shown):
         W_U: unembedding, [vocab, d_model].
         b_U: bias of the logits, [vocab]; None: no bias.
         scale: what multiplies the logits before `b_U`, as in Cohere's models.
+        softcap: κ, beyond which no logit goes, as in Gemma-2; None: no cap.
+        output_norm: the norm between the layer's MLP output and the residual stream, as in Gemma-2, Gemma-3 and OLMo-2;
+            None: the output is added as it is. It isn't part of logits(x), but of how a neuron moves x.
 
     Source:
         LM(x) of Eq. 4 in App. 5.3.1 of “Emergent Specialization: Rare Token Neurons in Language Models”: "LayerNorm and
@@ -51,6 +57,13 @@ class Readout(Shown):
     W_U: Float[Tensor, "vocab d_model"]
     b_U: Float[Tensor, " vocab"] | None = None
     scale: float = 1.0
+    softcap: float | None = None
+    output_norm: OutputNorm | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether neurons write to the residual stream as they are, and no cap bends the logits."""
+        return self.softcap is None and self.output_norm is None
 
     def __call__(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
         """Return the logits of every token."""
@@ -61,7 +74,15 @@ class Readout(Shown):
         if self.bias is not None:
             x = x + self.bias
         logits = (self.scale * x) @ self.W_U.T
-        return logits if self.b_U is None else logits + self.b_U
+        if self.b_U is not None:
+            logits = logits + self.b_U
+        return logits if self.softcap is None else soft_cap(logits, self.softcap)
+
+    def mlp_output(
+        self, act: Float[Tensor, "token neuron"], W_out: Float[Tensor, "neuron d_model"]
+    ) -> Float[Tensor, "token d_model"] | None:
+        """Return the layer's MLP output before its norm, from all its activations; None where there is no such norm."""
+        return None if self.output_norm is None else self.output_norm.mlp_output(act, W_out)
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Subtract what the norm subtracts before it scales: the mean over d_model, or nothing."""
@@ -96,6 +117,7 @@ class Readout(Shown):
             bias=moved(self.bias),
             b_U=moved(self.b_U),
             W_U=self.W_U.to(device=device, dtype=dtype),
+            output_norm=None if self.output_norm is None else self.output_norm.to(dtype, device),
         )
 
 

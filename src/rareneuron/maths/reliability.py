@@ -15,7 +15,7 @@ from rareneuron.maths.groups import top_neurons
 from rareneuron.maths.ranks import spearman
 
 SPLITS = 99  # of the contexts into halves
-FEWEST_CONTEXTS = 4  # two a half
+LEAST_TO_HALVE = 4  # contexts, two a half
 FEWEST_NEURONS = 4  # for Fisher's interval, whose error is 1/√(n − 3)
 LARGEST = 1 - 1e-12  # correlation that has a finite arctanh
 SPEARMAN = 1.06  # variance of Fisher's z of a rank correlation, over that of Pearson's (Fieller)
@@ -91,7 +91,7 @@ def rank_agreement(a: Float[np.ndarray, " neuron"], b: Float[np.ndarray, " neuro
 
 def halves(n_contexts: int, rng: np.random.Generator, n_splits: int) -> Iterator[Bool[np.ndarray, " context"]]:
     """Yield random splits: True for the contexts of one half, which is at most half of them."""
-    if n_contexts < FEWEST_CONTEXTS:
+    if n_contexts < LEAST_TO_HALVE:
         raise NotMeasured(f"{n_contexts} contexts are too few to be halved. Analyse more tokens.", argument="n_tokens")
     for _ in range(n_splits):
         yield rng.permutation(n_contexts) < n_contexts // 2

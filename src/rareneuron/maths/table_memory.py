@@ -4,6 +4,7 @@ Counted from the shapes alone, so a plan can refuse what wouldn't fit. Oracle: t
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -22,13 +23,61 @@ def tokens_per_block(vocab: int) -> int:
 
 
 def engine_memory(
-    vocab: int, d_model: int, dtype: torch.dtype = torch.float32, product_dtype: torch.dtype = torch.float32
+    vocab: int,
+    d_model: int,
+    dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype = torch.float32,
+    block_copies: int = BLOCK_COPIES,
 ) -> tuple[int, int]:
     """Return the bytes that the engine takes whatever the layer's width, and those that each neuron adds."""
-    tokens = tokens_per_block(vocab)
-    fixed = vocab * dtype.itemsize * (d_model + BLOCK_COPIES * tokens)
-    tables = vocab * (dtype.itemsize + product_dtype.itemsize)
-    return fixed, tables + dtype.itemsize * (PAIR_COPIES * tokens + 2 * d_model)
+    return fixed_and_per_neuron(
+        vocab, d_model, tokens_per_block(vocab), dtype.itemsize, product_dtype.itemsize, block_copies
+    )
+
+
+def fixed_and_per_neuron(
+    vocab: int, d_model: int, tokens: int, item: int, squared_item: int, block_copies: int
+) -> tuple[int, int]:
+    """Return the same for blocks of so many tokens, from the bytes of a number in B and in the table of its squares."""
+    fixed = vocab * item * (d_model + block_copies * tokens)
+    return fixed, vocab * (item + squared_item) + item * (PAIR_COPIES * tokens + 2 * d_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an engine uses its memory."""
+
+    neurons: int  # at a time
+    tokens: int  # in a block
+    holds_squares: bool  # whether the table of B² is held beside B, or its pieces are formed again for every block
+
+
+def best_layout(
+    memory: int,
+    vocab: int,
+    d_model: int,
+    n_neurons: int,
+    dtype: torch.dtype,
+    product_dtype: torch.dtype,
+    block_copies: int,
+) -> Layout:
+    """Return the fastest layout that fits into `memory` bytes; raises where next to none does.
+
+    The clean tokens are computed once for every set of neurons that is held, which costs as much as all the rest. So
+    all neurons are held at once if at all possible, be it without their squares, be it with smaller blocks.
+    """
+    most = tokens_per_block(vocab)
+    squared = product_dtype.itemsize
+    for tokens in (most, -(-most // 2)):
+        for holds_squares in (True, False):
+            fixed, per_neuron = fixed_and_per_neuron(
+                vocab, d_model, tokens, dtype.itemsize, squared * holds_squares, block_copies
+            )
+            if fixed + n_neurons * per_neuron <= memory:
+                return Layout(neurons=n_neurons, tokens=tokens, holds_squares=holds_squares)
+    fewer = neurons_that_fit(memory, vocab, d_model, n_neurons, dtype, product_dtype, block_copies=block_copies)
+    fixed, per_neuron = fixed_and_per_neuron(vocab, d_model, most, dtype.itemsize, 0, block_copies)
+    return Layout(neurons=max(fewer, (memory - fixed) // per_neuron), tokens=most, holds_squares=False)
 
 
 def neurons_that_fit(
@@ -39,12 +88,13 @@ def neurons_that_fit(
     dtype: torch.dtype = torch.float32,
     product_dtype: torch.dtype = torch.float32,
     share: float = 1.0,
+    block_copies: int = BLOCK_COPIES,
 ) -> int:
     """Return how many neurons' tables fit into `memory` bytes; raises where it is next to none.
 
     `share` is that part of what was allowed which the engine has: the error speaks of the whole.
     """
-    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype)
+    fixed, per_neuron = engine_memory(vocab, d_model, dtype, product_dtype, block_copies)
     fit = (memory - fixed) // per_neuron
     fewest = min(n_neurons, FEWEST_NEURONS)
     if fit < fewest:

@@ -1,8 +1,10 @@
 """Captures what effects are computed from: residual stream, activations and target of each analysed token.
 
 The backbone runs without the unembedding; logits are formed later, at analysed tokens only. Contexts stream
-through, so memory holds one batch, however large the corpus. Targets come from the `Selection`: the shift to the
-next token happens there, where a target's rarity decides which tokens are analysed, and nowhere else.
+through, so memory holds one batch, however large the corpus. What follows a context's last analysed token can't change
+anything before it, so it isn't computed; contexts that end at about the same place go through together. Targets come
+from the `Selection`: the shift to the next token happens there, where a target's rarity decides which tokens are
+analysed, and nowhere else. Oracle: tests/measure/test_capture.py, whole contexts.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +20,7 @@ from rareneuron.data.selection import Selection
 from rareneuron.models.adapter import Adapter
 
 BATCH_BYTES = 256 * 2**20  # activations of one forward pass
+CONTEXTS_AT_ONCE = 16  # whose ends are close, at most
 HELD = 0.25  # share of the memory that captured tokens may take; the engine has the rest
 
 Progress = Callable[[int], None]
@@ -33,8 +36,8 @@ class TokenBatch:
     context: Int[np.ndarray, " token"]  # row of the selection's windows
     rare: Bool[np.ndarray, " token"]  # False: matched common target
     index: Int[np.ndarray, " token"]  # row of the token table
-    all_act_sum: Float[Tensor, " neuron"]  # over every position of these contexts, for `reference="all"`
-    n_positions: int
+    all_act_sum: Float[Tensor, " neuron"]  # over the positions computed: all of them for `reference="all"`
+    n_positions: int  # computed
 
 
 def contexts_per_batch(adapter: Adapter, context_length: int, layer: int) -> int:
@@ -43,16 +46,30 @@ def contexts_per_batch(adapter: Adapter, context_length: int, layer: int) -> int
     return max(1, BATCH_BYTES // (per_token * context_length))
 
 
-def capture(adapter: Adapter, selection: Selection, layer: int = -1) -> Iterator[TokenBatch]:
-    """Run the backbone over all contexts of the selection, and yield what it computes at analysed tokens."""
+def last_positions(selection: Selection) -> Int[np.ndarray, " context"]:
+    """Return the last analysed position of each context."""
+    last = np.zeros(len(selection.windows), np.int64)
+    np.maximum.at(last, selection.context, selection.position)
+    return last
+
+
+def capture(adapter: Adapter, selection: Selection, layer: int = -1, *, whole: bool = False) -> Iterator[TokenBatch]:
+    """Run the backbone over all contexts of the selection, and yield what it computes at analysed tokens.
+
+    Contexts end with their batch's last analysed token, and come in the order of their ends; `whole` ones are computed
+    to their end, as means over all positions need, and come in the selection's order.
+    """
+    n_positions = selection.windows.shape[1]
+    last = np.full(len(selection.windows), n_positions - 1) if whole else last_positions(selection)
     order = np.argsort(selection.context, kind="stable")
-    context = selection.context[order]
-    size = contexts_per_batch(adapter, selection.windows.shape[1], layer)
-    for start in range(0, len(selection.windows), size):
-        windows = selection.windows[start : start + size]
-        rows = order[np.searchsorted(context, start) : np.searchsorted(context, start + len(windows))]
-        captured = adapter.capture(torch.from_numpy(windows), layer)
-        row = torch.from_numpy(selection.context[rows] - start).long()
+    first = np.searchsorted(selection.context[order], np.arange(len(last) + 1))
+    size = min(CONTEXTS_AT_ONCE, contexts_per_batch(adapter, n_positions, layer))
+    for chosen in np.split(np.argsort(last, kind="stable"), range(size, len(last), size)):
+        contexts = np.sort(chosen)
+        windows = np.ascontiguousarray(selection.windows[contexts, : last[contexts].max() + 1])
+        rows = np.concatenate([order[first[c] : first[c + 1]] for c in contexts])
+        captured = adapter.capture(torch.from_numpy(windows), layer, contexts_per_batch=size)
+        row = torch.from_numpy(np.searchsorted(contexts, selection.context[rows])).long()
         position = torch.from_numpy(selection.position[rows]).long()
         yield TokenBatch(
             resid=captured.resid[row, position],
@@ -104,7 +121,9 @@ class TokenSource(ABC):
     adapter: Adapter
     selection: Selection
     layer: int
+    whole: bool  # contexts are computed to their ends, and not only to their last analysed token
     seconds: float  # spent on capture
+    n_positions: int  # computed in the first pass
 
     @abstractmethod
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:

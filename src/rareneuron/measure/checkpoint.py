@@ -137,6 +137,7 @@ class Measurement:
             memory=self.held_bytes,
             pieces=pieces,
             kept=self.kept if are_kept else None,
+            whole=config.reference == "all",
         )
         self.found: dict[str, Any] = {}  # by stage
 
@@ -187,7 +188,7 @@ def compute_effects(work: Measurement) -> LayerEffects:
     """Compute every neuron's effect piece by piece, and show progress."""
     pieces = StepPieces(work.source, work.kept, work.observer)
     with (
-        bar(f"step {work.name} capture", work.selection.windows.size, "tok", work.progress) as capture_progress,
+        bar(f"step {work.name} capture", len(work.selection.windows), "context", work.progress) as capture_progress,
         bar(f"step {work.name} effects", len(work.selection.context), "tok", work.progress) as effects_progress,
     ):
         return layer_effects(

@@ -21,6 +21,7 @@ from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, rows_o
 from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations, Verified
 from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
+from rareneuron.models.faults import overflow_remedy
 from rareneuron.runs.files import digest
 from rareneuron.runs.records import Audit
 from rareneuron.runs.seeds import generator
@@ -65,6 +66,9 @@ def mean_activations(source: TokenSource, reference: str, progress: Progress) ->
 
     Each kind has its own mean: at common targets, the mean over rare ones would change more than the neuron's signal.
     """
+    assert source.whole or reference != "all", (
+        "the mean over all positions needs contexts that were computed to their end"
+    )
     zero = torch.zeros(source.adapter.n_neurons(source.layer), dtype=torch.float64, device=source.adapter.model.device)
     sums = {True: zero, False: zero.clone()}
     absolute, everywhere, n_everywhere, n = zero.clone(), zero.clone(), 0, {True: 0, False: 0}
@@ -105,7 +109,7 @@ def layer_effects(
     engine = kind.build(adapter, selection, layer, memory, generator(seed, "audit"))
     gathered, seconds = gather(source, engine, pieces, means, observe, effects_progress)
     seconds += time.perf_counter() - started
-    refuse_overflow(gathered.loss)
+    refuse_overflow(gathered.loss, adapter.model.dtype)
     n_pairs = max(1, len(gathered.loss) * adapter.n_neurons(layer))
     started = time.perf_counter()
     audit, verified = engine.judged(), engine.verified()
@@ -121,7 +125,9 @@ def layer_effects(
         audit=audit,
         timings={"capture": source.seconds, "effects": seconds},
         rates={
-            "capture_tokens_per_second": selection.windows.size / max(captured_seconds, 1e-9),
+            "capture_tokens_per_second": source.n_positions / max(captured_seconds, 1e-9),
+            "captured_share": source.n_positions / max(1, selection.windows.size),
+            "milliseconds_per_token": 1e3 * (captured_seconds + seconds) / max(1, len(gathered.loss)),
             "full_sum_share": gathered.full_pairs / max(1, len(gathered.loss)),
             "effects_microseconds_per_pair": 1e6 * seconds / n_pairs,
         },
@@ -167,12 +173,12 @@ def gather(
     return gathered, seconds
 
 
-def refuse_overflow(loss: Float[np.ndarray, " token"]) -> None:
+def refuse_overflow(loss: Float[np.ndarray, " token"], dtype: torch.dtype) -> None:
     """Refuse clean losses that are not finite numbers."""
     if not np.isfinite(loss).all():
         raise RareNeuronError(
             f"The clean loss is not a finite number at {int((~np.isfinite(loss)).sum())} analysed tokens, so "
-            "effects there mean nothing. The usual cause is overflow in half precision: use --dtype float32."
+            f"effects there mean nothing. {overflow_remedy(dtype)}"
         )
 
 

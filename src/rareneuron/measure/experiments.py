@@ -17,17 +17,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.errors import RareNeuronError, Unavailable
-from rareneuron.maths.ablation import AblationEffects, AblationEngine
+from rareneuron.maths.ablation import AblationEngine, ablation_engine
+from rareneuron.maths.behind_norm import BehindNormEngine
 from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.pair_effects import AblationEffects
 from rareneuron.maths.readout import Readout
+from rareneuron.maths.significance import FEWEST_CONTEXTS
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.options import with_option
 from rareneuron.runs.seeds import generator
 
-RARE_TOKENS = 600  # of the sample; the last context is taken whole
+RARE_TOKENS = 600  # of the sample, at least, and of 40 contexts; the last context is taken whole
 JOINT_TOKENS = 128  # of these, at most, at which random groups are ablated, too
 JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of its time on these
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
@@ -49,8 +52,8 @@ def experiments(
     readout, W_out = source.adapter.readout_behind(source.layer), source.adapter.weights(source.layer).W_out
     if isinstance(readout, Unavailable):
         return Unavailable(f"Groups are ablated at once by the readout behind their layer. {readout.why}")
-    sample = Sample(source, generator(seed, "experiments"))
-    engine = AblationEngine(readout, W_out, memory=memory)
+    sample = Sample(source, readout, W_out, generator(seed, "experiments"))
+    engine = ablation_engine(readout, W_out, memory=memory)
     rare = ablate(engine, sample, sample.rare, effects["mean_act"], direct=True)
     out = both_ablations(engine, sample, rare)
     out |= by_context("rare", "", rare.size, rare.shift, rare.row, sample.n_contexts)
@@ -68,6 +71,7 @@ class Ablated:
 
     resid: Float[Tensor, "token d_model"]
     target: Int[Tensor, " token"]
+    mlp_out: Float[Tensor, "token d_model"] | None  # before its norm, where there is one
     row: Int[np.ndarray, " token"]  # of the sums by context
     shift: Float[Tensor, "token neuron"]  # n̄ − n
     effects: AblationEffects
@@ -75,16 +79,23 @@ class Ablated:
 
 
 def ablate(
-    engine: AblationEngine, sample: "Sample", chosen: Bool[np.ndarray, " token"], mean: pd.Series, *, direct: bool
+    engine: AblationEngine | BehindNormEngine,
+    sample: "Sample",
+    chosen: Bool[np.ndarray, " token"],
+    mean: pd.Series,
+    *,
+    direct: bool,
 ) -> Ablated:
     """Ablate every neuron to its mean at some tokens of the sample."""
     at = torch.from_numpy(np.flatnonzero(chosen)).to(sample.act.device)
     shift = torch.tensor(mean.to_numpy()).to(sample.act.device) - sample.act[at].double()
     resid, target = sample.resid[at], sample.target[at]
-    effects = engine.effects(resid, shift, target, direct=direct)
+    mlp_out = None if sample.mlp_out is None else sample.mlp_out[at]
+    effects = engine.effects(resid, shift, target, direct=direct, mlp_out=mlp_out)
     return Ablated(
         resid=resid,
         target=target,
+        mlp_out=mlp_out,
         row=sample.rows[chosen],
         shift=shift,
         effects=effects,
@@ -92,10 +103,11 @@ def ablate(
     )
 
 
-def both_ablations(engine: AblationEngine, sample: "Sample", rare: Ablated) -> dict[str, Any]:
+def both_ablations(engine: AblationEngine | BehindNormEngine, sample: "Sample", rare: Ablated) -> dict[str, Any]:
     """Return each neuron's mean |Δ| by mean- and by zero-ablation, at the rare tokens of the sample."""
     at = torch.from_numpy(np.flatnonzero(sample.rare)).to(sample.act.device)
-    zero = engine.effects(rare.resid, -sample.act[at].double(), rare.target, direct=False).delta_loss
+    shift = -sample.act[at].double()
+    zero = engine.effects(rare.resid, shift, rare.target, direct=False, mlp_out=rare.mlp_out).delta_loss
     return {"mean_ablation": rare.size.mean(0), "zero_ablation": zero.double().abs().mean(0)}
 
 
@@ -139,22 +151,28 @@ def by_context(
 class Sample:
     """Tokens of whole contexts drawn until there are enough rare ones, in the selection's order."""
 
-    def __init__(self, source: TokenSource, rng: np.random.Generator) -> None:
+    def __init__(
+        self, source: TokenSource, readout: Readout, W_out: Float[Tensor, "neuron d_model"], rng: np.random.Generator
+    ) -> None:
         selection = source.selection
         n_rare = np.bincount(selection.context[selection.rare], minlength=len(selection.windows))
         order = rng.permutation(len(selection.windows))
         # At most half of the contexts: groups that the sample judges are chosen on the others.
-        enough = max(1, min(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, len(order) // 2))
+        enough = max(int(np.searchsorted(n_rare[order].cumsum(), RARE_TOKENS)) + 1, FEWEST_CONTEXTS)
+        enough = max(1, min(enough, len(order) // 2))
         chosen = np.zeros(len(selection.windows), bool)
         chosen[order[:enough]] = True
-        parts: list[tuple[Tensor, Tensor, Tensor, np.ndarray, np.ndarray]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
         for batch in source.again():
             rows = np.flatnonzero(chosen[batch.context])
             at = torch.from_numpy(rows).to(batch.act.device)
-            parts.append((batch.act[at], batch.resid[at], batch.target[at], batch.context[rows], batch.rare[rows]))
-        act, resid, target, context, rare = zip(*parts, strict=True)
-        self.act, self.resid, self.target = torch.cat(act), torch.cat(resid), torch.cat(target)
-        self.context, self.rare = np.concatenate(context).astype(np.int64), np.concatenate(rare)
+            tensors = batch.act[at], batch.resid[at], batch.target[at]
+            parts.append((*tensors, batch.context[rows], batch.rare[rows], batch.index[rows]))
+        act, resid, target, context, rare, index = zip(*parts, strict=True)
+        order = np.argsort(np.concatenate(index))  # batches come in the order of their contexts' ends
+        self.act, self.resid, self.target = (torch.cat(x)[torch.from_numpy(order)] for x in (act, resid, target))
+        self.mlp_out = readout.mlp_output(self.act, W_out)
+        self.context, self.rare = np.concatenate(context).astype(np.int64)[order], np.concatenate(rare)[order]
         contexts, self.rows = np.unique(self.context, return_inverse=True)  # of the sums by context
         self.n_contexts = len(contexts)
 
@@ -173,8 +191,14 @@ def joint_effects(
     n = n_joint_tokens(readout, len(rare.resid), 2 + sum(len(drawn) for drawn in random.values()))
     some = torch.linspace(0, len(rare.resid) - 1, n, dtype=torch.float64).round().long().to(rare.shift.device)
     out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some}
-    joint = JointAblation(readout, rare.resid[some], rare.target[some])
+    joint = joint_ablation(readout, rare, some)
     return out | {f"joint_{name}": mean_joint_effects(joint, moves, some, drawn) for name, drawn in random.items()}
+
+
+def joint_ablation(readout: Readout, rare: Ablated, at: Int[Tensor, " token"]) -> JointAblation:
+    """Return what ablates whole groups at some of the rare tokens."""
+    mlp_out = None if rare.mlp_out is None else rare.mlp_out[at]
+    return JointAblation(readout, rare.resid[at], rare.target[at], mlp_out=mlp_out)
 
 
 def n_joint_tokens(readout: Readout, n_rare: int, n_groups: int) -> int:
@@ -186,7 +210,7 @@ def n_joint_tokens(readout: Readout, n_rare: int, n_groups: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMoves:
-    """How far ablating each neuron moves the residual stream at each token, added up over groups."""
+    """How far ablating each neuron moves the MLP's output at each token, added up over groups."""
 
     shift: Float[Tensor, "token neuron"]
     single: Float[Tensor, "token neuron"]  # Δ of each neuron alone
@@ -208,7 +232,7 @@ def joint_effects_of_roles(
     """Return the joint Δ, the sum of single Δ and of single |Δ| of both groups at every rare token."""
     parts: dict[str, list[Tensor]] = {}
     for at in torch.arange(len(rare.resid), device=rare.shift.device).split(TOKENS_AT_ONCE):
-        joint = JointAblation(readout, rare.resid[at], rare.target[at])
+        joint = joint_ablation(readout, rare, at)
         for role in ("boosting", "suppressing"):
             move, single = moves.at(at, [getattr(groups, role)])
             together = joint.delta_loss(move).double()

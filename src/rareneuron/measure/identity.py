@@ -17,7 +17,7 @@ from rareneuron.runs.tokens import TokenStage, selection_digest
 # Settings that needn't be part of a piece's name: digests of tokens and weights cover them, or they matter to later
 # stages only.
 SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity", "percentile", "words", "n_tokens"}
-SEEN_IN_TOKENS |= {"context_length", "counts_from"}
+SEEN_IN_TOKENS |= {"context_length", "counts_from", "per_context"}
 SEEN_IN_WEIGHTS = {"model", "revision"}
 DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
 

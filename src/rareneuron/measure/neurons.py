@@ -273,8 +273,11 @@ def extreme_logits(
 ) -> tuple[Int[Tensor, "neuron written"], Float[Tensor, "neuron written"]]:
     """Return the ids and values of the largest, then the smallest W_U (γ ⊙ ŵ_out), less its mean over `n_ids` tokens.
 
-    Both lists begin with the most extreme value.
+    Both lists begin with the most extreme value. Behind an output norm, what is written is its gain times w_out, but
+    for a positive factor that is each token's own; values are those before a soft cap.
     """
+    if readout.output_norm is not None:
+        W_out = W_out * readout.output_norm.weight.to(W_out)
     A = readout.logits_per_direction(torch.float32)[:n_ids]
     A = A - A.mean(0)
     n = min(N_TOKENS, n_ids)

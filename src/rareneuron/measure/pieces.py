@@ -34,7 +34,7 @@ from rareneuron.measure.sums import as_array
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.files import read_tensors, remove, write_tensors
 
-FORMAT = 1  # of kept pieces; pieces of another format are not found
+FORMAT = 2  # of kept pieces; pieces of another format are not found
 PIECE_WORK = {"cpu": 6e12, "gpu": 6e15}  # operations of a minute at 100 GFLOP/s, at 100 TFLOP/s
 CAPTURED_BYTES = 512 * 2**20  # of a piece whose captured tokens are kept
 BY_TOKEN = ("resid", "act", "target", "context", "rare", "index")
@@ -45,6 +45,7 @@ def workload(adapter: Adapter, selection: Selection, layer: int) -> Workload:
     """Return the numbers that decide what effects at these tokens cost."""
     return Workload(
         forward=2.0 * adapter.n_backbone_params * selection.windows.size,
+        resumed=1 - layer % adapter.n_layers / adapter.n_layers,
         n_contexts=len(selection.windows),
         n_tokens=len(selection.context),
         n_neurons=adapter.n_neurons(layer),
@@ -117,12 +118,13 @@ class CapturedPieces(TokenSource):
         memory: int,
         pieces: Sequence[range] | None = None,
         kept: PieceStore | None = None,
+        whole: bool = False,
     ) -> None:
-        self.adapter, self.selection, self.layer = adapter, selection, layer
+        self.adapter, self.selection, self.layer, self.whole = adapter, selection, layer, whole
         self.pieces = (range(len(selection.windows)),) if pieces is None else tuple(pieces)
         self.kept = kept
         self.fits = len(selection.context) * (adapter.n_neurons(layer) + adapter.d_model) * 4 <= memory
-        self.seconds = 0.0
+        self.seconds, self.n_positions = 0.0, 0
         self._held: dict[range, list[TokenBatch]] = {}
 
     def first_pass(self, progress: Progress) -> Iterator[TokenBatch]:
@@ -135,8 +137,9 @@ class CapturedPieces(TokenSource):
             ):
                 if self.fits:
                     self._held.setdefault(contexts, []).append(batch)
+                self.n_positions += batch.n_positions
                 yield batch
-                progress(batch.n_positions)
+                progress(len(np.unique(batch.context)))
 
     def again(self) -> Iterator[TokenBatch]:
         """Yield all batches again."""
@@ -152,7 +155,7 @@ class CapturedPieces(TokenSource):
     def _capture(self, contexts: range) -> Iterator[TokenBatch]:
         part, rows = part_of(self.selection, contexts)
         start = time.perf_counter()
-        for batch in capture(self.adapter, part, self.layer):
+        for batch in capture(self.adapter, part, self.layer, whole=self.whole):
             self.seconds += time.perf_counter() - start
             yield replace(batch, context=batch.context + contexts.start, index=rows[batch.index])
             start = time.perf_counter()

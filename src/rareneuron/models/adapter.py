@@ -22,9 +22,12 @@ from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
+from rareneuron.models.faults import HALF, IN_FLOAT32
+from rareneuron.models.heads import use_stored_head
 from rareneuron.models.hub import ModelFolder, model_folder
-from rareneuron.models.loading import load_causal_lm, load_tokenizer, read_config, sha256_of_weights
+from rareneuron.models.loading import load_causal_lm, read_config, sha256_of_weights
 from rareneuron.models.probes import ClosedForm, closed_form
+from rareneuron.models.tokenizers import find_tokenizer, refuse_unfit_tokenizer
 
 PATCHING = (
     "Use `--engine patching`, which re-runs the rest of the network: slower, and right for any layer and architecture."
@@ -176,7 +179,8 @@ class Adapter:
         """The rest of the network behind a layer; raises where that is more than final norm and unembedding."""
         found = self.readout_behind(layer)
         if isinstance(found, Unavailable):
-            raise UnsupportedModel(f"{found.why} {PATCHING}")
+            is_last = self.anatomy.layer_index(layer) == self.n_layers - 1
+            raise UnsupportedModel(f"{found.why} {IN_FLOAT32 if is_last and self.model.dtype in HALF else PATCHING}")
         return found
 
     def capture(
@@ -270,14 +274,18 @@ def load_folder(
     place = device_named(device) if isinstance(device, str) else device
     config = read_config(where.folder)
     model = load_causal_lm(where.folder, config, dtype)
+    head = use_stored_head(model, where.folder)
+    found = find_tokenizer(where.folder, model.config) if tokenizer is None else None
     return Adapter(
         model.to(place),
-        load_tokenizer(where.folder, model.config) if tokenizer is None else tokenizer,
+        tokenizer if found is None else found.tokenizer,
         {
             "source": where.source,
             "revision": where.revision,
             "commit": where.commit,
             "weights_sha256": sha256_of_weights(where.folder),
+            "tokenizer": None if found is None else found.source,
+            "head": head,
         },
         folder=where.folder,
     )
@@ -343,13 +351,3 @@ def refuse_non_finite(model: Any) -> None:
                 f"{bad} of {weight.numel()} numbers of `{name}` are NaN or infinite, so nothing computed with this "
                 "checkpoint would mean anything. Download or save it again; if it was trained like this, it diverged."
             )
-
-
-def refuse_unfit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Refuse a tokenizer that can give an id for which the embedding has no row."""
-    largest, rows = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().weight.shape[0]
-    if largest >= rows:
-        raise UnfitTokenizer(
-            f"The tokenizer's largest id is {largest}, and the model's embedding has {rows} rows, so the two don't "
-            "belong together. Give the tokenizer that the model was trained with."
-        )

@@ -17,8 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rareneuron.errors import OutOfRange, UnsupportedModel
 from rareneuron.maths.gauge import Gauge, gauge_of
+from rareneuron.maths.output_norm import OutputNorm
 from rareneuron.maths.readout import Readout
 from rareneuron.models.families import FAMILIES, Family
+from rareneuron.models.kinds import why_not_served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,12 @@ class Anatomy:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self.weights(-1).W_out.shape[1]
+
+    @property
+    def softcap(self) -> float | None:
+        """The size beyond which no logit goes; None where logits aren't capped."""
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
 
     @property
     def n_backbone_params(self) -> int:
@@ -90,9 +98,7 @@ class Anatomy:
                 f"{self.family.model_type}: this variant projects the residual stream from {self.d_model} to "
                 f"{W_U.shape[1]} dimensions between final norm and unembedding"
             )
-        eps = self.family.norm_eps
-        if eps is None:
-            eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        eps = epsilon(norm) if self.family.norm_eps is None else self.family.norm_eps
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         unembedding_bias = getattr(self.unembedding, "bias", None)
         return Readout(
@@ -102,6 +108,20 @@ class Anatomy:
             eps=float(eps),
             W_U=W_U,
             b_U=None if unembedding_bias is None else unembedding_bias.detach(),
+            softcap=self.softcap,
+            output_norm=self.output_norm(-1),
+        )
+
+    def output_norm(self, layer: int) -> OutputNorm | None:
+        """The norm between a layer's MLP output and the residual stream as data; None where the record names none."""
+        if self.family.mlp_norm is None:
+            return None
+        norm: Any = part(self.blocks[self.layer_index(layer)], self.family.mlp_norm, self.family)
+        bias = getattr(self.mlp_out(layer), "bias", None)
+        return OutputNorm(
+            weight=self.family.gain_offset + norm.weight.detach(),
+            eps=epsilon(norm),
+            bias=None if bias is None else bias.detach(),
         )
 
     def token_ids(self, windows: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> Tensor:
@@ -184,19 +204,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The record of an architecture, from the content of its config.json."""
     model_type = config.get("model_type")
     listed = f"Architectures that are: {', '.join(FAMILIES)} (`rareneuron families`)."
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedModel(
-            f"{model_type} is an encoder-decoder model, whose loss isn't that of the next token given the text "
-            f"before it. Only decoder-only models are supported. {listed}"
-        )
-    if model_type in FAMILIES:
+    if model_type in FAMILIES and not config.get("is_encoder_decoder"):
         return FAMILIES[model_type]
-    heads = config.get("architectures") or []
-    if any("MaskedLM" in head or "PreTraining" in head for head in heads):
-        raise UnsupportedModel(
-            f"{model_type} ({', '.join(heads)}) is an encoder: it sees the tokens that it predicts. Only decoder-only "
-            f"models are supported. {listed}"
-        )
+    why = why_not_served(config, FAMILIES)
+    if why is not None:
+        raise UnsupportedModel(f"{why} {listed}")
     raise UnsupportedModel(
         f"{model_type!r} is not an architecture that this package knows where to find the neurons of. {listed} Adding "
         "one is one record in rareneuron/models/families.py; the contract test picks it up by itself."
@@ -220,6 +232,11 @@ def attribute(root: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module if isinstance(module, nn.Module) else None
+
+
+def epsilon(norm: Any) -> float:
+    """What a norm's module adds to the mean square, whatever it calls it."""
+    return float(norm.eps if hasattr(norm, "eps") else norm.variance_epsilon)
 
 
 def output_first(projection: nn.Module) -> Float[Tensor, "out in"]:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
+from rareneuron.links import expanded
 from rareneuron.models.hub import ModelFolder, branch_commits, is_local, model_folder, split_revision
 from rareneuron.models.loading import weight_files
 
@@ -134,7 +135,7 @@ def why_no_weights(checkpoint: Checkpoint) -> str | None:
     """The reason why a folder of this machine has no readable weights; None where it has, and for the Hub's models."""
     if is_local(checkpoint.source):
         try:
-            weight_files(Path(checkpoint.source).expanduser())
+            weight_files(expanded(checkpoint.source))
         except BrokenCheckpoint as error:
             return str(error)
     return None

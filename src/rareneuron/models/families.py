@@ -2,9 +2,9 @@
 
 Paths of blocks and final norm start at the model's backbone (`model.base_model`), those of the MLP at a block.
 Everything else is found by structure: the unembedding by `get_output_embeddings()`, the orientation of a weight
-by its module's type, biases and ties by looking. Adding an architecture is adding a record here: the contract
-test builds a tiny random model from `tiny` and compares the closed form with the model itself. What a record
-claims is not trusted either: `probes` decides at every load.
+by its module's type, biases, ties and soft caps by looking. Adding an architecture is adding a record here: the
+contract test builds a tiny random model from `tiny` and compares the closed form with the model itself. What a
+record claims is not trusted either: `probes` decides at every load.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class Family:
     activation: str  # φ, the MLP's nonlinearity
     mlp_gate: str | None = None
     attention_out: str = "self_attn.o_proj"  # its input is what the heads put out, one block of columns a head
-    gain_offset: float = 0.0  # the gain of the final norm is this plus the stored weight
+    gain_offset: float = 0.0  # the gain of a norm is this plus the stored weight
     norm_eps: float | None = None  # only where the norm's module doesn't carry it
     attention: str | None = None  # only where transformers' default attention computes something else
-    patching_only: str | None = None  # why the closed form doesn't hold
+    mlp_norm: str | None = None  # the RMSNorm between the MLP's output and the residual stream
     tiny: Mapping[str, Any] = field(default_factory=dict)  # what a tiny config needs beyond the common names
 
 
@@ -38,7 +38,7 @@ GATED: dict[str, Any] = {
     "mlp_gate": "mlp.gate_proj",
     "activation": "mlp.act_fn",
 }
-NORMALISED_OUTPUT = "the MLP output is normalised before it is added to the residual stream"
+POST_NORM: dict[str, Any] = {"mlp_norm": "post_feedforward_layernorm"}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -120,8 +120,8 @@ FAMILIES: dict[str, Family] = {
             norm="rms",
             gain_offset=1.0,
             attention="eager",  # fused attention leaves out the soft-capping of attention scores
-            patching_only=f"the logits are soft-capped, and {NORMALISED_OUTPUT}",
             **GATED,
+            **POST_NORM,
         ),
         Family(
             model_type="gemma3_text",
@@ -129,16 +129,9 @@ FAMILIES: dict[str, Family] = {
             final_norm="norm",
             norm="rms",
             gain_offset=1.0,
-            patching_only=NORMALISED_OUTPUT,
             **GATED,
+            **POST_NORM,
         ),
-        Family(
-            model_type="olmo2",
-            blocks="layers",
-            final_norm="norm",
-            norm="rms",
-            patching_only=NORMALISED_OUTPUT,
-            **GATED,
-        ),
+        Family(model_type="olmo2", blocks="layers", final_norm="norm", norm="rms", **GATED, **POST_NORM),
     )
 }

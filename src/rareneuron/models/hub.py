@@ -34,6 +34,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
+from rareneuron.links import expanded
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]  # config and tokenizer
 WANTED_FILES = ["*.safetensors", *SMALL_FILES]
@@ -68,9 +69,9 @@ def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple
             "The name of the model is empty. Give a folder, or a Hub id such as `EleutherAI/pythia-70m`."
         )
     head, at, suffix = name.partition("@")
-    if at and not Path(name).expanduser().exists() and Path(head).expanduser().exists():
+    if at and not expanded(name).exists() and expanded(head).exists():
         name, revision = head, suffix  # a folder with a revision, which is refused like any other
-    if is_local(name if Path(name).expanduser().exists() else head):
+    if is_local(name if expanded(name).exists() else head):
         if revision is not None:
             raise ModelNotFound(
                 f"{name} is a local path, and revision {revision!r} was asked for, but only models on the Hub have "
@@ -89,7 +90,7 @@ def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple
 
 def is_local(name: str) -> bool:
     """Whether `name` is a path: it exists, or can't be a Hub id."""
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    return expanded(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
 def model_folder(
@@ -105,7 +106,7 @@ def model_folder(
     """
     name, revision = split_revision(model, revision)
     if is_local(name):
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         if not folder.exists():
             raise ModelNotFound(
                 f"There is no folder {name}. Give an existing folder with config.json and *.safetensors, or a Hub id "

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnsupportedModel
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.families import Family
 from rareneuron.models.untrusted import refuse_links, refuse_sizes
@@ -34,7 +34,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 STORED_DTYPES = {"F64", "F32", "F16", "BF16"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 MOST_CHARACTERS = 300  # of another library's message
 # Causal masks and rotary frequencies, which old versions of transformers stored; they are not weights.
 BUFFERS = re.compile(r"attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|inv_freq$")
@@ -317,39 +316,6 @@ def refuse_dropped(folder: Path, unexpected: list[str], family: Family) -> None:
             f"this config ({', '.join(dropped[:3])}{', …' if len(dropped) > 3 else ''}), so what would be loaded is "
             "not the model that was trained. Restore its config, or merge adapters into the model."
         )
-
-
-def load_tokenizer(folder: Path, config: Any) -> Any | None:
-    """The tokenizer in a folder, or in the one above it (a series shares one); None where there is none."""
-    for place in (folder, folder.resolve().parent):
-        present = [name for name in TOKENIZER_FILES if (place / name).is_file()]
-        if present:
-            break
-    else:
-        return None
-    refuse_links(place)
-    for name in present:
-        if name.endswith(".json"):
-            try:
-                content = read_json(place / name, "the tokenizer")
-            except BrokenCheckpoint as error:
-                raise UnfitTokenizer(str(error)) from error
-            if "auto_map" in content:
-                raise UnfitTokenizer(
-                    f"{place / name} asks for code of the repository to be run (`auto_map`), which this package never "
-                    "does. Save the tokenizer as tokenizer.json, with `PreTrainedTokenizerFast`."
-                )
-    try:
-        return AutoTokenizer.from_pretrained(place, config=config, local_files_only=True, trust_remote_code=False)
-    except BaseException as error:
-        # The tokenizers library raises bare `Exception`s, and Rust's panics, which derive from BaseException.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UnfitTokenizer(
-            f"The tokenizer in {place} ({', '.join(present)}) can't be read: {type(error).__name__}: "
-            f"{one_line(error)}. Save it again with `save_pretrained`, or give another one with "
-            "`load_model(..., tokenizer=...)`."
-        ) from error
 
 
 def hide_progress_bars() -> None:

@@ -1,10 +1,10 @@
 """The effect of a neuron by brute force: replace it, run the rest of the network, compare (Eq. 3-4).
 
 Serves every layer and architecture, one pass over the tokens per neuron, and is the oracle of the closed form.
-Three things make it bearable: blocks before the layer return what they computed once, logits are computed only at
-the tokens asked for, and memory is that of the clean run. Logits come out of the model's own forward, so
-soft-capping and scales are in them. A difference of two losses keeps nothing below the rounding of the model's
-dtype, 1e-6 nats in float32: load the model in float64 to judge anything by it.
+Four things make it bearable: blocks before the layer return what they computed once, nothing is computed after a
+context's last token asked for, logits are computed only at these tokens, and memory is that of the clean run. Logits
+come out of the model's own forward, so soft-capping and scales are in them. A difference of two losses keeps nothing
+below the rounding of the model's dtype, 1e-6 nats in float32: load the model in float64 to judge anything by it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -115,17 +115,19 @@ def patched_effects(
 def clean_batches(
     anatomy: Anatomy, ids: Tensor, context: Tensor, position: Tensor, layer: int, contexts_per_batch: int
 ) -> Iterator[CleanBatch]:
-    """Run the clean model over batches of contexts, and keep what patching them needs."""
-    n_positions = ids.shape[1]
-    for rows in torch.arange(len(ids), device=ids.device).split(contexts_per_batch):
-        order = ((context >= rows[0]) & (context <= rows[-1])).nonzero()[:, 0]
+    """Run the clean model over batches of contexts of about equal ends, and keep what patching them needs."""
+    last = torch.full((len(ids),), -1, device=ids.device).scatter_reduce(0, context, position, "amax")
+    for of_one_end in last.argsort(stable=True).split(contexts_per_batch):
+        rows = of_one_end.sort().values
+        order = torch.isin(context, rows).nonzero()[:, 0]
         if not len(order):
             continue
-        place = (context[order] - rows[0]) * n_positions + position[order]
+        cut = ids[rows, : int(last[rows].max()) + 1]
+        place = torch.searchsorted(rows, context[order]) * cut.shape[1] + position[order]
         with keeping_output(anatomy, layer) as kept:
-            log_p = log_probabilities(anatomy, ids[rows], place)
+            log_p = log_probabilities(anatomy, cut, place)
         yield CleanBatch(
-            ids=ids[rows],
+            ids=cut,
             before=kept.get("output"),
             place=place,
             order=order,

@@ -1,9 +1,11 @@
 """Whether the closed form holds for this very model: two questions, asked at every load.
 
-(a) Is the rest of the network the final norm and the unembedding: does `readout(resid)` equal the model's logits?
-(b) Does switching one neuron off move the residual stream along its row of W_out, by exactly −n·w_out?
-Gemma-2 fails (a), its logits are soft-capped; OLMo-2 and Gemma-3 pass (a) and fail (b), since their MLP output is
-normalised before it is added, and Eq. 3 would be off by up to tenths of a nat. Both gaps are relative errors.
+(a) Is the rest of the network the final norm and the unembedding, with a soft cap where the readout has one: does
+`readout(resid)` equal the model's logits?
+(b) Does switching one neuron off move the residual stream as the data say: by exactly −n·w_out, or by what the
+readout's output norm makes of that?
+A cap that the readout doesn't have fails (a); an output norm that it doesn't have, or has from elsewhere, fails (b):
+Eq. 3 would be off by up to tenths of a nat, and nothing would show it. Both gaps are relative errors.
 """
 
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rareneuron.errors import UnsupportedModel
+from rareneuron.maths.output_norm import OutputNorm
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy
+from rareneuron.models.faults import refuse_overflow, why_readout_differs
 
 CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
 
@@ -23,8 +27,9 @@ CONTEXTS, POSITIONS, NEURONS = 2, 8, 4
 # the same bound, as transformers computes some norms in float32 whatever the dtype. A soft cap of 30 shows from
 # logits of 0.5 on: tanh differs from its argument by a third of its square.
 READOUT_TOLERANCE = 1e-4
-# A normalised MLP output rescales the whole move, by its size again: gaps are near 1 (0.92 to 1.26 on tiny
-# random models). A right model leaves rounding only, and that of the residual stream is taken out beforehand.
+# A normalised MLP output taken for a plain one rescales the whole move, by its size again: gaps are near 1 (0.92 to
+# 1.26 on tiny random models). A right model leaves rounding only, and that of the residual stream is taken out
+# beforehand.
 ABLATION_TOLERANCE = 1e-3
 ROUNDING = 16  # units of rounding of its largest component by which a right residual stream may be off
 
@@ -43,21 +48,22 @@ def closed_form(anatomy: Anatomy) -> ClosedForm:
     """Ask both questions of a model, on seeded random ids."""
     name = anatomy.family.model_type
     W_out = anatomy.weights(-1).W_out  # before the attempt below: a model without it can't be loaded at all
+    refuse_overflow(anatomy, probe_ids(anatomy))
     try:
         readout = anatomy.readout()
     except UnsupportedModel as error:
         return ClosedForm(ok=False, readout_gap=None, ablation_gap=None, reason=str(error))
     of_readout = readout_gap(anatomy, readout)
-    of_ablation = ablation_gap(anatomy, W_out)
+    of_ablation = ablation_gap(anatomy, W_out, readout.output_norm)
     reasons = []
     if not of_readout <= READOUT_TOLERANCE:
         reasons.append(
             f"final norm and unembedding don't give the model's own logits (off by {of_readout:.2g} of their size; "
-            "usual cause: the logits are soft-capped or scaled)"
+            f"{why_readout_differs(anatomy, readout, probe_ids(anatomy))})"
         )
     if not of_ablation <= ABLATION_TOLERANCE:
         reasons.append(
-            "switching a neuron off doesn't move the residual stream along its row of W_out (off by "
+            "switching a neuron off doesn't move the residual stream as its row of W_out says (off by "
             f"{of_ablation:.2g} of the move; usual cause: the MLP output is normalised before it is added)"
         )
     return ClosedForm(
@@ -86,20 +92,31 @@ def readout_gap(anatomy: Anatomy, readout: Readout) -> float:
 
 
 @torch.inference_mode()
-def ablation_gap(anatomy: Anatomy, W_out: Float[Tensor, "neuron d_model"]) -> float:
-    """The relative error of −n·w_out as the residual stream's move, over the neurons that move it most."""
+def ablation_gap(
+    anatomy: Anatomy, W_out: Float[Tensor, "neuron d_model"], output_norm: OutputNorm | None = None
+) -> float:
+    """The relative error of the residual stream's move as the data say it, over the neurons that move it most.
+
+    That move is −n·w_out, or what the norm between MLP and residual stream makes of it.
+    """
     ids = probe_ids(anatomy)
     with anatomy.reading(-1) as seen:
         anatomy.backbone(ids, use_cache=False)
     clean, act = seen["resid"].flatten(0, 1), seen["act"].reshape(ids.numel(), -1)
     if act.shape[1] != len(W_out):
         return float("inf")
-    rounding = ROUNDING * torch.finfo(clean.dtype).eps * clean.abs().amax(-1)
+    rounding, mlp_out = ROUNDING * torch.finfo(clean.dtype).eps * clean.abs().amax(-1), None
+    if output_norm is not None:  # which transformers computes in float32, whatever the dtype
+        mlp_out = output_norm.mlp_output(act, W_out)
+        eps = max(torch.finfo(clean.dtype).eps, torch.finfo(torch.float32).eps)
+        rounding += ROUNDING * eps * output_norm(mlp_out).abs().amax(-1).to(clean)
     worst = 0.0
     for neuron in (act.abs().amax(0) * W_out.norm(dim=1)).topk(min(NEURONS, len(W_out))).indices.tolist():
         with anatomy.replacing(-1, neuron, 0.0), anatomy.reading(-1) as seen:
             anatomy.backbone(ids, use_cache=False)
         expected = -act[:, neuron, None] * W_out[neuron]
+        if output_norm is not None and mlp_out is not None:
+            expected = output_norm.move(mlp_out, expected).to(clean)
         error = (seen["resid"].flatten(0, 1) - clean - expected).abs().amax(-1)
         # Per token: the first one's residual often dwarfs the others' and would hide them in its rounding.
         size = expected.abs().amax(-1) + rounding / ABLATION_TOLERANCE

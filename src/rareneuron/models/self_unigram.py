@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64, Int, Int32
 from torch import Tensor
 
 from rareneuron.errors import BrokenCheckpoint
+from rareneuron.models.faults import overflow_remedy
 
 LOGIT_BYTES = 128 * 2**20  # of one batch; its softmax takes as much again
 FEWEST_CONTEXTS = 100  # before the error is looked at: that of fewer contexts is itself not known
@@ -121,6 +122,6 @@ def mean_distributions(model: Any, windows: Int32[np.ndarray, "context position"
     if not bool(torch.isfinite(rows).all()):
         raise BrokenCheckpoint(
             "The model's next-token distribution isn't finite on this text, so it can't say how frequent tokens are. "
-            "Check the checkpoint (`rareneuron checkpoints MODEL --audit`), or give counts (`--counts FILE`)."
+            f"{overflow_remedy(model.dtype)}"
         )
     return rows.clone()  # an ordinary tensor, outside inference mode

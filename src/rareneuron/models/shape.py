@@ -20,6 +20,13 @@ class ModelShape:
     d_model: int
     d_mlp: int  # neurons of the layer that was asked for
     n_layers: int
+    output_norm: bool = False  # whether a norm stands between MLP output and residual stream
+    capped: bool = False  # whether logits are soft-capped
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the readout is a final norm and an unembedding alone."""
+        return not (self.output_norm or self.capped)
 
 
 def model_shape(folder: Path, layer: int = -1) -> ModelShape:
@@ -39,4 +46,6 @@ def model_shape(folder: Path, layer: int = -1) -> ModelShape:
         d_model=parts.d_model,
         d_mlp=len(parts.weights(layer).W_out),
         n_layers=len(parts.blocks),
+        output_norm=parts.family.mlp_norm is not None,
+        capped=parts.softcap is not None,
     )

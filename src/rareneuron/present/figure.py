@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from rareneuron.errors import InvalidConfig
+from rareneuron.links import expanded
 from rareneuron.present.ink import NO_EFFECT, draw_minor_ticks, words_only
 from rareneuron.present.style import LIGHT, Theme, with_variables
 from rareneuron.runs.files import replacing
@@ -105,7 +106,7 @@ def ready_sheet(figure: Figure, frame: pd.DataFrame) -> "matplotlib.figure.Figur
 
 def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> Path:
     """Write a figure as SVG, PDF or PNG, whichever the name asks for, and return the path."""
-    path = Path(path)
+    path = expanded(path)
     suffix = path.suffix.lower()
     if suffix not in UNDATED:
         raise InvalidConfig(

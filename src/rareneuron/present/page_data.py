@@ -6,7 +6,6 @@ so that the script only has to put it on the page. Neurons have a row each; the 
 
 import json
 import math
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
+from rareneuron.maths.significance import t_quantile
 from rareneuron.present.figures import effect_distribution
 from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.findings import Findings
@@ -32,7 +32,6 @@ from rareneuron.runs.run import Run
 DIGITS = 4
 REACH, N_POINTS = effect_distribution.REACH, 120  # of a distribution
 MOST_STEPS = 40  # of a longer series the first, the last and evenly between
-CONFIDENCE = 0.95
 COLUMNS = (  # of the table of effects, by the names that the script knows them by
     ("delta", "delta_loss"),
     ("se", "delta_loss_se"),
@@ -132,9 +131,9 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
     out: dict[str, list[Any]] = {"role": table["role"].tolist(), "rank": table["rank"].tolist()}
     table, gauge = determined(table, found.gauge), found.gauge
     out |= {name: shorts(table[column]) for name, column in COLUMNS if column in table}
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    out["low"] = shorts(table["delta_loss"] - z * table["delta_loss_se"])
-    out["high"] = shorts(table["delta_loss"] + z * table["delta_loss_se"])
+    t = t_quantile(found.data.n_contexts)
+    out["low"] = shorts(table["delta_loss"] - t * table["delta_loss_se"])
+    out["high"] = shorts(table["delta_loss"] + t * table["delta_loss_se"])
     if "common_abs_delta_loss" in table:
         with np.errstate(divide="ignore", invalid="ignore"):
             out["ratio"] = shorts(table["abs_delta_loss"].to_numpy() / table["common_abs_delta_loss"].to_numpy())

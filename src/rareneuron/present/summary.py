@@ -9,6 +9,7 @@ import pandas as pd
 from rareneuron.maths import Definitions
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import ReleasedPhases
+from rareneuron.maths.significance import few_contexts
 from rareneuron.present.engines import engine_words
 from rareneuron.present.readable import claims_or_reason, found_or_reason, lacking_parts, verdict
 from rareneuron.present.whose import counts_line, disagreement
@@ -32,6 +33,8 @@ def study_summary(run: Run) -> dict[str, Any]:
             f"{data.corpus}; checkpoints {', '.join(steps)}; at the last {record.loss_rare:.3f} nats on rare "
             f"targets{common}"
         ),
+        *([f"Text: {data.description}"] if "; left out: " in data.description else []),
+        *([f"Warning: {few}"] if (few := few_contexts(data.n_contexts)) else []),
         counts_line(data.counts),
         *([warned] if (warned := disagreement(data.counts)) else []),
         largest_effect(top, median),

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
+from rareneuron.links import expanded
 from rareneuron.maths import Definitions
 
 PAPER_TOKENS = 25_088
@@ -26,9 +27,10 @@ CHOICES: dict[str, Sequence[str]] = {
     "executor": ("local", "ray"),
 }
 FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
+PATHS = ("model", "data", "counts", "out")  # settings that may name one
 LARGEST_TOML = 2**20
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
-AT_LEAST |= {"workers": 1}
+AT_LEAST |= {"workers": 1, "per_context": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class StudyConfig:
     percentile: float | int = 50
     words: bool = True  # stage 2: only targets that are whole, valid English words
     n_tokens: int | None = None  # 25,088 as in the paper; 2,000 of the embedded corpus
+    per_context: int | None = None  # rare targets a context gives at most; 16, fewer or more where 80 contexts need it
     context_length: int = 256
     layer: int = -1
     reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
@@ -68,6 +71,10 @@ class StudyConfig:
     shard: str | None = None  # "i/n": of n commands, the i-th; `rareneuron merge` ends the study
 
     def __post_init__(self) -> None:
+        for name in PATHS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("~"):
+                object.__setattr__(self, name, str(expanded(value)))
         for name, value in asdict(self).items():
             if isinstance(value, str) and (not value or "\0" in value):
                 raise InvalidConfig(f"{name} = {value!r} names nothing. Give it a value, or leave it out.")
@@ -163,6 +170,7 @@ class StudyConfig:
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> "StudyConfig":
         """Read settings from a file; `overrides` (the command line) win."""
+        path = expanded(path)
         if path.is_file() and path.stat().st_size > LARGEST_TOML:
             raise InvalidConfig(
                 f"{path} has more than {LARGEST_TOML:,} bytes, which no settings need, so it isn't read. Check "

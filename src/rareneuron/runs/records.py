@@ -46,6 +46,8 @@ class ModelRecord:
     n_params: Count | None = None
     dtype: str | None = None
     tied: bool | None = None
+    tokenizer: str | None = None  # file or class that its ids were taken from
+    head: str | None = None  # why the unembedding isn't what the config says
     weight_stamps: dict[str, list[int]] | None = None  # size and time of last change of each file
 
 
@@ -149,6 +151,7 @@ class DataRecord:
     counts: CountsRecord
     rarity: RarityRecord
     sha256: str = ""  # of which tokens are analysed
+    per_context: Count = 0  # rare tokens that a context gave at most; 0: an older run, which took whole contexts
 
 
 @dataclass(frozen=True, kw_only=True)

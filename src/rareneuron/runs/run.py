@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.errors import RunFolderError
+from rareneuron.links import expanded
 from rareneuron.maths import Definitions
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.rank_curve import RankCurve
@@ -183,7 +184,7 @@ def open_run(path: str | Path) -> Run:
         ...     print(str(error).partition(":")[0])
         no/such/folder is not a run folder
     """
-    path = Path(path)
+    path = expanded(path)
     if not (path / MANIFEST).is_file():
         raise RunFolderError(
             f"{path} is not a run folder: it has no {MANIFEST}. Give the folder that `rareneuron study --out` wrote, "

@@ -53,6 +53,7 @@ def load_tokens(store: RunStore) -> TokenStage:
         n_requested=record.n_requested,
         n_available=record.n_available,
         n_contexts_read=record.n_contexts_read,
+        per_context=record.per_context,
     )
     return TokenStage(selection=selection, table=table, record=record)
 

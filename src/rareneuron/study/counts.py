@@ -32,8 +32,8 @@ from rareneuron.errors import InvalidConfig, UnfitTokenizer, UnusableCounts
 from rareneuron.maths.ranks import spearman
 from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.hub import model_folder
-from rareneuron.models.loading import load_tokenizer
 from rareneuron.models.self_unigram import self_unigram
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import file_sum
 from rareneuron.runs.records import CountsRecord

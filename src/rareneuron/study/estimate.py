@@ -6,22 +6,28 @@ from typing import Any
 
 import torch
 
+from rareneuron.data.selection import CONTEXTS_WANTED, PER_CONTEXT
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Workload
+from rareneuron.models.anatomy import layer_index
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
+from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layout import step_folder
 from rareneuron.study.counts import MOST_POSITIONS
 from rareneuron.study.plan import MODEL, Plan
 
-RARE_PER_CONTEXT = 6  # at 256 tokens: 7.5 in C4 with Pythia's counts, 4.5 in the embedded corpus
+RARE_PER_CONTEXT = 7  # at 256 tokens: 7.5 in C4 with Pythia's counts, 5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take once imported
 PHASES_SECONDS = (1.4, 6e-4)  # a checkpoint, and per neuron: 2.0 s at 1,024, 3.9 s at 4,096, one core of an EPYC
 GROUPS_SECONDS = 4e-3  # a checkpoint, per draw: geometry and spectrum of groups of 50, two cores of an EPYC
 SOFTMAX_SECONDS = 5e-9  # an entry of the vocabulary: softmax, and its sum over positions
 LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details, at the last checkpoint
-OVERHEAD = 2.0  # of whole forward passes and effects over their matrix products
+ELEMENT_SECONDS = (
+    4e-9  # of a forward pass, for each number of a block's residual stream (8 times) and of its neurons (2)
+)
+OVERHEAD = 2.0  # of the model's own unigrams over their matrix products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,7 @@ class Estimate:
     shape: ModelShape
     n_open: int
     gflops: float  # measured, float32
+    n_contexts: int  # of all analysed tokens
     counts_seconds: float  # at most, where the model itself says which tokens are rare
     capture_seconds: float  # per checkpoint
     effects_seconds: float  # per checkpoint
@@ -47,42 +54,67 @@ class Estimate:
         return self.counts_seconds + self.n_open * each + self.last_seconds
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Return the time, memory and disk of the open checkpoints. Reads configs, but neither weights nor the corpus."""
+def estimate(plan: Plan, rate: float | None = None) -> Estimate:
+    """Return the time, memory and disk of the open checkpoints. Reads configs, but neither weights nor the corpus.
+
+    `rate`: floating-point operations per second; None to measure them now.
+    """
     shape = plan.shape
-    rate = float32_rate()
-    n_rare = plan.config.tokens_wanted
-    n_contexts = n_rare * 256 / (RARE_PER_CONTEXT * plan.config.context_length)
-    n_tokens = 2 * n_rare  # as many common ones
-    forward = 2 * shape.n_backbone_params * n_contexts * plan.config.context_length
+    rate = float32_rate() if rate is None else rate
+    positions, work = expected_work(plan)
+    elements = positions * shape.n_layers * (8 * shape.d_model + 2 * shape.d_mlp)
     kind = engine_kind(plan.config.engine)
-    effects = kind.operations(
-        Workload(
-            forward=forward,
-            n_contexts=round(n_contexts),
-            n_tokens=n_tokens,
-            n_neurons=shape.d_mlp,
-            d_model=shape.d_model,
-            vocab=shape.vocab,
-        )
-    )
     memory = plan.config.memory * 2**30
     tables = min(kind.table_bytes(shape), (1 - HELD) * memory)
-    captured = min(4 * n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
+    captured = min(4 * work.n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
     n_open = len(plan.open)
     return Estimate(
         shape=shape,
         n_open=n_open,
         gflops=rate / 1e9,
+        n_contexts=work.n_contexts,
         counts_seconds=counts_seconds(plan, rate),
-        capture_seconds=OVERHEAD * forward / rate,
-        effects_seconds=OVERHEAD * effects / rate,
+        capture_seconds=work.forward / rate + ELEMENT_SECONDS * elements,
+        effects_seconds=kind.operations(work) / rate,
         phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
         groups_seconds=GROUPS_SECONDS * plan.config.n_random,
         last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0.0,
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
-        disk_mib=n_open * (16 * min(n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
+        disk_mib=n_open * (16 * min(work.n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
     )
+
+
+def expected_work(plan: Plan) -> tuple[float, Workload]:
+    """Return how many positions a checkpoint's contexts are expected to be computed at, and what effects there take."""
+    config, shape = plan.config, plan.shape
+    per_context = rare_per_context(config)
+    n_contexts = max(1, round(config.tokens_wanted / per_context))
+    share = 1.0 if config.reference == "all" else computed_share(2 * per_context)
+    positions = n_contexts * share * config.context_length
+    work = Workload(
+        forward=2 * shape.n_backbone_params * positions,
+        resumed=1 - layer_index(config.layer, shape.n_layers) / shape.n_layers,
+        n_contexts=n_contexts,
+        n_tokens=2 * config.tokens_wanted,  # as many common ones
+        n_neurons=shape.d_mlp,
+        d_model=shape.d_model,
+        vocab=shape.vocab,
+    )
+    return positions, work
+
+
+def rare_per_context(config: StudyConfig) -> float:
+    """Return how many rare tokens a context is expected to give: what it holds, if that is no more than it may give."""
+    held = RARE_PER_CONTEXT * config.context_length / 256
+    most = PER_CONTEXT if config.per_context is None else config.per_context
+    if config.per_context is None:
+        most = min(most, max(1, config.tokens_wanted // CONTEXTS_WANTED))
+    return float(min(held, most))
+
+
+def computed_share(n_analysed: float) -> float:
+    """Return how far into a context the last of some random positions lies, as a share of the context."""
+    return n_analysed / (n_analysed + 1)
 
 
 def counts_seconds(plan: Plan, rate: float) -> float:
@@ -143,7 +175,8 @@ def plan_as_text(plan: Plan) -> str:
             f"{shape['vocab']:,}, {shape['d_mlp']:,} neurons in the last layer",
             f"Counts       {p['counts']}"
             + (f", at most {duration(p['counts_seconds'])}" if p["counts_seconds"] else ""),
-            f"Work         {p['rare_tokens']:,} rare and as many common tokens, {p['pairs']:,} (token, neuron) pairs",
+            f"Work         {p['rare_tokens']:,} rare and as many common tokens of about {p['n_contexts']:,} "
+            f"contexts, {p['pairs']:,} (token, neuron) pairs",
             f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
             f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "
             f"{duration(p['phases_seconds'])} phases per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",

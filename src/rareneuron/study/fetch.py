@@ -11,8 +11,9 @@ from pathlib import Path
 from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label, list_checkpoints
 from rareneuron.models.hub import is_local, split_revision
-from rareneuron.models.loading import load_tokenizer, read_config, read_header
+from rareneuron.models.loading import read_config, read_header
 from rareneuron.models.shape import model_shape
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.study.counts import read_counts_file
 
 

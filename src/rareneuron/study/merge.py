@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rareneuron.errors import RunFolderError
+from rareneuron.links import expanded
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import damage, damage_error, flush, read_record, refuse_missing, replacing
 from rareneuron.runs.layout import CONTEXTS, REFITTED, STEP_RECORD, TOKENS
@@ -28,6 +29,7 @@ def merge_runs(path: Path, others: Sequence[Path] = ()) -> Run:
 
     `path` may be new if there are others. Finished checkpoints in it are kept, and the other folders aren't changed.
     """
+    path = expanded(path)
     store = RunStore(path)
     sources = [RunStore(open_run(other).path) for other in others]
     if not sources or store.manifest.is_file():

@@ -16,9 +16,10 @@ from rareneuron.measure.identity import check_same_settings, check_same_weights
 from rareneuron.models.adapter import device_named
 from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
-from rareneuron.models.hub import ModelFolder
-from rareneuron.models.loading import load_tokenizer, read_config
+from rareneuron.models.hub import ModelFolder, is_local
+from rareneuron.models.loading import read_config, read_header
 from rareneuron.models.shape import ModelShape, model_shape
+from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import damage, explaining
 from rareneuron.runs.layout import CONTEXTS, LOCK, PARTIAL, TOKENS, UNIGRAMS, step_folder
@@ -128,7 +129,10 @@ def is_begun(store: RunStore) -> bool:
 
 
 def check_model(plan: Plan) -> None:
-    """Refuse a layer, engine or group size that the model doesn't allow."""
+    """Refuse missing or damaged weight files, and a layer, engine or group size that the model doesn't allow."""
+    for checkpoint in plan.open:
+        if is_local(checkpoint.source):  # what lies on the Hub is fetched, and checked, when it is needed
+            read_header(checkpoint_folder(checkpoint).folder)
     config, shape = plan.config, plan.shape
     layer_index(config.layer, shape.n_layers)
     if 3 * config.group_size > shape.d_mlp:

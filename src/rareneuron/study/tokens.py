@@ -46,7 +46,7 @@ def choose_tokens(
     words = word_types(tokenizer, vocab) if config.words else None
     if words is not None:
         refuse_wordless(words, tokenizer)
-    stream = WindowStream(corpus, tokenizer, config.context_length)
+    stream = WindowStream(corpus, tokenizer, config.context_length, marks=config.words)
     with WindowSpool(config.context_length, vocab) as spool:
         spool.fill(stream, config.max_corpus_tokens)
         if spool.n_contexts == 0:
@@ -57,11 +57,11 @@ def choose_tokens(
         rare = rare_by(unigrams, config.percentile, config.rarity)
         if unigrams.counts is not None:
             refuse_degenerate(rare, unigrams.counts, of_corpus=unigrams.source == "corpus")
-        token_filter = TokenFilter(
-            rare=rare.mask, special=special_types(tokenizer, vocab), words=words, inserted_bos=tokenizer.bos_token_id
-        )
+        token_filter = TokenFilter(rare=rare.mask, special=special_types(tokenizer, vocab), words=words)
         rng = generator(config.seed, "tokens")
-        selection = select_tokens(spool, token_filter, n_tokens=config.tokens_wanted, rng=rng)
+        selection = select_tokens(
+            spool, token_filter, n_tokens=config.tokens_wanted, per_context=config.per_context, rng=rng
+        )
     refuse_too_few(selection, config)
     if kept is not None and whose.origin is not None:
         write_unigrams(kept, unigrams, whose.origin)
@@ -87,6 +87,7 @@ def data_record(
         n_available=selection.n_available,
         n_rare=selection.n_rare,
         n_common=selection.n_common,
+        per_context=selection.per_context,
         stages=tuple(StageRecord(**asdict(stage)) for stage in selection.stages),
         counts=counts,
         rarity=RarityRecord(
@@ -128,7 +129,10 @@ def refuse_too_few(selection: Selection, config: StudyConfig) -> None:
     """Refuse fewer tokens than a group has neurons: their correlation matrix would be singular in any case."""
     if selection.n_rare >= config.group_size:
         return
-    if selection.n_available >= config.group_size:
+    if selection.n_rare < min(config.tokens_wanted, selection.n_available):
+        cause = f"all that contexts give at {selection.per_context} each (the corpus has {selection.n_available:,})"
+        remedy = "Raise `--per-context`, give more text (`--data`), or lower"
+    elif selection.n_available >= config.group_size:
         cause = f"as `--n-tokens` asks (the corpus has {selection.n_available:,})"
         remedy = "Raise `--n-tokens`, or lower"
     else:

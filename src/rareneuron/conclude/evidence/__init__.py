@@ -6,7 +6,7 @@ what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ from rareneuron.conclude.hypotheses import HYPOTHESES, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, judge
-from rareneuron.maths.significance import LEVEL
+from rareneuron.maths.significance import LEVEL, few_contexts
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.files import read_json, write_json
 from rareneuron.runs.layout import CLAIMS
@@ -35,7 +35,20 @@ def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
     asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
-    return Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+    claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+    return with_warning(claims, case.run.manifest.data.n_contexts)
+
+
+def with_warning(claims: Claims, n_contexts: int) -> Claims:
+    """Let every claim and check say it where few contexts stand behind the run: all rest on the same tokens."""
+    few = few_contexts(n_contexts)
+    if few is None:
+        return claims
+    return replace(
+        claims,
+        claims=tuple(replace(claim, sentence=f"{claim.sentence} {few}.") for claim in claims.claims),
+        checks=tuple(replace(check, sentence=f"{check.sentence} {few}.") for check in claims.checks),
+    )
 
 
 def evidence_for(case: Case, name: str) -> Evidence:

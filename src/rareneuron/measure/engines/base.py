@@ -95,7 +95,8 @@ class Asked:
 class Workload:
     """The sizes that decide what an engine costs."""
 
-    forward: float  # operations of the forward passes over all positions
+    forward: float  # operations of the forward passes over all positions that are computed
+    resumed: float  # share of a forward pass from the layer's block on
     n_contexts: int
     n_tokens: int  # analysed, rare and common
     n_neurons: int

@@ -1,8 +1,9 @@
 """Computes every neuron's effect in closed form, from the readout alone, and audits it in float64 (`maths.ablation`).
 
-It is exact where the residual stream after the layer passes only through final norm and unembedding, which the probes
-check at every load. At the end, the effects of a seeded sample of (token, neuron) pairs are computed again in float64;
-effects that this audit doesn't confirm are refused. Oracle: tests/models/test_contract.py, patching.
+It is exact where the MLP's output joins the residual stream as it is or through a norm that the readout knows, and the
+stream then passes only through final norm, unembedding and soft cap; the probes check that at every load. At the end,
+the effects of a seeded sample of (token, neuron) pairs are computed again in float64; effects that this audit doesn't
+confirm are refused. Oracle: tests/models/test_contract.py, patching.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import UnsupportedModel, WrongEffects
-from rareneuron.maths.ablation import TOLERANCE, AblationEffects, AblationEngine
+from rareneuron.maths.ablation import ablation_engine
+from rareneuron.maths.behind_norm import block_copies
 from rareneuron.maths.interventions import mean_shift
+from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects
 from rareneuron.maths.readout import Readout
-from rareneuron.maths.table_memory import engine_memory, neurons_that_fit
+from rareneuron.maths.table_memory import BLOCK_COPIES, engine_memory, neurons_that_fit
 from rareneuron.measure.capture import HELD, TokenBatch, join_batches
 from rareneuron.measure.engines.base import (
     Asked,
@@ -33,12 +36,15 @@ from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.records import Audit
 
+# Operations of a product that take as long as a pair's bounds, and as full sums and higher orders for an entry of the
+# vocabulary: between light effects (a third of it) and heavy ones (three times it), benchmarks/estimates.py.
+PAIR_OPERATIONS, ENTRY_OPERATIONS = 80_000, 7
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
 # A sound engine stays below the first by a factor of six; wrong weights or kernels and TF32 go far beyond.
 AUDIT_LIMIT, AUDIT_RELATIVE = 6 * TOLERANCE, 1e-4
-EVIDENCE = ("resid", "shift", "target", "found")
+EVIDENCE = ("resid", "shift", "target", "mlp_out", "found")
 
 
 class ClosedForm(Engine):
@@ -54,14 +60,15 @@ class ClosedForm(Engine):
         rng: np.random.Generator,
     ) -> None:
         self.audited = AuditedPairs(readout, W_out, n_tokens, rng)
-        self.engine = AblationEngine(readout, W_out, memory=memory)
+        self.engine, self.readout, self.W_out = ablation_engine(readout, W_out, memory=memory), readout, W_out
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects; no further forward pass is needed."""
         for batch in join_batches(batches, TOKENS_AT_ONCE):
             shift = mean_shift(batch.act.double(), means.at(batch.rare))
-            effects = self.engine.effects(batch.resid, shift, batch.target)
-            self.audited.add(batch, shift, effects)
+            mlp_out = self.readout.mlp_output(batch.act, self.W_out)
+            effects = self.engine.effects(batch.resid, shift, batch.target, mlp_out=mlp_out)
+            self.audited.add(batch, shift, mlp_out, effects)
             yield EffectBlock(
                 batch=batch,
                 statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss, shift),
@@ -96,11 +103,12 @@ class AuditedPairs:
         self.gathered: list[tuple[Tensor, ...]] = []  # since the last call of `hand_over`
         self.absorbed: list[tuple[Tensor, ...]] = []
 
-    def add(self, batch: TokenBatch, shift: Tensor, effects: AblationEffects) -> None:
+    def add(self, batch: TokenBatch, shift: Tensor, mlp_out: Tensor | None, effects: AblationEffects) -> None:
         """Keep the pairs of a batch that belong to the sample."""
         rows = torch.from_numpy(np.flatnonzero(self.is_chosen[batch.index])).to(shift.device)
         found = as_statistics(effects)[:, rows][:, :, self.neurons].double()
-        self.gathered.append((batch.resid[rows], shift[rows][:, self.neurons], batch.target[rows], found))
+        m = shift.new_empty(len(rows), 0) if mlp_out is None else mlp_out[rows]  # no columns where it isn't needed
+        self.gathered.append((batch.resid[rows], shift[rows][:, self.neurons], batch.target[rows], m, found))
 
     def hand_over(self) -> dict[str, np.ndarray]:
         """Return and forget what was gathered since the last call, to be absorbed."""
@@ -116,9 +124,9 @@ class AuditedPairs:
 
     def judged(self) -> Audit:
         """Return the errors; refuse effects that are farther from the truth than any sound computation gets."""
-        resid, shift, target, found = join_pairs(self.absorbed)
-        engine = AblationEngine(self.readout, self.W_out, precision="reference", memory=2**62)
-        truth = as_statistics(engine.effects(resid, shift, target))
+        resid, shift, target, m, found = join_pairs(self.absorbed)
+        engine = ablation_engine(self.readout, self.W_out, precision="reference", memory=2**62)
+        truth = as_statistics(engine.effects(resid, shift, target, mlp_out=m if m.shape[1] else None))
         error = (found - truth).abs()
         wrong = ~(error <= AUDIT_LIMIT + AUDIT_RELATIVE * truth.abs())
         if wrong.any():
@@ -135,10 +143,10 @@ class AuditedPairs:
         )
 
 
-def join_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def join_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Join the inputs along their tokens, and the statistics along theirs."""
-    resid, shift, target, found = zip(*parts, strict=True)
-    return torch.cat(resid), torch.cat(shift), torch.cat(target), torch.cat(found, 1)
+    *given, found = zip(*parts, strict=True)
+    return *(torch.cat(x) for x in given), torch.cat(found, 1)
 
 
 def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
@@ -148,25 +156,20 @@ def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
 
 
 def rules_out(family: Family) -> str | None:
-    """Return why an architecture breaks Eq. 3-4 in closed form."""
-    return family.patching_only
+    """Serve every architecture that is listed; the probes decide about a model."""
 
 
 def refuse(asked: Asked) -> None:
-    """Refuse earlier layers, families known to break Eq. 3-4, and tables that don't fit the memory."""
+    """Refuse earlier layers, and tables that don't fit the memory."""
     after = asked.shape.n_layers - 1 - asked.layer
     if after:
         raise UnsupportedModel(
             f"After layer {asked.layer} come {after} more blocks, so the closed form doesn't hold there; it holds "
             f"for the last layer. {PATCHING}"
         )
-    why = rules_out(asked.family)
-    if why is not None:
-        raise UnsupportedModel(
-            f"{asked.family.model_type}: {why}, so the closed form of Eq. 3-4 doesn't hold. {PATCHING}"
-        )
     shape = asked.shape
-    neurons_that_fit(asked.memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD)
+    copies = copies_of_a_block(shape)
+    neurons_that_fit(asked.memory, shape.vocab, shape.d_model, shape.d_mlp, share=1 - HELD, block_copies=copies)
 
 
 def refuse_model(adapter: Adapter, layer: int) -> None:
@@ -175,8 +178,12 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """Return the operations of the products over the vocabulary: four of width d_model, one of width n_neurons."""
-    return 2.0 * work.n_tokens * work.vocab * (4 * work.d_model + work.n_neurons)
+    """Return the operations of the products over the vocabulary, with what else takes as long as operations.
+
+    The products are four of width d_model, one of width n_neurons, and once the table of every neuron's logits.
+    """
+    products = 2.0 * work.vocab * (work.d_model * work.n_neurons + work.n_tokens * (4 * work.d_model + work.n_neurons))
+    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + ENTRY_OPERATIONS * work.vocab)
 
 
 def most_pieces(work: Workload) -> int:
@@ -186,8 +193,13 @@ def most_pieces(work: Workload) -> int:
 
 def table_bytes(shape: ModelShape) -> int:
     """Return the bytes of the tables over the vocabulary, of the model and of every neuron."""
-    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model)
+    fixed, per_neuron = engine_memory(shape.vocab, shape.d_model, block_copies=copies_of_a_block(shape))
     return fixed + shape.d_mlp * per_neuron
+
+
+def copies_of_a_block(shape: ModelShape) -> int:
+    """Return how many arrays [token, vocab] the engine of a model holds."""
+    return BLOCK_COPIES if shape.is_plain else block_copies(output_norm=shape.output_norm, capped=shape.capped)
 
 
 def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: np.random.Generator) -> ClosedForm:

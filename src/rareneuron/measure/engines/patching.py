@@ -21,6 +21,9 @@ from rareneuron.models.families import Family
 from rareneuron.models.patching import log_probabilities, patched_loss_changes
 from rareneuron.models.shape import ModelShape
 
+OVERHEAD = 2  # of a resumed pass over its matrix products
+SOFTMAX_OPERATIONS = 400  # of a float32 product that take as long as an entry's log-softmax and KL in float64
+
 
 @dataclass(frozen=True)
 class Patching(Engine):
@@ -35,7 +38,7 @@ class Patching(Engine):
         for batch in batches:
             contexts, row = np.unique(batch.context, return_inverse=True)
             position = self.selection.position[batch.index]
-            windows = self.selection.windows[contexts]
+            windows = self.selection.windows[contexts, : position.max() + 2]  # with the last target
             n_neurons = self.adapter.n_neurons(self.layer)
             delta, kl = torch.empty(2, len(row), n_neurons, dtype=torch.float64, device=batch.act.device)
             for mean, kind in ((means.rare, True), (means.common, False)):
@@ -88,8 +91,12 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 
 
 def operations(work: Workload) -> float:
-    """Return the operations of a forward pass, and of the logits at the analysed tokens, for every neuron."""
-    return work.forward * work.n_neurons + 2.0 * work.n_tokens * work.n_neurons * work.vocab * work.d_model
+    """Return the operations that every neuron takes: passes resumed at its layer, logits, and a softmax in float64.
+
+    The rest of the network runs once for rare and once for common targets, whose means differ.
+    """
+    logits = work.n_tokens * work.vocab * (2.0 * work.d_model + SOFTMAX_OPERATIONS)
+    return OVERHEAD * work.n_neurons * (2 * work.resumed * work.forward + logits)
 
 
 def most_pieces(work: Workload) -> int:

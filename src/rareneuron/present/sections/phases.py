@@ -3,7 +3,7 @@
 from rareneuron.maths.nulls import FAMILIES
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
-from rareneuron.maths.significance import LEVEL
+from rareneuron.maths.significance import LEVEL, few_contexts
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings
@@ -30,7 +30,8 @@ def phases_section(found: Findings) -> Section:
     results = {ranking: found_or_reason(found.run, found.steps[-1], ranking, definitions) for ranking in rankings}
     told = {NAMES[ranking]: result for ranking, result in results.items() if isinstance(result, Phases)}
     untested = {NAMES[ranking]: result for ranking, result in results.items() if isinstance(result, ReleasedPhases)}
-    blocks: list[Block] = []
+    few = few_contexts(found.data.n_contexts)
+    blocks: list[Block] = [] if few is None else [Notice(text=f"{few}.")]
     if definitions == "released":
         blocks.append(Paragraph(text=RELEASED))
     elif "all neurons" in told:

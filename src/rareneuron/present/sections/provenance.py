@@ -96,6 +96,7 @@ def times_table(found: Findings) -> Table:
                 seconds(timings.get("effects")),
                 significant(rates.get("capture_tokens_per_second")),
                 significant(rates.get("effects_microseconds_per_pair")),
+                significant(rates.get("milliseconds_per_token")),
             )
         )
     return Table(
@@ -106,6 +107,7 @@ def times_table(found: Findings) -> Table:
             Column(head="effects"),
             Column(head="capture", unit="tokens per s"),
             Column(head="effects", unit="µs per token and neuron"),
+            Column(head="both", unit="ms per analysed token"),
         ),
         rows=tuple(rows),
     )

@@ -2,11 +2,13 @@
 
 import pandas as pd
 
+from rareneuron.maths.significance import few_contexts, t_quantile
 from rareneuron.present.blocks import Block, Notice, Paragraph, Section, Tiles
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import at_step, significant, step_name, with_error
+from rareneuron.runs.records import DataRecord
 
-BEYOND_TWO_ERRORS = 0.0455  # share of a normal distribution
+BEYOND = 0.05  # share of neurons without an effect whose 95 % interval misses zero
 
 
 def summary_section(found: Findings) -> Section:
@@ -23,14 +25,10 @@ def summary_section(found: Findings) -> Section:
             )
         )
     if data.n_rare < data.n_requested:
-        blocks.append(
-            Notice(
-                text=(
-                    f"{data.n_requested:,} rare tokens were asked for and the corpus holds {data.n_available:,}: "
-                    "all of them are used."
-                )
-            )
-        )
+        blocks.append(Notice(text=fewer_than_asked(data)))
+    few = few_contexts(data.n_contexts)
+    if few is not None:
+        blocks.append(Notice(text=f"{few}."))
     blocks += [
         Tiles(
             items=(
@@ -46,6 +44,16 @@ def summary_section(found: Findings) -> Section:
     if found.has_common:
         blocks.append(Paragraph(text=contrast(last)))
     return Section(name="summary", title="Summary", blocks=tuple(blocks))
+
+
+def fewer_than_asked(data: DataRecord) -> str:
+    """Say why there are fewer rare tokens than were asked for."""
+    used = (
+        "all of them are used"
+        if data.n_rare == data.n_available
+        else f"{data.n_rare:,} are used, since a context gives {data.per_context} at most (--per-context)"
+    )
+    return f"{data.n_requested:,} rare tokens were asked for and the corpus holds {data.n_available:,}: {used}."
 
 
 def measurement(found: Findings) -> str:
@@ -70,12 +78,12 @@ def signs(found: Findings) -> str:
     table = found.last
     if table["delta_loss_se"].isna().all():
         return "With a single context there is no standard error."
-    beyond = table["delta_loss"].abs() > 2 * table["delta_loss_se"]
+    beyond = table["delta_loss"].abs() > t_quantile(found.data.n_contexts) * table["delta_loss_se"]
     return (
-        f"{at_step(found.steps[-1]).capitalize()} mean Δ lies more than two standard errors from zero for "
+        f"{at_step(found.steps[-1]).capitalize()} the 95 % interval of mean Δ leaves out zero for "
         f"{int(beyond.sum()):,} of the {len(table):,} neurons ({int((beyond & (table['delta_loss'] > 0)).sum()):,} "
         f"above, {int((beyond & (table['delta_loss'] < 0)).sum()):,} below); if no neuron had an effect, about "
-        f"{len(table) * BEYOND_TWO_ERRORS:.0f} would by chance."
+        f"{len(table) * BEYOND:.0f} would by chance."
     )
 
 

@@ -26,8 +26,8 @@ def targets_section(found: Findings) -> Section:
         Paragraph(
             text=(
                 f"Corpus: {data.corpus} ({data.description}). {data.n_texts:,} texts, "
-                f"{data.n_text_tokens:,} tokens, cut into {data.n_contexts_read:,} contexts; whole contexts were "
-                f"drawn by seed {found.config.seed} until they held the rare tokens wanted. {data.n_common:,} "
+                f"{data.n_text_tokens:,} tokens, cut into {data.n_contexts_read:,} contexts; {drawn(data)} "
+                f"by seed {found.config.seed} until they gave the rare tokens wanted. {data.n_common:,} "
                 "common targets from the same contexts, which pass the same word filter, are the comparison."
             )
         ),
@@ -39,6 +39,13 @@ def targets_section(found: Findings) -> Section:
         *extremes(found),
     ]
     return Section(name="targets", title="Rare targets", blocks=tuple(blocks))
+
+
+def drawn(data: DataRecord) -> str:
+    """Say how contexts were drawn."""
+    if data.per_context == 0:
+        return "whole contexts were drawn"
+    return f"contexts spread over them were drawn, with at most {data.per_context:,} rare tokens of each,"
 
 
 def stage_table(data: DataRecord, *, words: bool) -> Table:

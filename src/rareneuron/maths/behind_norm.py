@@ -1,0 +1,346 @@
+r"""The change in loss when one neuron is ablated, behind an output norm, a soft cap, or both (Gemma-2, OLMo-2, …).
+
+With an output norm (`output_norm`) a neuron moves the residual stream along two directions: its own, γ⊙w_i, and the
+whole MLP's output. So the logits before the cap change by
+
+    r = g G + h H + b B_i,   G = A x̂,  H = A û,  B_i = A ŵ_i,   û = γ⊙m/(τσ),  ŵ_i = γ⊙w_i  (centred as in `ablation`),
+    h = (τ/τ′ − 1) σ/σ′,  b = c/(τ′σ′),  g = σ/σ′ − 1,
+
+with σ′² from inner products; without an output norm h = 0 and b = c/σ′, as in `ablation`. A soft cap makes of r the
+change y of capped logits (`softcap`). Then Δ = log E_p[e^y] − y_target, by a second-order expansion with a certificate
+(`capped_expansion`), and over the tolerance by the full sum. docs/engine.md derives it.
+Oracles: tests/oracles.py, the definition; `models.patching`, the model itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.maths.capped_expansion import (
+    Capped,
+    CleanBlock,
+    Expanded,
+    NeuronMoments,
+    TokenSums,
+    expand,
+    rows_of_weights,
+    token_sums,
+)
+from rareneuron.maths.expansion import ROUGHLY_AT_ONCE, ROUNDING, VOCAB_AT_ONCE, pieces
+from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
+from rareneuron.maths.readout import Readout
+from rareneuron.maths.softcap import change_from_tanh
+from rareneuron.maths.table_memory import best_layout, fast_product_dtype
+
+ELEMENTS_AT_ONCE = 2**20  # pair · vocab in a full sum: 4 MB in float32, what a core's cache holds
+SQUARED_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once
+UNDERFLOW = 50.0  # nats: e^50 · p is still nothing where p underflowed in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """What the change of a block of pairs is made of: r = Σ_k along_k X_k + b B_i, X = (G, H), by kind of effect."""
+
+    along: Float[Tensor, "kind direction token neuron"]
+    b: Float[Tensor, "kind token neuron"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """B of some neurons, and what is derived from it."""
+
+    neurons: slice
+    W: Float[Tensor, "neuron d_model"]  # ŵ
+    B: Float[Tensor, "neuron vocab"]
+    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where it isn't held
+    lowest: Float[Tensor, " neuron"]
+    highest: Float[Tensor, " neuron"]
+
+
+class BehindNormEngine:
+    """Prepares a layer's neurons behind an output norm or a soft cap; gives effects as `AblationEngine` does.
+
+    `effects` needs the MLP's output m at each token (`Readout.mlp_output`) where the readout has an output norm.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        W_out: Float[Tensor, "neuron d_model"],
+        *,
+        precision: Precision = "fast",
+        tolerance: float = TOLERANCE,
+        memory: int = 4 * 2**30,
+    ) -> None:
+        dtype = torch.float64 if precision == "reference" else torch.float32
+        self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
+        self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
+        self.readout, self.norm, self.cap = readout, readout.output_norm, readout.softcap
+        self.W = W_out.double()
+        self.W_square = self.W.square().sum(-1)
+        gain = 1.0 if self.norm is None else self.norm.weight.double()
+        self.written = readout.centre(self.W * gain)
+        self.written_square = self.written.square().sum(-1)
+        vocab, d_model = readout.W_U.shape
+        self.copies = block_copies(output_norm=self.norm is not None, capped=self.cap is not None)
+        layout = best_layout(memory, vocab, d_model, len(W_out), dtype, self.product_dtype, self.copies)
+        self.neurons_at_once, self.block = layout.neurons, layout.tokens
+        self.holds_squares = self.expands and layout.holds_squares
+        self.at_zero = readout.logits_at_zero(dtype)
+        self.A = readout.logits_per_direction(dtype)
+        if self.cap is None:  # a constant over the vocabulary changes no probability, unless a cap bends it
+            self.A -= self.A.mean(0)
+        self._held: Tables | None = None
+        # Kept, since fresh memory of this size would be faulted in page by page for every block.
+        self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
+
+    def effects(
+        self,
+        resid: Float[Tensor, "token d_model"],
+        shift: Float[Tensor, "token neuron"],
+        target: Int[Tensor, " token"],
+        *,
+        direct: bool = True,
+        mlp_out: Float[Tensor, "token d_model"] | None = None,
+    ) -> AblationEffects:
+        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted."""
+        kinds = 2 if direct else 1
+        if self.norm is not None and mlp_out is None:
+            raise ValueError("This readout has a norm behind the MLP, so `mlp_out` is needed (`Readout.mlp_output`).")
+        delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
+        kl = torch.empty_like(delta[0])
+        loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
+        n_full = 0
+        for first in range(0, shift.shape[1], self.neurons_at_once):
+            tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
+            for start in range(0, len(resid), self.block):
+                block = slice(start, start + self.block)
+                tokens = self._tokens(resid[block].double(), None if mlp_out is None else mlp_out[block].double())
+                clean, sums = self._clean(tokens, target[block])
+                change = self._change(tokens, tables.neurons, shift[block, tables.neurons].double(), kinds)
+                loss[block] = sums.loss
+                place = (block, tables.neurons)
+                delta[:, *place], kl[place], n = self._ablate(clean, sums, tables, target[block], change)
+                n_full += n
+            del tables  # before the next ones are made
+        return AblationEffects(
+            delta_loss=delta[0],
+            direct_delta_loss=delta[1] if direct else None,
+            kl=kl,
+            loss=loss,
+            full_share=n_full / max(1, shift.numel()),
+        )
+
+    def _tables(self, neurons: slice) -> Tables:
+        """Tables of some neurons; held while the next call asks for the same."""
+        if self._held is None or self._held.neurons != neurons:
+            self._held = None  # memory holds one set
+            W = self.written[neurons].to(self.dtype)
+            B = W @ self.A.T
+            squared = self._squared(B) if self.holds_squares else None
+            lowest, highest = B.aminmax(dim=1)
+            self._held = Tables(neurons=neurons, W=W, B=B, B_squared=squared, lowest=lowest, highest=highest)
+        return self._held
+
+    def _squared(self, B: Tensor) -> Tensor:
+        """B² in the dtype of fast products, without a float32 copy of the whole."""
+        out = torch.empty(B.shape, dtype=self.product_dtype, device=B.device)
+        rows = max(1, SQUARED_AT_ONCE // B.shape[1])
+        for squared, part in zip(out.split(rows), B.split(rows), strict=True):
+            squared.copy_(part.square())
+        return out
+
+    def _tokens(self, resid: Tensor, mlp_out: Tensor | None) -> "Residuals":
+        centred = self.readout.centre(resid)
+        sigma = self.readout.sigma(centred)
+        if self.norm is None:
+            return Residuals(x=centred, sigma=sigma, u=None, m=None, tau=None)
+        assert mlp_out is not None
+        u = self.readout.centre(self.norm(mlp_out))
+        return Residuals(x=centred, sigma=sigma, u=u, m=mlp_out, tau=self.norm.scale(mlp_out))
+
+    def _change(self, tokens: "Residuals", neurons: slice, shift: Tensor, kinds: int) -> Directions:
+        """The change of every pair, in float64: with the final norm's scale following, and with it frozen.
+
+        No scale is subtracted from another; a neuron that cancels the residual still makes σ′² a difference.
+        """
+        V, V_square = self.written[neurons], self.written_square[neurons]
+        x, u, sigma = tokens.x, tokens.u, tokens.sigma[:, None]
+        d_model = x.shape[1]
+        n_directions = 1 if u is None else 2
+        along = torch.zeros(kinds, n_directions, *shift.shape, dtype=self.dtype, device=shift.device)
+        b = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
+        beta, shrink = shift, None
+        change = 2 * (x @ V.T)
+        if u is not None:
+            assert self.norm is not None
+            assert tokens.m is not None
+            assert tokens.tau is not None
+            tau = tokens.tau[:, None]
+            rise = shift * (2 * (tokens.m @ self.W[neurons].T) + shift * self.W_square[neurons]) / d_model
+            tau_after = (tau.square() + rise).clamp_min(self.norm.eps).sqrt()
+            shrink, beta = -rise / (tau_after * (tau + tau_after)), shift / tau_after
+            change += 2 * shrink * (u @ V.T)
+        change = beta * (change + beta * V_square)
+        if u is not None:
+            assert shrink is not None
+            change += shrink * (2 * (x * u).sum(-1, keepdim=True) + shrink * u.square().sum(-1, keepdim=True))
+        change /= d_model
+        after = (sigma.square() + change).clamp_min(self.readout.eps).sqrt()  # ≥ eps but for rounding
+        along[0, 0], b[0] = -change / (after * (sigma + after)), beta / after
+        if shrink is not None:
+            along[0, 1] = shrink * sigma / after
+        if kinds == 2:
+            b[1] = beta / sigma
+            if shrink is not None:
+                along[1, 1] = shrink
+        return Directions(along=along, b=b)
+
+    def _clean(self, tokens: "Residuals", target: Tensor) -> tuple[CleanBlock, TokenSums]:
+        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
+        directions = torch.stack([v for v in (tokens.x, tokens.u) if v is not None]) / tokens.sigma[:, None]
+        K, n, vocab = len(directions), len(tokens.x), len(self.A)
+        workspace = self._workspace[: self.copies * n].unflatten(0, (-1, n))
+        logp, p, X, rows = workspace[0], workspace[1], workspace[2 : 2 + K], workspace[2 + K :]
+        torch.mm(directions.flatten(0, 1).to(self.dtype), self.A.T, out=X.view(K * n, vocab))
+        capped = None
+        if self.cap is None:
+            torch.add(X[0], self.at_zero, out=logp)
+        else:
+            capped, rows = Capped(cap=self.cap, scaled=rows[0], T=rows[1], D=rows[2]), rows[3:]
+            torch.add(X[0], self.at_zero, out=capped.scaled).div_(self.cap)
+            torch.tanh(capped.scaled, out=capped.T)
+            torch.mul(capped.T, capped.T, out=capped.D).neg_().add_(1)
+            torch.mul(capped.T, self.cap, out=logp)
+        logp -= logp.amax(-1, keepdim=True)  # first, so that large logits don't round the probabilities
+        total = torch.exp(logp, out=p).sum(-1, keepdim=True)
+        p /= total
+        logp -= total.log()
+        if self.cap is None:
+            for x in X:
+                x -= torch.mul(p, x, out=rows[0]).sum(-1, keepdim=True)
+        block = CleanBlock(p=p, logp=logp, X=X, capped=capped)
+        return block, token_sums(block, target, rows, self.A)
+
+    def _ablate(
+        self, clean: CleanBlock, sums: TokenSums, tables: Tables, target: Tensor, change: Directions
+    ) -> tuple[Tensor, Tensor, int]:
+        """Δ for each kind of change, KL for the first, and how many pairs took the full sum."""
+        if self.expands:
+            moments = self._moments(sums, tables)
+            found = [expand(sums, moments, a, b, self.cap) for a, b in zip(change.along, change.b, strict=True)]
+            delta = torch.stack([f.delta for f in found])
+            kl, flagged = found[0].kl, self._over(found)
+        else:
+            delta, kl = torch.empty_like(change.b), torch.empty_like(change.b[0])
+            flagged = torch.ones_like(kl, dtype=torch.bool)
+        pairs = flagged.nonzero()
+        full_sums(clean, sums.farthest, tables, target, pairs, change, delta, kl, fast=self.expands)
+        return delta, kl, len(pairs)
+
+    def _over(self, found: list[Expanded]) -> Tensor:
+        """Pairs of which any effect is over the tolerance, or has a bound that isn't a number."""
+        return ~torch.stack([f.bound <= self.tolerance for f in found]).all(0)
+
+    def _moments(self, sums: TokenSums, tables: Tables) -> NeuronMoments:
+        """Return what the expansion needs of every pair: sums over the vocabulary, as products of two widths."""
+        mean = sums.mean_A @ tables.W.T
+        low, high = tables.lowest, tables.highest
+        if self.cap is not None:  # D B_i lies between these, whatever D
+            low, high = low.clamp_max(0), high.clamp_min(0)
+        return NeuronMoments(
+            mean=mean,
+            from_target=sums.from_target @ tables.W.T,
+            at_target=sums.A_target @ tables.W.T,
+            square=self._squares(sums.weights, tables),
+            with_X=sums.XA @ tables.W.T,
+            reach=torch.maximum(high - mean, mean - low),
+            farthest=torch.maximum(tables.highest, -tables.lowest),
+            rounding=ROUNDING[self.product_dtype],
+        )
+
+    def _squares(self, weights: tuple[Tensor, ...], tables: Tables) -> Float[Tensor, "weight token neuron"]:
+        """Σ_v w_tv B²_iv for each weight, in the dtype of fast products, by pieces of the vocabulary."""
+        low = torch.cat([w.to(self.product_dtype) for w in weights])
+        out = torch.zeros(len(low), len(tables.B), dtype=self.dtype, device=low.device)
+        part, in_low = torch.empty_like(out), torch.empty_like(out, dtype=low.dtype)
+        size = ROUGHLY_AT_ONCE if low.dtype == torch.bfloat16 else VOCAB_AT_ONCE
+        # Kept for all pieces, since fresh memory would be faulted in page by page each time.
+        buffer = torch.empty(
+            len(tables.B) if tables.B_squared is None else 0, size, dtype=self.dtype, device=low.device
+        )
+        for piece in pieces(low.shape[1], size):
+            if tables.B_squared is None:
+                B = tables.B[:, piece]
+                squared = torch.mul(B, B, out=buffer[:, : B.shape[1]]).to(low.dtype)
+            else:
+                squared = tables.B_squared[:, piece]
+            out += part.copy_(torch.mm(low[:, piece], squared.T, out=in_low))
+        return out.unflatten(0, (len(weights), -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """A block of tokens in float64: residual stream, and the MLP's output before and behind its norm."""
+
+    x: Float[Tensor, "token d_model"]  # centred
+    sigma: Float[Tensor, " token"]
+    u: Float[Tensor, "token d_model"] | None  # γ⊙m/τ, centred; None without an output norm
+    m: Float[Tensor, "token d_model"] | None
+    tau: Float[Tensor, " token"] | None
+
+
+def block_copies(*, output_norm: bool, capped: bool) -> int:
+    """Return how many arrays [token, vocab] a block takes: p and log p, X, what the cap needs, and weights."""
+    K = 2 if output_norm else 1
+    return 2 + K + (3 if capped else 0) + rows_of_weights(K, capped=capped)
+
+
+def full_sums(
+    clean: CleanBlock,
+    farthest_X: Float[Tensor, "direction token"],
+    tables: Tables,
+    target: Int[Tensor, " token"],
+    pairs: Int[Tensor, "pair 2"],
+    change: Directions,
+    delta: Float[Tensor, "kind token neuron"],
+    kl: Float[Tensor, "token neuron"],
+    *,
+    fast: bool,
+) -> None:
+    """Write Δ of some pairs, in the order of tokens, and KL of their total effect, by sums over the vocabulary.
+
+    With y the change of the logits, Δ = E_p[y − y_target] + KL and KL = log E_p[e^x], x = y − E_p y, by log1p and expm1
+    so that a small one keeps its digits; `fast` allows an error of 1e-7 nats and takes the plain exponential. Where
+    e^x may overflow or bring back a type whose p underflowed, the log-sum-exp is taken.
+    """
+    rows = max(1, ELEMENTS_AT_ONCE // len(clean.p[0]))
+    farthest_B, capped = torch.maximum(tables.highest, -tables.lowest), clean.capped
+    counts = torch.bincount(pairs[:, 0], minlength=len(clean.p)).tolist()
+    for t, of_token in enumerate(pairs[:, 1].split(counts)):
+        for neurons in of_token.split(rows):
+            B = tables.B[neurons]
+            for kind in range(len(delta)):
+                along, b = change.along[kind, :, t, neurons], change.b[kind, t, neurons]
+                y = (along.T @ clean.X[:, t]).addcmul_(B, b[:, None])
+                if capped is not None:
+                    y = change_from_tanh(y, capped.scaled[t], capped.T[t], capped.D[t], capped.cap)
+                y -= y[:, target[t], None].clone()
+                mean = y @ clean.p[t]
+                reach = 2 * ((along.abs() * farthest_X[:, t, None]).sum(0) + b.abs() * farthest_B[neurons])
+                of_x = log_mean_exp(y.sub_(mean[:, None]), clean.p[t], clean.logp[t], reach, fast=fast)
+                delta[kind, t, neurons] = mean + of_x
+                if kind == 0:
+                    kl[t, neurons] = of_x.clamp_min(0)  # by as much as it is rounded it may come out below
+
+
+def log_mean_exp(x: Tensor, p: Tensor, logp: Tensor, reach: Tensor, *, fast: bool) -> Tensor:
+    """Return log E_p[e^x] of each row; `x` is overwritten, `reach` is max |x| at most."""
+    far = reach > UNDERFLOW
+    if far.any():
+        return (x + logp).logsumexp(-1)
+    if fast:
+        return (x.exp_() @ p).log()
+    return (x.expm1_() @ p).log1p()

@@ -1,0 +1,282 @@
+"""claims.json: every test, Holm's correction and verdict, and the checks, from the other files (docs/claims.md)."""
+
+import numpy as np
+from folder import ROLES, against
+from groups import draw_all, top
+from phases import FAMILIES, TINY, order_statistics
+from scipy.stats import rankdata
+
+NOT_TESTED = "plateau-grows"  # needs six checkpoints
+KINK = 1e-4  # the fit of the cubic stops at 1e-10 of the likelihood, so its scores have about five digits; p is exact
+
+
+def one_test(value, null_mean, effect, p, least, low=np.nan, high=np.nan):
+    return {
+        "value": value,
+        "null_mean": null_mean,
+        "effect": effect,
+        "p": p,
+        "least_p": least,
+        "effect_low": low,
+        "effect_high": high,
+    }
+
+
+def of_groups(found, above):
+    """The one-sided test of a value against draws of groups, its interval the value less 95 % of the draws."""
+    sign = 1 if above else -1
+    value = found["value"]
+    low, high = sorted((sign * (value - found["null_high"]), sign * (value - found["null_low"])))
+    p = found["p_above" if above else "p_below"]
+    effect = sign * (value - found["null_mean"])
+    return one_test(value, found["null_mean"], effect, p, 1 / (1 + found["n_draws"]), low, high)
+
+
+def of_contexts(sums, ratio, rng, n_draws=1999):
+    """The test that a statistic is above 0, contexts resampled."""
+    n, value = len(sums), ratio(sums.sum(0, keepdims=True))[0]
+    draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return one_test(value, 0.0, value, (1 + np.sum(draws <= 0)) / (1 + n_draws), 1 / (1 + n_draws), low, high)
+
+
+def three_phases(run, step, rng):
+    found = run.at(step, "phases.json")["all"]
+    p, there = max(found["null_p"].values()), found["outcome"] == "three phases"
+    p = p if there or p > 0.05 else 1.0
+    return [one_test(found["kappa"], np.nan, float(there), p, 1 / (1 + found["n_draws"]))]
+
+
+def slope_kink(run, step, rng):
+    """The largest score of a kink, beside those of samples of smooth curves."""
+    y = np.log(run.at(step, "rank_curve.parquet")["abs_delta_loss"].to_numpy())
+    last = len(y) // 2
+    u = np.log(np.arange(4, last))
+    smooth = np.linalg.qr(np.vander(2 * (u - u[0]) / np.ptp(u) - 1, 4))[0]
+    kink = np.maximum(u[:, None] - np.arange(u[0] + 0.5, u[-1] - 0.5, 0.1), 0)
+    kink = kink - smooth @ (smooth.T @ kink)
+    kink /= np.linalg.norm(kink, axis=0)
+
+    def spacings(y):
+        return np.maximum(np.arange(4, last) * -np.diff(y[:, 3:last]), TINY)
+
+    def scores(D):
+        eta = np.array([fitted(row, smooth) for row in D])
+        return ((D * np.exp(-eta) - 1) @ kink).max(1), eta
+
+    (value,), eta = scores(spacings(y[None]))
+    samples = [np.exp(eta) * rng.standard_exponential((400, len(u)))]
+    samples += [spacings(log_q(order_statistics(400, len(y), rng))) for log_q, _ in FAMILIES.values()]
+    return [of_groups(against(value, scores(D)[0]), above=True) for D in samples]
+
+
+def fitted(D, smooth):
+    """Log κ(u) by maximum likelihood: exponential spacings whose log mean is a cubic; Newton's steps, halved."""
+
+    def value(eta):
+        return -(eta + D * np.exp(-eta)).sum()
+
+    eta = np.full(len(D), np.log(D.mean()))
+    for _ in range(200):
+        step, size = smooth @ (smooth.T @ (D * np.exp(-eta) - 1)), 1.0
+        while value(eta + size * step) < value(eta) and size > 1e-9:
+            size /= 2
+        gain = value(eta + size * step) - value(eta)
+        eta = eta + size * step
+        if gain <= 1e-13 * abs(value(eta)):
+            break
+    return eta
+
+
+def of_rows(name, statistic, of, above, **where):
+    def tests(run, step, rng):
+        rows = [
+            r
+            for r in run.at(step, name)["rows"]
+            if r["statistic"] == statistic and all(r[k] == v for k, v in where.items())
+        ]
+        found = [
+            r
+            for group in of
+            for null in ("uniform", "matched")
+            for r in rows
+            if (r["group"], r["null"]) == (group, null)
+        ]
+        return [of_groups(row, above) for row in found]
+
+    return tests
+
+
+def groups_elsewhere(run, step, arrays):
+    """Groups chosen by effects in the contexts that are not in the sample of the experiments."""
+    sums = run.at(step, "context_sums.safetensors")
+    others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), np.unique(arrays["context"]))
+    n = sums["n_tokens"][others].sum()
+    delta, size = (sums[name][others].astype(float).sum(0) / n for name in ("delta_loss", "abs_delta_loss"))
+    covariate = run.at(step, "effects.parquet")["move"].to_numpy()
+    return draw_all(delta, size, covariate, run.config, run.generator("claims", "groups elsewhere"))
+
+
+def specificity(suffix):
+    def tests(run, step, rng):
+        arrays, length = (
+            run.at(step, "experiments.safetensors"),
+            run.at(step, "effects.parquet")["W_out_norm"].to_numpy(),
+        )
+        groups = groups_elsewhere(run, step, arrays)
+        parts = [arrays[f"{k}_{n}{suffix}"].astype(float) for k in ("rare", "common") for n in ("ablation", "shift")]
+        parts[1], parts[3] = parts[1] * length, parts[3] * length
+
+        def S(drawn, weights):
+            a, b, c, d = (np.stack([weights @ x[:, g].sum(1) for g in drawn], 1) for x in parts)
+            return (a / b) / (c / d)
+
+        once, out = np.ones((1, len(parts[0]))), []
+        for role, matched in zip(ROLES, np.split(groups["matched_random"], 2), strict=True):
+            own = groups[role][None]
+            value, drawn = S(own, once)[0, 0], (groups["random"], matched)
+            out += [of_groups(against(value, S(some, once)[0]), above=True) for some in drawn]
+
+            def excess(weights, own=own, matched=matched):
+                return S(own, weights)[:, 0] - S(matched[:200], weights).mean(1)
+
+            out.append(of_contexts(np.eye(len(parts[0])), excess, rng, 1000))
+        return out
+
+    return tests
+
+
+def joint_sum(run, step, rng):
+    arrays, out = run.at(step, "experiments.safetensors"), []
+    row = np.unique(arrays["context"], return_inverse=True)[1]
+    for role, sign in zip(ROLES, (1, -1), strict=True):
+        excess = sign * (arrays[f"joint_{role}"] - arrays[f"sum_{role}"])
+        sums = np.stack([np.bincount(row, x) for x in (excess, arrays[f"abs_sum_{role}"])], 1)
+        out.append(of_contexts(sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
+    return out
+
+
+def joint_random(run, step, rng):
+    arrays, out = run.at(step, "experiments.safetensors"), []
+    at = arrays["joint_at"]
+    for role, sign in zip(ROLES, (1, -1), strict=True):
+        excess = sign * (arrays[f"joint_{role}"] - arrays[f"sum_{role}"])[at].sum()
+        value = excess / arrays[f"abs_sum_{role}"][at].sum()
+        for null in ("uniform", f"matched_{role}"):
+            together, alone, size = arrays[f"joint_{null}"].T
+            out.append(of_groups(against(value, sign * (together - alone) / size), above=True))
+    return out
+
+
+WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
+TESTS = {
+    "three-phases": three_phases,
+    "slope-kink": slope_kink,
+    "correlation-within": of_rows("geometry.json", "correlation", ROLES, True),
+    "correlation-random": of_rows("geometry.json", "correlation", WITH_RANDOM, False),
+    "dimension": of_rows("geometry.json", "d_eff_zscored", ROLES, False),
+    "cosine-within": of_rows("geometry.json", "cosine", ROLES, True),
+    "cosine-across": of_rows("geometry.json", "cosine", ("boosting-suppressing",), True),
+    "cosine-random": of_rows("geometry.json", "cosine", WITH_RANDOM, False),
+    "heavy-tail-W_in": of_rows("spectrum.json", "alpha_hill", ROLES, False, matrix="W_in"),
+    "heavy-tail-W_out": of_rows("spectrum.json", "alpha_hill", ROLES, False, matrix="W_out"),
+    "rare-specific": specificity(""),
+    "rare-specific-loss": specificity("_equal_loss"),
+    "joint-sum": joint_sum,
+    "joint-random": joint_random,
+}
+
+
+def holm(p):
+    order, out, running = sorted(range(len(p)), key=p.__getitem__), [0.0] * len(p), 0.0
+    for k, i in enumerate(order):
+        running = max(running, min(1.0, (len(p) - k) * p[i]))
+        out[i] = running
+    return out
+
+
+def verdict(tests, weakest, p_holm, smallest, n_tested):
+    """The rule of docs/claims.md, in its order."""
+    p, least = weakest["p"], weakest["least_p"]
+    error = 0.0 if round(p / least) <= 1 else np.sqrt((1 - p) * least / p)
+    if p_holm <= 0.05 and p_holm * (1 + 1.96 * error) <= 0.05 and min(t["effect"] for t in tests) >= smallest:
+        return "supported"
+    could = max(t["least_p"] for t in tests) * n_tested <= 0.05
+    return "not supported" if p_holm > 0.05 and p > 0.05 and could else "inconclusive"
+
+
+def check(run, report):
+    record, step = run.json("claims.json"), run.steps[-1]
+    stored = {claim["name"]: claim for claim in record["claims"]}
+    report.same("claims: names", sorted([*TESTS, NOT_TESTED]), sorted(stored))
+    report.same("claims: too few steps", stored[NOT_TESTED]["verdict"], "inconclusive")
+    found = {name: tests(run, step, run.generator("claims", name)) for name, tests in TESTS.items()}
+    for name, tests in found.items():
+        report.same(f"claims: {name}, number of tests", len(stored[name]["tests"]), len(tests))
+        for one, other in zip(stored[name]["tests"], tests, strict=True):
+            for column, number in other.items():
+                kept = np.nan if one[column] is None else one[column]
+                report.close(f"claims: {name}, {column}", kept, number, KINK if name == "slope-kink" else 1e-6)
+    weakest = {name: max(tests, key=lambda t: (t["p"], -t["effect"])) for name, tests in found.items()}
+    adjusted = holm([test["p"] for test in weakest.values()])
+    for (name, worst), p_holm in zip(weakest.items(), adjusted, strict=True):
+        report.close("claims: p", stored[name]["p"], worst["p"])
+        report.close("claims: p_holm", stored[name]["p_holm"], p_holm)
+        said = verdict(found[name], worst, p_holm, record["smallest_effects"][name], len(found))
+        report.same(f"claims: verdict, {name}", stored[name]["verdict"], said)
+    for stored_check in record["checks"]:
+        value = CHECKS[stored_check["name"]](run, step, run.generator("checks", stored_check["name"]))
+        ends = [stored_check[name] for name in ("low", "value", "high")]
+        report.close(f"checks: {stored_check['name']}", ends, value)
+
+
+def spearman(a, b):
+    return np.corrcoef(rankdata(a), rankdata(b))[0, 1]
+
+
+def halves(run, step, rng):
+    """Sums of Δ and |Δ| over either half of the contexts, 99 times."""
+    sums = run.at(step, "context_sums.safetensors")
+    both = [sums[name][sums["n_tokens"] > 0].astype(float) for name in ("delta_loss", "abs_delta_loss")]
+    for _ in range(99):
+        half = rng.permutation(len(both[0])) < len(both[0]) // 2
+        yield [[x[rows].sum(0) for x in both] for rows in (half, ~half)]
+
+
+def split_half(run, step, rng):
+    rho = np.array([spearman(one[1], other[1]) for one, other in halves(run, step, rng)])
+    return np.quantile(np.where(rho > 0, 2 * rho / (1 + rho), rho), (0.025, 0.5, 0.975))
+
+
+def same_groups(run, step, rng):
+    n, shares = run.config["group_size"], []
+    for halved in halves(run, step, rng):
+        one, other = (top(*totals, n) for totals in halved)
+        shares.append([len(np.intersect1d(a, b)) / n for a, b in zip(one, other, strict=True)])
+    shares = np.array(shares)
+    return np.quantile(shares[:, shares.mean(0).argmin()], (0.025, 0.5, 0.975))
+
+
+def zero_ablation(run, step, rng):
+    arrays = run.at(step, "experiments.safetensors")
+    rho = spearman(arrays["mean_ablation"], arrays["zero_ablation"])
+    error = 1.96 * 1.06 / np.sqrt(len(arrays["mean_ablation"]) - 3)
+    return np.tanh(np.arctanh(rho) - error), rho, np.tanh(np.arctanh(rho) + error)
+
+
+def direct(run, step, rng):
+    arrays = run.at(step, "experiments.safetensors")
+    row = np.unique(arrays["context"], return_inverse=True)[1]
+    sums = np.stack([np.bincount(row, arrays[name]) for name in ("rare_norm_part", "rare_total")], 1)
+    n, total = len(sums), sums.sum(0)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=2000) @ sums
+    low, high = np.quantile(1 - drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    return low, 1 - total[0] / total[1], high
+
+
+CHECKS = {
+    "split-half": split_half,
+    "split-half-groups": same_groups,
+    "zero-ablation": zero_ablation,
+    "direct": direct,
+}

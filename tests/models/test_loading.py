@@ -77,6 +77,7 @@ def test_provenance_says_what_was_loaded(folder):
         "tied": False,
         "tokenizer": "tokenizer.json",
         "head": None,
+        "form": None,
     }
 
 

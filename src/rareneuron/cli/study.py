@@ -41,7 +41,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     "--data",
     metavar="PATH|HUB-ID",
     help="Texts: .txt, .jsonl, .json, .csv, .tsv, also .gz, .zst, .bz2; .parquet, .arrow; a folder; a Hub data set. "
-    "[default: the embedded corpus; with a MODEL, C4's validation split]",
+    "[default: the embedded corpus; with a MODEL that isn't packaged, C4's validation split]",
 )
 @setting("--text-field", help="Key or column that holds the text.")
 @setting("--max-corpus-tokens", type=int, help="Read at most this many tokens of the corpus.")
@@ -111,8 +111,8 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Measure the effect of every neuron at every checkpoint. The same command continues an interrupted study.
 
-    MODEL is a Hub id, id@revision, a local model folder, or a folder of step<N>/ folders; without it, the series that
-    comes with the package.
+    MODEL is a Hub id, id@revision, a local model folder or GGUF file, a folder of step<N>/ folders, or a packaged model
+    that was fetched (smollm2); without it, the series that comes with the package.
 
     \b
     rareneuron study

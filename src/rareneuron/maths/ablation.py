@@ -40,6 +40,7 @@ from rareneuron.maths.expansion import (
     summed,
 )
 from rareneuron.maths.full_sum import full_sums
+from rareneuron.maths.fused import compiling_pays, takes_compiled_sums
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
@@ -78,7 +79,8 @@ class AblationEngine:
 
     `fast` is float32 with a certified expansion; `exact` sums every pair over the vocabulary in float32;
     `reference` the same in float64. `memory` bounds, in bytes, what the engine holds beside the model and the results:
-    A [vocab, d_model] and, for as many neurons at a time as fit, B and its square, [neuron, vocab].
+    A [vocab, d_model] and, for as many neurons at a time as fit, B and its square, [neuron, vocab]. `compiled` says
+    whether full sums of `fast` take the loop that numba compiles; by default where it is installed and pays.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class AblationEngine:
         precision: Precision = "fast",
         tolerance: float = TOLERANCE,
         memory: int = 4 * 2**30,
+        compiled: bool | None = None,
     ) -> None:
         if not readout.is_plain:
             raise ValueError(
@@ -97,6 +100,7 @@ class AblationEngine:
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
+        self.compiled = self.expands and takes_compiled_sums(len(readout.W_U), W_out.device, compiled)
         self.readout = readout
         self.W_double = readout.centre(W_out.double())
         self.W_square = self.W_double.square().sum(-1)
@@ -237,7 +241,8 @@ class AblationEngine:
         farthest_B = torch.maximum(tables.highest, -tables.lowest)
         # Taken off before the sum, κ₁ leaves KL its digits; a large one would only round the sum, and stays in.
         origin = first.masked_fill(first.abs() > 1, 0)
-        rest = full_sums(clean, target, tables.B, farthest_B, pairs, changes, origin, fast=self.expands)
+        how = {"fast": self.expands, "compiled": self.compiled}
+        rest = full_sums(clean, target, tables.B, farthest_B, pairs, changes, origin, **how)
         delta[at] = origin + rest
         kl[at] = rest - (first - origin)
         kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
@@ -317,10 +322,15 @@ def ablation_engine(
     *,
     precision: Precision = "fast",
     memory: int = 4 * 2**30,
+    compiled: bool | None = None,
 ) -> "AblationEngine | BehindNormEngine":
-    """Return the engine that serves a readout: neurons may act through an output norm, and logits be soft-capped."""
-    kind = AblationEngine if readout.is_plain else BehindNormEngine
-    return kind(readout, W_out, precision=precision, memory=memory)
+    """Return the engine that serves a readout: neurons may act through an output norm, and logits be soft-capped.
+
+    `compiled` is as for `AblationEngine`; the engine behind norms and caps sums with torch.
+    """
+    if readout.is_plain:
+        return AblationEngine(readout, W_out, precision=precision, memory=memory, compiled=compiled)
+    return BehindNormEngine(readout, W_out, precision=precision, memory=memory)
 
 
 def delta_loss(
@@ -371,6 +381,7 @@ def delta_loss(
         >>> rn.delta_loss(readout, resid, torch.tensor([[-1.0]]), torch.tensor([1]), W_out)
         tensor([[0.9387]])
     """
-    engine = ablation_engine(readout, W_out, precision=precision)
+    compiled = None if compiling_pays(*shift.shape, len(readout.W_U)) else False
+    engine = ablation_engine(readout, W_out, precision=precision, compiled=compiled)
     effects = engine.effects(resid, shift, target, direct=frozen_norm, mlp_out=mlp_out)
     return effects.delta_loss if effects.direct_delta_loss is None else effects.direct_delta_loss

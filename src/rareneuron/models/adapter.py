@@ -17,15 +17,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.errors import BrokenCheckpoint, InvalidConfig, Unavailable, UnfitTokenizer, UnsupportedModel
+from rareneuron.errors import (
+    BrokenCheckpoint,
+    InvalidConfig,
+    ModelNotFound,
+    OutOfRange,
+    Unavailable,
+    UnfitTokenizer,
+    UnsupportedModel,
+)
 from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.readout import Readout
 from rareneuron.models.anatomy import Anatomy, LayerWeights, anatomy
 from rareneuron.models.families import Family
 from rareneuron.models.faults import HALF, IN_FLOAT32
+from rareneuron.models.gguf import damaged
 from rareneuron.models.heads import use_stored_head
 from rareneuron.models.hub import ModelFolder, model_folder
-from rareneuron.models.loading import load_causal_lm, read_config, sha256_of_weights
+from rareneuron.models.loading import DTYPES, load_causal_lm, read_config, sha256_of_weights
+from rareneuron.models.memory import FORM, identity, opened, plain_copy
 from rareneuron.models.probes import ClosedForm, closed_form
 from rareneuron.models.tokenizers import find_tokenizer, refuse_unfit_tokenizer
 
@@ -216,7 +226,7 @@ class Adapter:
 
 
 def load_model(
-    id_or_path: str | os.PathLike[str],
+    id_or_path: Any,
     revision: str | None = None,
     *,
     dtype: str = "float32",
@@ -229,8 +239,9 @@ def load_model(
     checked before memory is allocated for it.
 
     Args:
-        id_or_path: A folder with config.json and *.safetensors, a Hub id, or `id@revision`. An existing folder wins
-            over a Hub id of the same name.
+        id_or_path: A folder with config.json and *.safetensors, a GGUF file, a Hub id, or `id@revision`. An existing
+            folder wins over a Hub id of the same name. Or a `transformers` model in memory, in whatever wraps it: its
+            weights are copied, read through its modules where they aren't plain tensors, and it stays as it is.
         revision: Branch, tag or commit on the Hub; None for the default branch.
         dtype: What the model computes in: "float64", "float32", "bfloat16" or "float16". Half precision rounds a loss
             of 12 nats to 8e-3.
@@ -264,6 +275,10 @@ def load_model(
         "After layer 0 come 2 more blocks, so the closed form doesn't hold there; it does for the last layer, 2."
     """
     place = device_named(device)
+    if not isinstance(id_or_path, str | os.PathLike):
+        if revision is not None:
+            raise ModelNotFound("A model in memory has no revisions. Leave the revision out.")
+        return load_in_memory(id_or_path, tokenizer, dtype, place)
     return load_folder(model_folder(id_or_path, revision), dtype=dtype, device=place, tokenizer=tokenizer)
 
 
@@ -276,6 +291,9 @@ def load_folder(
     model = load_causal_lm(where.folder, config, dtype)
     head = use_stored_head(model, where.folder)
     found = find_tokenizer(where.folder, model.config) if tokenizer is None else None
+    digest = sha256_of_weights(where.folder)
+    if where.weights_sha256 not in (None, digest):
+        raise damaged(where.folder)
     return Adapter(
         model.to(place),
         tokenizer if found is None else found.tokenizer,
@@ -283,12 +301,23 @@ def load_folder(
             "source": where.source,
             "revision": where.revision,
             "commit": where.commit,
-            "weights_sha256": sha256_of_weights(where.folder),
+            "weights_sha256": digest,
+            "form": where.form,
             "tokenizer": None if found is None else found.source,
             "head": head,
         },
         folder=where.folder,
     )
+
+
+def load_in_memory(model: Any, tokenizer: Any, dtype: str, place: torch.device) -> Adapter:
+    """Make an adapter of a plain copy of a model in memory; its identity is a hash over all that it is."""
+    if dtype not in DTYPES:
+        raise OutOfRange(f"There is no dtype {dtype!r}. Use one of {', '.join(DTYPES)}; float32 is the default.")
+    copied = plain_copy(opened(model))
+    digest = identity(copied, tokenizer)
+    provenance = {"source": "in memory", "revision": None, "commit": None, "weights_sha256": digest, "form": FORM}
+    return Adapter(copied.to(place, DTYPES[dtype]), tokenizer, provenance)
 
 
 def device_named(name: str) -> torch.device:

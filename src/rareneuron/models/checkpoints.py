@@ -1,13 +1,13 @@
 """A training run as a list of checkpoints, each with the place that its weights come from.
 
-A series is a folder of `step<N>/` folders, or a model on the Hub with branches named `step<N>`. A single model is
-a series of one; its step is read from its folder's or revision's name, and is None where that isn't `step<N>`.
+A series is a folder of `step<N>/` folders, or a model on the Hub with branches named `step<N>`; other forms of such
+names (`checkpoint-<N>`, …) are in `steps`. A single model is a series of one; its step is read from its folder's or
+revision's name, and is None where that doesn't say one.
 Branches move, so a checkpoint of a series carries the commit that its branch stood for when the series was listed,
 and `checkpoint_folder` holds to it: whatever asks later, in whatever process, gets the same weights.
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +16,9 @@ from pathlib import Path
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.links import expanded
 from rareneuron.models.hub import ModelFolder, branch_commits, is_local, model_folder, split_revision
-from rareneuron.models.loading import weight_files
+from rareneuron.models.loading import refuse_adapter, weight_files
+from rareneuron.models.snapshots import snapshots_of
+from rareneuron.models.steps import FORMS, stage_of, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ def list_checkpoints(
             for branch, commit in branch_commits(name).items()
             if step_of(branch) is not None
         ]
+    refuse_stages(name, found)
     found = sorted(found, key=lambda checkpoint: step_order(checkpoint.step))
     for first, second in pairwise(found):
         if first.step == second.step:
@@ -78,25 +81,54 @@ def all_checkpoints(model: str | os.PathLike[str], revision: str | None = None) 
 
 def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     """The step folders of a folder; or the folder itself, where it holds a model and no series is asked for."""
+    revisions = snapshots_of(expanded(name))
+    if series and (found := {r: place for r, place in revisions.items() if step_of(r) is not None}):
+        return [Checkpoint(step=step_of(revision), source=str(place)) for revision, place in found.items()]
     folder = model_folder(name).folder
+    refuse_adapter(folder)
     holds_model = (folder / "config.json").is_file()
     inside = [child for child in folder.iterdir() if child.is_dir() and step_of(child.name) is not None]
     if inside and (series or not holds_model):
         return [Checkpoint(step=step_of(child.name), source=str(child)) for child in inside]
     if not holds_model:
         raise ModelNotFound(
-            f"{name} holds neither config.json nor folders named step<N>, so it is neither a model nor a series. Give "
-            "a folder that `save_pretrained` wrote, or one of step<N>/ folders."
+            f"{name} holds neither config.json nor folders named step<N>, so it is neither a model nor a series; it "
+            f"holds {contents(folder)}. Give a folder that `save_pretrained` wrote, a GGUF file, or a folder of "
+            f"checkpoints whose names say their step: {', '.join(FORMS)}."
         )
     return [Checkpoint(step=step_of(Path(folder).resolve().name), source=name)]
+
+
+def contents(folder: Path) -> str:
+    """What lies in a folder, for an error: a few names, and how many more."""
+    names = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "nothing"
+
+
+def refuse_stages(name: str, found: Sequence[Checkpoint]) -> None:
+    """Refuse a series of several stages: each counts its steps anew, so they aren't one curve."""
+    stages = sorted({stage for c in found if (stage := stage_of(name_of(c))) is not None})
+    if len(stages) > 1:
+        shown = ", ".join(stages[:4]) + (", …" if len(stages) > 4 else "")
+        raise BrokenCheckpoint(
+            f"{name} has checkpoints of {len(stages)} stages ({shown}), and each counts its steps anew, so they aren't "
+            "one series. Put the folders of one stage into a folder of their own, or name a single checkpoint with "
+            "`--revision`."
+        )
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """The name that a checkpoint's step is read from: its revision, or its folder's."""
+    return checkpoint.revision or Path(checkpoint.source).name
 
 
 def select_steps(name: str, series: Sequence[Checkpoint], steps: str | Iterable[int]) -> list[Checkpoint]:
     """The checkpoints of a series that have the steps asked for; a step that isn't there is refused."""
     if not series:
         raise ModelNotFound(
-            f"{name} has no branches named step<N>, so its training can't be followed. Leave the steps out to study "
-            "its default branch, or name a branch with `--revision`."
+            f"{name} has no branches named step<N> (or {', '.join(list(FORMS)[1:])}), so its training can't be "
+            "followed. Leave the steps out to study its default branch, or name a branch with `--revision`."
         )
     if isinstance(steps, str):
         if steps != "all":
@@ -135,16 +167,10 @@ def why_no_weights(checkpoint: Checkpoint) -> str | None:
     """The reason why a folder of this machine has no readable weights; None where it has, and for the Hub's models."""
     if is_local(checkpoint.source):
         try:
-            weight_files(expanded(checkpoint.source))
+            weight_files(checkpoint_folder(checkpoint).folder)
         except BrokenCheckpoint as error:
             return str(error)
     return None
-
-
-def step_of(name: str | None) -> int | None:
-    """The number in `step<N>`; None for any other name."""
-    match = re.fullmatch(r"step(\d+)", name or "")
-    return int(match[1]) if match else None
 
 
 def label(checkpoint: Checkpoint) -> str:

@@ -32,9 +32,7 @@ def overflow_remedy(dtype: torch.dtype) -> str:
             f"The usual cause is overflow in {precision(dtype)}, whose largest number is "
             f"{torch.finfo(dtype).max:,.3g}: use --dtype float32."
         )
-    wider = (
-        "" if dtype == torch.float64 else " `--dtype float64` computes this one, if it is to be studied all the same."
-    )
+    wider = "" if dtype == torch.float64 else " `--dtype float64` may compute this one, if it is to be studied."
     return (
         f"All its weights are finite, so its activations go beyond the largest {precision(dtype)} number "
         f"({torch.finfo(dtype).max:.0e}), as they do where training has diverged. Take an earlier checkpoint.{wider}"

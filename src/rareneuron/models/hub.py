@@ -33,8 +33,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from rareneuron.cache import cache_folder
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.links import expanded
+from rareneuron.models.gguf import converted, gguf_in, known_origin
+from rareneuron.models.packaged import PACKAGED, packaged_folder
+from rareneuron.models.snapshots import main_snapshot
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]  # config and tokenizer
 WANTED_FILES = ["*.safetensors", *SMALL_FILES]
@@ -59,6 +63,8 @@ class ModelFolder:
     source: str  # Hub id, or the folder's path
     revision: str | None = None
     commit: str | None = None  # of the Hub; None for a folder
+    form: str | None = None  # how weights became numbers, where the file held others ("dequantised from Q4_1")
+    weights_sha256: str | None = None  # what the weights must have, where they were made here
 
 
 def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple[str, str | None]:
@@ -72,6 +78,10 @@ def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple
     if at and not expanded(name).exists() and expanded(head).exists():
         name, revision = head, suffix  # a folder with a revision, which is refused like any other
     if is_local(name if expanded(name).exists() else head):
+        if head in PACKAGED and revision is not None:
+            raise ModelNotFound(
+                f"{head} is a packaged model of one version, without revisions. Leave {revision!r} out."
+            )
         if revision is not None:
             raise ModelNotFound(
                 f"{name} is a local path, and revision {revision!r} was asked for, but only models on the Hub have "
@@ -89,8 +99,14 @@ def split_revision(model: str | os.PathLike[str], revision: str | None) -> tuple
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` is a path: it exists, or can't be a Hub id."""
-    return expanded(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    """Whether `name` is a path (it exists, or can't be a Hub id) or a packaged model's name."""
+    return (
+        name in PACKAGED
+        or expanded(name).exists()
+        or name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.count("/") > 1
+    )
 
 
 def model_folder(
@@ -106,15 +122,7 @@ def model_folder(
     """
     name, revision = split_revision(model, revision)
     if is_local(name):
-        folder = expanded(name)
-        if not folder.exists():
-            raise ModelNotFound(
-                f"There is no folder {name}. Give an existing folder with config.json and *.safetensors, or a Hub id "
-                "such as `EleutherAI/pythia-70m`."
-            )
-        if not folder.is_dir():
-            raise ModelNotFound(f"{name} is a file. Give the folder that holds it beside config.json.")
-        return ModelFolder(folder=folder, source=name)
+        return local_folder(name)
     wanted = WANTED_FILES if weights else SMALL_FILES
     # By its revision first: the cache then remembers what the revision stood for, and lists it without a network.
     folder = download(name, revision, wanted)
@@ -123,6 +131,34 @@ def model_folder(
     # The cache names a snapshot's folder after its commit.
     found = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return ModelFolder(folder=folder, source=name, revision=revision, commit=found)
+
+
+def local_folder(name: str) -> ModelFolder:
+    """The folder of a model on this machine: named, in a GGUF file, or of a packaged model that was fetched."""
+    folder = expanded(name)
+    if name in PACKAGED:
+        if folder.exists():
+            raise ModelNotFound(
+                f"{name} is a packaged model's name, and a folder of that name is here, so it isn't clear which is "
+                f"meant. Type ./{name} for the folder; for the packaged model, work in another folder."
+            )
+        place, known = packaged_folder(name)
+    elif (snapshot := main_snapshot(folder)) is not None:
+        return ModelFolder(folder=snapshot, source=name, commit=snapshot.name)
+    elif (file := gguf_in(folder)) is not None:
+        place, known = converted(file)
+    else:
+        if not folder.exists():
+            raise ModelNotFound(
+                f"There is no folder {name}. Give an existing folder with config.json and *.safetensors, or a Hub id "
+                "such as `EleutherAI/pythia-70m`."
+            )
+        if not folder.is_dir():
+            raise ModelNotFound(f"{name} is a file. Give the folder that holds it beside config.json.")
+        if folder.resolve().parent != cache_folder("models").resolve():
+            return ModelFolder(folder=folder, source=name)
+        place, known = folder, known_origin(folder)
+    return ModelFolder(folder=place, source=name, form=known["form"], weights_sha256=known["weights_sha256"])
 
 
 def download(name: str, revision: str | None, wanted: Sequence[str]) -> Path:

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound, OutOfRange, UnsupportedModel
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.families import Family
+from rareneuron.models.steps import step_of
 from rareneuron.models.untrusted import refuse_links, refuse_sizes
 
 DTYPES = {
@@ -76,8 +77,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json, and refuse models that this package can't or mustn't load."""
     path = folder / "config.json"
     refuse_links(folder)
+    refuse_adapter(folder)
     if not path.is_file():
-        steps = sorted(child.name for child in folder.glob("step*") if (child / "config.json").is_file())
+        steps = sorted(
+            child.name
+            for child in folder.iterdir()
+            if step_of(child.name) is not None and (child / "config.json").is_file()
+        )
         hint = (
             f"It is a series of checkpoints ({len(steps)}, such as {steps[0]}): load one of them, or study them with "
             "`--steps all`."
@@ -99,11 +105,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} asks for code of the repository to be run (`auto_map`), which this package never does. If the "
             "architecture is part of transformers now, delete `auto_map` from a local copy of config.json."
         )
-    if "transformers_weights" in config or (folder / "adapter_config.json").is_file():
+    if "transformers_weights" in config:
         raise UnsupportedModel(
-            f"{folder} names weights that lie elsewhere (`transformers_weights`, or adapter_config.json), so what is "
-            "checked here would not be what is loaded. Merge an adapter into its model (`merge_and_unload`) and save "
-            "the whole."
+            f"{folder} names weights that lie elsewhere (`transformers_weights`), so what is checked here would not be "
+            "what is loaded. Save the whole model with `save_pretrained`."
         )
     refuse_sizes(path, config)
     if config.get("quantization_config"):
@@ -112,6 +117,24 @@ def read_config(folder: Path) -> dict[str, Any]:
             "checkpoint that was quantised, in float16, bfloat16 or float32."
         )
     return config
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter, which is no model by itself; says which one it belongs to."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    content = read_json(path, "what this adapter belongs to")
+    kind, base = str(content.get("peft_type") or "adapter"), content.get("base_model_name_or_path")
+    named = repr(base) if isinstance(base, str) and base else "BASE"
+    whose = f"for the model {named}" if named != "BASE" else "for a model that it doesn't name"
+    raise UnsupportedModel(
+        f"{folder} holds an adapter ({kind}, adapter_config.json) {whose}, which is no model by itself: studied alone, "
+        "or left out, it would be another model. Merge it into a copy: `PeftModel.from_pretrained("
+        f"AutoModelForCausalLM.from_pretrained({named}), {str(folder)!r}).merge_and_unload()"
+        ".save_pretrained(NEW_FOLDER)`, with peft installed, and study NEW_FOLDER; or give the model in memory, "
+        "`rn.run_study(config, model=..., tokenizer=...)`."
+    )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

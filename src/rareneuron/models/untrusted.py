@@ -12,7 +12,7 @@ from rareneuron.errors import BrokenCheckpoint
 from rareneuron.links import allowed_roots, leads_out
 
 PACKAGE = Path(__file__).parents[1]  # installers may make its files links into their own cache
-READ_SUFFIXES = {".json", ".txt", ".model", ".tiktoken", ".safetensors", ".jinja"}
+READ_SUFFIXES = {".json", ".gguf", ".txt", ".model", ".tiktoken", ".safetensors", ".jinja"}
 READ_FOLDERS = {"additional_chat_templates"}
 
 LARGEST = 2**31 - 1  # whole number: vocabularies, widths, positions, token ids

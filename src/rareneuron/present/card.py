@@ -133,7 +133,7 @@ def facts(found: Findings) -> list[str]:
     record = found.records[-1]
     told = [
         ("model", f"{found.subject.model}, {found.subject.layer_name}, {record.model.n_params:,} parameters"),
-        ("weights", f"SHA-256 {record.model.weights_sha256}"),
+        ("weights", f"SHA-256 {record.model.weights_sha256}{f', {record.model.form}' if record.model.form else ''}"),
         ("text", f"{found.data.corpus}, fingerprint {found.data.fingerprint}"),
         ("definitions", found.run.definitions),
         ("seed", str(found.config.seed)),

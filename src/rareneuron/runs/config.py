@@ -26,6 +26,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "definitions": get_args(Definitions),
     "executor": ("local", "ray"),
 }
+PACKAGED_NAMES = ("smollm2",)  # of `models.packaged`
 FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
 PATHS = ("model", "data", "counts", "out")  # settings that may name one
 LARGEST_TOML = 2**20
@@ -37,13 +38,16 @@ AT_LEAST |= {"workers": 1, "per_context": 1}
 class StudyConfig:
     """Settings of one study. None stands for the default named beside it.
 
-    `MODEL` is a Hub id, `id@revision`, a local model folder, or a folder of `step<N>/` folders.
+    `MODEL` is a Hub id, `id@revision`, a local model folder or GGUF file, a folder of `step<N>/` folders, or the
+    name of a packaged model.
     """
 
     model: str | None = None  # the embedded series
     revision: str | None = None  # the Hub's main branch
     steps: str | tuple[int, ...] | None = None  # "all" for a series, the model as it is otherwise
-    data: str | None = None  # the embedded corpus for the embedded series, C4's validation split otherwise
+    data: str | None = (
+        None  # the embedded corpus for the embedded series and packaged models, C4's validation split otherwise
+    )
     text_field: str = "text"  # column or key that holds the text
     max_corpus_tokens: int = 50_000_000  # read no more than this from the corpus
     counts: str | None = None  # a file of counts
@@ -135,7 +139,7 @@ class StudyConfig:
     @property
     def is_embedded_corpus(self) -> bool:
         """Whether the text is the embedded corpus: docstrings of the standard library and of held-out packages."""
-        return self.data is None and self.is_embedded_model
+        return self.data is None and (self.is_embedded_model or self.model in PACKAGED_NAMES)
 
     @property
     def part(self) -> tuple[int, int]:

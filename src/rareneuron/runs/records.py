@@ -48,6 +48,7 @@ class ModelRecord:
     tied: bool | None = None
     tokenizer: str | None = None  # file or class that its ids were taken from
     head: str | None = None  # why the unembedding isn't what the config says
+    form: str | None = None  # how weights became numbers, where the file held others ("dequantised from Q4_1")
     weight_stamps: dict[str, list[int]] | None = None  # size and time of last change of each file
 
 

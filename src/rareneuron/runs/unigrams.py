@@ -6,13 +6,13 @@ of date; a file that is damaged or can't be written is computed again, never an 
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rareneuron.cache import cache_folder
 from rareneuron.data.counts import Unigrams
 from rareneuron.data.rarity import SUM_GAP
 from rareneuron.errors import RunFolderError, UnusableCounts
@@ -35,15 +35,9 @@ class Origin:
         return hashlib.sha256(f"{self.weights} {self.tokenizer} {self.text}".encode()).hexdigest()
 
 
-def cache_folder() -> Path:
-    """Return the folder in which this user's programs keep what they can make again."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "rareneuron" / "unigrams"
-
-
 def cached(origin: Origin) -> Path:
     """Return the place of a model's own unigrams in the cache."""
-    return cache_folder() / f"{origin.digest}{SUFFIX}"
+    return cache_folder("unigrams") / f"{origin.digest}{SUFFIX}"
 
 
 def write_unigrams(path: Path, unigrams: Unigrams, origin: Origin) -> None:

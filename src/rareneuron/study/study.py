@@ -12,16 +12,18 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from rareneuron.conclude.evidence import write_claims
 from rareneuron.conclude.trajectory import trajectory
-from rareneuron.errors import RunFolderError
+from rareneuron.errors import InvalidConfig, RunFolderError
 from rareneuron.measure.checkpoint import load_checkpoint
 from rareneuron.measure.identity import canonical_names
 from rareneuron.models.adapter import Adapter
+from rareneuron.models.memory import kept_copy
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import explaining, write_table
 from rareneuron.runs.layout import CONTEXTS, FORMAT, TOKENS, TRAJECTORY, UNIGRAMS, UNITS, step_folder
@@ -37,7 +39,7 @@ from rareneuron.study.tokens import choose_tokens, study_corpus
 from rareneuron.study.workers.dispatch import compute_open
 
 
-def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
+def run_study(config: StudyConfig, *, model: Any = None, tokenizer: Any = None, progress: bool = True) -> Run:
     """Run or continue a study, and return the run, whose folder holds every result.
 
     An interrupted study keeps its finished checkpoints, and the same call continues it. A shard computes only its own
@@ -45,6 +47,9 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
 
     Args:
         config: Model, text, layer and all other settings.
+        model: A `transformers` model in memory, in whatever wraps it, in place of `config.model`. A plain copy of its
+            weights is kept in the user's cache under a hash of weights, config and tokenizer, and that is studied.
+        tokenizer: The tokenizer of `model`.
         progress: Show progress bars on stderr, if that is a terminal.
 
     Returns:
@@ -71,6 +76,8 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
         ([4096], 1024, 200)
     """
     started = time.perf_counter()
+    if model is not None or tokenizer is not None:
+        config = with_model_in_memory(config, model, tokenizer)
     store = RunStore(config.run_folder)
     with explaining(store.root, "opening"):
         is_begun(store)  # refuses a folder that holds something else, before anything is written there
@@ -93,6 +100,18 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> Run:
             remove_unfinished(store, missing)
         raise
     return Run(store.root)
+
+
+def with_model_in_memory(config: StudyConfig, model: Any, tokenizer: Any) -> StudyConfig:
+    """Return the settings with the kept copy of a model in memory as their model."""
+    named = [name for name in ("model", "revision", "steps") if getattr(config, name) is not None]
+    if named or model is None:
+        found = f"the settings name {' and '.join(named)}" if named else "a tokenizer was given without its model"
+        raise InvalidConfig(
+            f"A study is of one model, and {found}. Give `model=...` and `tokenizer=...` with settings that name "
+            "none, or settings alone."
+        )
+    return replace(config, model=str(kept_copy(model, tokenizer)))
 
 
 def remove_unfinished(store: RunStore, made: list[Path]) -> None:

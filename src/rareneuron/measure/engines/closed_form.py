@@ -17,6 +17,7 @@ from rareneuron.data.selection import Selection
 from rareneuron.errors import UnsupportedModel, WrongEffects
 from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.behind_norm import block_copies
+from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects
 from rareneuron.maths.readout import Readout
@@ -60,7 +61,9 @@ class ClosedForm(Engine):
         rng: np.random.Generator,
     ) -> None:
         self.audited = AuditedPairs(readout, W_out, n_tokens, rng)
-        self.engine, self.readout, self.W_out = ablation_engine(readout, W_out, memory=memory), readout, W_out
+        compiled = None if compiling_pays(n_tokens, len(W_out), len(readout.W_U)) else False
+        self.engine = ablation_engine(readout, W_out, memory=memory, compiled=compiled)
+        self.readout, self.W_out = readout, W_out
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects; no further forward pass is needed."""

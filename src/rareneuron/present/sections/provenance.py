@@ -59,7 +59,7 @@ def weights_table(found: Findings) -> Table:
                 "holds" if probes.ok else probes.reason,
                 significant(probes.readout_gap, 2),
                 significant(probes.ablation_gap, 2),
-                value_text(model.source),
+                value_text(f"{model.source} ({model.form})" if model.form else model.source),
                 value_text(model.commit or model.revision),
                 value_text(model.weights_sha256),
             )

@@ -23,6 +23,7 @@ from rareneuron.errors import InvalidConfig, RareNeuronError
 from rareneuron.measure.identity import absolute_path
 from rareneuron.models.checkpoints import Checkpoint
 from rareneuron.models.hub import is_local
+from rareneuron.models.packaged import PACKAGED
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layout import step_folder
 from rareneuron.study.workers.tasks import TRIES, do_task
@@ -89,7 +90,7 @@ def portable_task(task: dict[str, Any], out: str) -> dict[str, Any]:
     """Return a task that any node can do: absolute paths, and the device that Ray gives it."""
     settings, checkpoint = task["config"] | {"out": out}, task["checkpoint"]
     there = {k: absolute_path(settings[k]) for k in PATHS if settings[k] is not None and os.path.exists(settings[k])}
-    if is_local(checkpoint["source"]):
+    if is_local(checkpoint["source"]) and checkpoint["source"] not in PACKAGED:
         checkpoint = checkpoint | {"source": absolute_path(checkpoint["source"])}
     device = "cuda" if settings["device"].startswith("cuda") else settings["device"]
     return task | {"config": settings | there | {"device": device}, "checkpoint": checkpoint}

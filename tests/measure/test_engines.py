@@ -75,10 +75,10 @@ def test_a_name_is_given_once(registered):
 
 
 def test_an_unknown_engine_is_refused_with_the_list():
-    with pytest.raises(InvalidConfig, match=r"'gradient'.*closed-form, patching"):
-        engine_kind("gradient")
-    with pytest.raises(InvalidConfig, match=r"engine = 'gradient' is not known"):
-        StudyConfig(engine="gradient")
+    with pytest.raises(InvalidConfig, match=r"'guess'.*closed-form, gradient, patching"):
+        engine_kind("guess")
+    with pytest.raises(InvalidConfig, match=r"engine = 'guess' is not known"):
+        StudyConfig(engine="guess")
 
 
 def test_settings_and_pages_know_every_engine():

@@ -395,7 +395,7 @@ def test_config_from_toml(tmp_path):
         ("n_tokens = \n", "valid TOML"),
         ("steps = [0.5]\n", "steps"),
         ("percentile = 0\n", "between 0 and 100"),
-        ('engine = "magic"\n', "closed-form, patching"),
+        ('engine = "magic"\n', "closed-form, gradient, patching"),
         ("n_random = 10\n", "at least 200"),
     ):
         path.write_text(text)

@@ -80,7 +80,8 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--engine",
     type=click.Choice(CHOICES["engine"]),
-    help="closed-form: last layer, fast; patching: any layer and architecture, slow.",
+    help="closed-form: last layer, exact and fast; gradient: any layer and architecture, estimates with intervals from "
+    "exact patching of some; patching: any, exact, slow.",
 )
 @setting(
     "--definitions",

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from rareneuron.errors import RareNeuronError
 from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, rows_of
-from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations
+from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations, Verified
 from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.faults import overflow_remedy
@@ -111,11 +111,18 @@ def layer_effects(
     seconds += time.perf_counter() - started
     refuse_overflow(gathered.loss, adapter.model.dtype)
     n_pairs = max(1, len(gathered.loss) * adapter.n_neurons(layer))
+    started = time.perf_counter()
+    audit, verified = engine.judged(), engine.verified()
+    if verified is not None:
+        put_in_place(gathered.sums, verified)
+        seconds += time.perf_counter() - started
     return LayerEffects(
-        table=effects_table(adapter, layer, gathered.sums, means),
+        table=effects_table(adapter, layer, gathered.sums, means).assign(
+            **({} if verified is None else verified.columns)
+        ),
         context_sums=context_sums(gathered.sums),
         token_loss=gathered.loss,
-        audit=engine.judged(),
+        audit=audit,
         timings={"capture": source.seconds, "effects": seconds},
         rates={
             "capture_tokens_per_second": source.n_positions / max(captured_seconds, 1e-9),
@@ -125,6 +132,13 @@ def layer_effects(
             "effects_microseconds_per_pair": 1e6 * seconds / n_pairs,
         },
     )
+
+
+def put_in_place(sums: dict[bool, EffectSums], verified: Verified) -> None:
+    """Let verified sums of every context take the place of estimated ones."""
+    for kind, by_name in verified.sums.items():
+        for name, values in by_name.items():
+            sums[kind].replace(name, values, verified.n_tokens[kind], verified.contexts)
 
 
 def gather(

@@ -75,6 +75,22 @@ class EffectSums:
         for statistic, arrays in means.items():
             self.means.setdefault(statistic, ClusteredMean(self.n_neurons, device)).absorb(arrays)
 
+    def replace(
+        self,
+        name: str,
+        sums: Float[np.ndarray, "context neuron"],
+        sizes: Int[np.ndarray, " context"],
+        contexts: Int[np.ndarray, " context"],
+    ) -> None:
+        """Put other sums of whole contexts in the place of a statistic's: of all contexts, with their tokens."""
+        device = self.means[name]._sum.device
+        self.means[name] = ClusteredMean(self.n_neurons, device)
+        self.means[name].add(torch.from_numpy(sums).to(device), torch.from_numpy(sizes).to(device))
+        if name in self.per_context:
+            kept = np.zeros(self.per_context[name].shape)
+            np.add.at(kept, kept_rows(contexts, self.n_contexts) - self._rows(self.contexts).start, sums)
+            self.per_context[name] = kept.astype(np.float32)
+
     def columns(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Return mean and standard error of every statistic, per neuron."""
         out = {}

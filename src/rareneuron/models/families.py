@@ -24,6 +24,7 @@ class Family:
     norm: Literal["layer", "rms"]
     activation: str  # φ, the MLP's nonlinearity
     mlp_gate: str | None = None
+    attention_out: str = "self_attn.o_proj"  # its input is what the heads put out, one block of columns a head
     gain_offset: float = 0.0  # the gain of a norm is this plus the stored weight
     norm_eps: float | None = None  # only where the norm's module doesn't carry it
     attention: str | None = None  # only where transformers' default attention computes something else
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="final_layer_norm",
             mlp_in="mlp.dense_h_to_4h",
             mlp_out="mlp.dense_4h_to_h",
+            attention_out="attention.dense",
             activation="mlp.act",
             norm="layer",
         ),
@@ -57,6 +59,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.c_fc",
             mlp_out="mlp.c_proj",
+            attention_out="attn.c_proj",
             activation="mlp.act",
             norm="layer",
             tiny={"n_inner": 24},
@@ -67,6 +70,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.c_fc",
             mlp_out="mlp.c_proj",
+            attention_out="attn.attention.out_proj",
             activation="mlp.act",
             norm="layer",
             tiny={"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 3},
@@ -77,6 +81,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="ln_f",
             mlp_in="mlp.fc_in",
             mlp_out="mlp.fc_out",
+            attention_out="attn.out_proj",
             activation="mlp.act",
             norm="layer",
             tiny={"n_inner": 24, "rotary_dim": 4},
@@ -87,6 +92,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="final_layernorm",
             mlp_in="mlp.fc1",
             mlp_out="mlp.fc2",
+            attention_out="self_attn.dense",
             activation="mlp.activation_fn",
             norm="layer",
         ),
@@ -96,6 +102,7 @@ FAMILIES: dict[str, Family] = {
             final_norm="decoder.final_layer_norm",
             mlp_in="fc1",
             mlp_out="fc2",
+            attention_out="self_attn.out_proj",
             activation="activation_fn",
             norm="layer",
             tiny={"ffn_dim": 24, "word_embed_proj_dim": 16},

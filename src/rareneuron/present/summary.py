@@ -68,10 +68,8 @@ def audit_line(record: StepRecord) -> str:
     audit = record.audit
     if audit is None:
         return f"audit: {engine_words(record.engine).in_short}"
-    return (
-        f"audit: {audit.n_pairs:,} pairs recomputed in float64, rms error {audit.rms_error:.1e} nats, largest "
-        f"{audit.max_error:.1e}"
-    )
+    how = engine_words(record.engine).audited
+    return f"audit: {audit.n_pairs:,} pairs {how}, rms error {audit.rms_error:.1e} nats, largest {audit.max_error:.1e}"
 
 
 def missing_lines(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ from rareneuron.maths import Definitions
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
 
-ENGINE_NAMES = ["closed-form", "patching"]  # of `measure.engines`, which adds those that are registered
+ENGINE_NAMES = ["closed-form", "gradient", "patching"]  # of `measure.engines`, which adds those that are registered
 CHOICES: dict[str, Sequence[str]] = {
     "counts_from": ("auto", "model", "corpus", "merges"),
     "rarity": get_args(Rule),

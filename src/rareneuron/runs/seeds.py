@@ -11,7 +11,7 @@ import numpy as np
 
 STREAMS = {
     "tokens": 0,  # which contexts are analysed, and which of their tokens
-    "audit": 1,  # which pairs are computed again in float64
+    "audit": 1,  # which effects an engine computes again; the signs of random readouts
     "groups": 2,  # random and matched groups
     "phases": 3,  # null samples and bootstrap, by the index of the ranking
     "geometry": 4,

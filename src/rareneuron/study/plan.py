@@ -147,6 +147,7 @@ def check_model(plan: Plan) -> None:
         family=family_of(read_config(plan.last.folder)),
         layer=layer_index(config.layer, shape.n_layers),
         memory=int((1 - HELD) * config.memory / sharing * 2**30),
+        reference=config.reference,
     )
     engine_kind(config.engine).refuse(asked)
 

@@ -5,10 +5,11 @@ patching.
 from rareneuron.errors import InvalidConfig
 from rareneuron.measure.engines.base import EngineKind
 from rareneuron.measure.engines.closed_form import CLOSED_FORM
+from rareneuron.measure.engines.gradient import GRADIENT
 from rareneuron.measure.engines.patching import PATCHING
 from rareneuron.runs.config import ENGINE_NAMES
 
-ENGINES: dict[str, EngineKind] = {kind.name: kind for kind in (CLOSED_FORM, PATCHING)}
+ENGINES: dict[str, EngineKind] = {kind.name: kind for kind in (CLOSED_FORM, GRADIENT, PATCHING)}
 
 
 def engine_kind(name: str) -> EngineKind:

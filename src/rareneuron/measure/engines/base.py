@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
@@ -46,6 +46,16 @@ class EffectBlock:
     full_share: float | None = None  # of pairs that were summed in full, without an expansion
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What verification makes of the estimates of an engine, for both kinds of target (True: rare)."""
+
+    contexts: Int[np.ndarray, " context"]  # rows of the selection's windows
+    n_tokens: Mapping[bool, Int[np.ndarray, " context"]]
+    sums: Mapping[bool, Mapping[str, Float[np.ndarray, "context neuron"]]]  # by the name of the statistic
+    columns: Mapping[str, np.ndarray]  # of the table of effects: half-widths of means, and how sure they are
+
+
 class Engine(ABC):
     """Computes the effects of one layer's neurons, block by block, and gathers what its audit needs."""
 
@@ -65,6 +75,10 @@ class Engine(ABC):
     def judged(self) -> Audit | None:
         """Return the audit of all evidence, or refuse wrong effects; None for an engine that needs no audit."""
 
+    def verified(self) -> Verified | None:
+        """Return what `judged` found by verifying estimates; None for an engine whose effects are no estimates."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -74,6 +88,7 @@ class Asked:
     family: Family
     layer: int  # from 0
     memory: int  # bytes for its tables
+    reference: str = "all"  # positions over which means are taken
 
 
 @dataclass(frozen=True, kw_only=True)

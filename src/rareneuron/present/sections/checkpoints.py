@@ -67,10 +67,9 @@ def audit_text(record: StepRecord) -> str:
     audit = record.audit
     if audit is None:
         return f"Audit: none. {engine_words(record.engine).without_audit}"
+    words = engine_words(record.engine)
     return (
-        f"Audit: a seeded sample of (token, neuron) pairs ({audit.n_pairs:,} at the last checkpoint) was computed "
-        "again in float64 by the direct formula. The columns give the largest and the root-mean-square difference in "
-        f"Δ per pair; Δ itself has a root mean square of {significant(audit.rms_delta_loss, 2)} nats over the pairs "
-        "of the last checkpoint. The audit speaks of arithmetic alone: the sampling error of a mean is its standard "
-        "error."
+        f"Audit: {words.audit.format(n_pairs=f'{audit.n_pairs:,}')} Δ itself has a root mean square of "
+        f"{significant(audit.rms_delta_loss, 2)} nats over the pairs of the last checkpoint. {words.audit_is_about} "
+        "the sampling error of a mean is its standard error."
     )

@@ -1,0 +1,291 @@
+"""Estimates effects of any layer by gradients, then verifies them by patching chosen cells (`maths.certificate`).
+
+Every analysed token takes one forward and two backward passes, whatever the number of neurons. At the end cells of one
+neuron in one context are patched exactly: neurons that move the residual stream far in all contexts, a random pilot,
+and what can decide who is among the largest. The table then holds verified effects with the half-width of their
+interval, and sums per context in which patched cells count as they are. Oracle: tests/measure/test_gradient_engine.py,
+the patching engine.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rareneuron.data.selection import Selection
+from rareneuron.errors import InvalidConfig, WrongEffects
+from rareneuron.maths.certificate import Certificate, Estimated, certify
+from rareneuron.maths.first_order import SUMS, ContextTotals
+from rareneuron.measure.capture import TokenBatch
+from rareneuron.measure.engines.base import (
+    Asked,
+    EffectBlock,
+    Engine,
+    EngineKind,
+    MeanActivations,
+    Verified,
+    Workload,
+)
+from rareneuron.measure.sums import as_array, statistics_of
+from rareneuron.models.adapter import Adapter
+from rareneuron.models.families import Family
+from rareneuron.models.gradient import TokenEstimates, estimates
+from rareneuron.models.replay import Replay
+from rareneuron.models.shape import ModelShape
+from rareneuron.models.sites import head_of, site_of
+from rareneuron.runs.records import Audit
+
+FLAG = 0.2  # of the residual stream's median length: a move that no gradient can be trusted with
+VERIFY = 0.02  # share of the cells that are patched besides
+N_DRAWS = 1  # random readouts of a token
+PASSES = 2.0  # forward passes of its context that an analysed token costs
+KINDS = (True, False)  # rare, common
+
+
+class Gradient(Engine):
+    """Mean-ablates every neuron of one layer by gradients, and verifies what it says."""
+
+    def __init__(self, adapter: Adapter, selection: Selection, layer: int, rng: np.random.Generator) -> None:
+        self.adapter, self.selection = adapter, selection
+        self.anatomy = adapter.anatomy
+        self.site, self.head = site_of(self.anatomy, layer), head_of(self.anatomy)
+        self.key = int(rng.integers(2**31))  # of the signs
+        self.rng = rng
+        self.gathered: list[dict[str, np.ndarray]] = []
+        self.absorbed: list[dict[str, np.ndarray]] = []
+        self.certificate: Certificate | None = None
+
+    def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
+        """Yield estimates; they are verified when all contexts are known."""
+        for batch in batches:
+            shape = (len(batch.index), self.site.n_units)
+            delta, kl = torch.zeros(2, *shape, dtype=torch.float64, device=batch.act.device)
+            loss = torch.zeros(shape[0], dtype=torch.float64, device=batch.act.device)
+            contexts, row = np.unique(batch.context, return_inverse=True)
+            totals = {kind: ContextTotals(len(contexts), self.site.n_units) for kind in KINDS}
+            for kind, mean in ((True, means.rare), (False, means.common)):
+                of_kind = np.flatnonzero(batch.rare == kind)
+                tokens = (batch.context[of_kind], self.selection.position[batch.index[of_kind]])
+                for found in self.estimates(tokens, mean):
+                    rows = of_kind[found.index]
+                    totals[kind].add(found.of_site[0], row[rows])
+                    delta[rows] = found.of_site[0].estimate.double()
+                    kl[rows] = found.of_site[0].kl.double()
+                    loss[rows] = found.loss
+            self.keep(batch, contexts, totals, means)
+            shift = means.at(batch.rare) - batch.act.double()
+            yield EffectBlock(batch=batch, statistics=statistics_of(delta, kl, None, shift), loss=loss)
+
+    def estimates(self, tokens: tuple[np.ndarray, np.ndarray], mean: Tensor) -> Iterator[TokenEstimates]:
+        """Yield estimates at the tokens (context, position)."""
+        return estimates(
+            self.anatomy,
+            self.head,
+            [self.site],
+            self.selection.windows,
+            tokens,
+            [mean],
+            n_draws=N_DRAWS,
+            key=self.key,
+        )
+
+    def keep(
+        self,
+        batch: TokenBatch,
+        contexts: Int[np.ndarray, " context"],
+        totals: Mapping[bool, ContextTotals],
+        means: MeanActivations,
+    ) -> None:
+        """Keep what verification needs of a batch."""
+        kept = {"contexts": contexts, "norms": as_array(batch.resid.double().norm(dim=1))}
+        kept |= {"rare_mean": as_array(means.rare), "common_mean": as_array(means.common)}
+        kept["move"] = np.maximum(totals[True].move, totals[False].move)
+        for kind, total in totals.items():
+            kept[f"{named(kind)}_tokens"] = total.n_tokens
+            kept |= {f"{named(kind)}_{name}": values for name, values in total.values.items()}
+        self.gathered.append(kept)
+
+    def evidence(self) -> dict[str, np.ndarray]:
+        """Return the sums over the tokens of each context gathered since the last call."""
+        joined = joined_evidence(self.gathered)
+        self.gathered = []
+        return {f"audit.{name}": values for name, values in joined.items()}
+
+    def absorb(self, evidence: Mapping[str, np.ndarray]) -> None:
+        """Add the sums of some contexts."""
+        self.absorbed.append({k.removeprefix("audit."): v for k, v in evidence.items() if k.startswith("audit.")})
+
+    def judged(self) -> Audit:
+        """Patch the chosen cells; return how far the estimates were off there, or refuse estimates that say nothing."""
+        known = joined_evidence(self.absorbed)
+        kinds = [estimated(known, kind) for kind in KINDS if known[f"{named(kind)}_tokens"].any()]
+        flagged = known["move"] > FLAG * np.median(known["norms"])
+        cells = Cells(self, known, len(kinds))
+        n_cells = round(VERIFY * flagged.size * len(known["contexts"]))
+        self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged)
+        return audit_of(self.certificate, known["rare_tokens"])
+
+    def verified(self) -> Verified | None:
+        """Return the verified sums of each context, and the half-widths of means."""
+        if self.certificate is None:
+            return None
+        found, known = self.certificate, joined_evidence(self.absorbed)
+        by_kind, columns = {}, {}
+        for i in range(len(found.by_context) // 2):
+            by_kind[KINDS[i]] = {"abs_delta_loss": found.by_context[2 * i], "delta_loss": found.by_context[2 * i + 1]}
+            prefix = "" if KINDS[i] else "common_"
+            columns[f"{prefix}abs_delta_loss_half_width"] = found.half_width[2 * i]
+            columns[f"{prefix}delta_loss_half_width"] = found.half_width[2 * i + 1]
+        undecided = np.zeros(self.site.n_units, bool)
+        undecided[found.undecided] = True
+        columns["certainty"] = np.where(found.exact, "exact", "verified")
+        return Verified(
+            contexts=known["contexts"],
+            n_tokens={kind: known[f"{named(kind)}_tokens"] for kind in by_kind},
+            sums=by_kind,
+            columns=columns | {"undecided": undecided},
+        )
+
+
+class Cells:
+    """Patches cells: the sums of |Δ| and Δ over a context's tokens of each kind, with one unit replaced."""
+
+    def __init__(self, engine: Gradient, known: Mapping[str, np.ndarray], n_kinds: int) -> None:
+        self.engine, self.contexts, self.n_kinds = engine, known["contexts"], n_kinds
+        self.means = {kind: torch.from_numpy(known[f"{named(kind)}_mean"]) for kind in KINDS}
+
+    def patch(
+        self, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
+    ) -> Float[np.ndarray, "outcome cell"]:
+        """Return the exact sums of some cells; contexts are rows of what is known."""
+        out = np.zeros((2 * self.n_kinds, len(units)))
+        for row in np.unique(contexts):
+            cells = np.flatnonzero(contexts == row)
+            out[:, cells] = self.of_context(int(self.contexts[row]), units[cells])
+        return out
+
+    def of_context(self, context: int, units: Int[np.ndarray, " unit"]) -> Float[np.ndarray, "outcome unit"]:
+        """Replay one context for several units; once for both kinds of token if they share a mean."""
+        selection = self.engine.selection
+        index = np.flatnonzero(selection.context == context)
+        rare = selection.rare[index]
+        out = np.zeros((2 * self.n_kinds, len(units)))
+        shared = torch.equal(self.means[True], self.means[False])
+        for kinds in [KINDS[: self.n_kinds]] if shared else [(kind,) for kind in KINDS[: self.n_kinds]]:
+            chosen = np.isin(rare, kinds)
+            if not chosen.any():
+                continue
+            delta = self.replayed(context, selection.position[index[chosen]], self.means[kinds[0]], units)
+            for kind in kinds:
+                of_kind = delta[:, rare[chosen] == kind]
+                i = 2 * KINDS.index(kind)
+                out[i : i + 2] = np.abs(of_kind).sum(1), of_kind.sum(1)
+        return out
+
+    def replayed(
+        self, context: int, position: Int[np.ndarray, " token"], mean: Tensor, units: Int[np.ndarray, " unit"]
+    ) -> Float[np.ndarray, "unit token"]:
+        """Return Δ of each unit at some tokens of a context."""
+        engine = self.engine
+        ids = engine.anatomy.token_ids(engine.selection.windows[[context]])[0]
+        at = torch.from_numpy(position).to(ids.device)
+        replay = Replay(engine.anatomy, engine.head, engine.site, ids, at, mean.to(ids.device))
+        return replay.loss_changes(torch.from_numpy(units).to(ids.device)).delta_loss.cpu().numpy()
+
+
+def named(kind: bool) -> str:
+    """Return the word for a kind of target."""
+    return "rare" if kind else "common"
+
+
+def estimated(known: Mapping[str, np.ndarray], kind: bool) -> Estimated:
+    """Return the estimates of one kind of token."""
+    sums = {name: known[f"{named(kind)}_{name}"] for name in SUMS}
+    return Estimated(sums=sums, n_tokens=int(known[f"{named(kind)}_tokens"].sum()))
+
+
+def joined_evidence(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the contexts of several parts; means are the same in all, of moves the longest counts."""
+    parts = list(parts)
+    out = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if name.endswith("_mean"):
+            out[name] = values[0]
+        else:
+            out[name] = np.max(values, axis=0) if name == "move" else np.concatenate(values)
+    return out
+
+
+def audit_of(found: Certificate, n_tokens: Int[np.ndarray, " context"]) -> Audit:
+    """Return the errors of the estimated mean Δ of patched cells; refuse estimates with errors as large as effects."""
+    cells = found.known & (n_tokens > 0)[:, None]
+    per_token = np.maximum(n_tokens, 1)[:, None]
+    error, exact = (np.where(cells, of[1] / per_token, 0.0)[cells] for of in (found.residual, found.by_context))
+    rms, size = (float(np.sqrt(np.square(values).mean())) for values in (error, exact))
+    if not rms <= size:
+        raise WrongEffects(
+            f"Estimates by gradient are off by {rms:.1e} nats (root mean square over {len(error):,} patched cells), "
+            f"and effects there are {size:.1e}: they say nothing about this layer. Use `--engine patching`."
+        )
+    return Audit(
+        n_pairs=int((cells * n_tokens[:, None]).sum()),
+        max_error=float(np.abs(error).max()),
+        rms_error=rms,
+        rms_delta_loss=size,
+    )
+
+
+def rules_out(family: Family) -> None:
+    """Serve every architecture."""
+
+
+def refuse(asked: Asked) -> None:
+    """Refuse a mean over analysed tokens for an earlier layer, where it would stand at every position."""
+    if asked.layer < asked.shape.n_layers - 1 and asked.reference != "all":
+        raise InvalidConfig(
+            f"Layer {asked.layer} acts through later positions too, so a neuron is replaced at every position of a "
+            "context, and a mean over the positions before rare targets would be out of place at the others. Use "
+            "`--reference all`, the mean over all positions."
+        )
+
+
+def refuse_model(adapter: Adapter, layer: int) -> None:
+    """Refuse a model whose logits aren't those of its unembedding."""
+    head_of(adapter.anatomy)
+
+
+def operations(work: Workload) -> float:
+    """Return the operations of the passes of every analysed token, and of replays of the cells that are verified."""
+    of_context = work.forward / max(1, work.n_contexts)
+    return PASSES * of_context * work.n_tokens + VERIFY * work.forward * work.n_neurons
+
+
+def most_pieces(work: Workload) -> int:
+    """Return one piece for each context."""
+    return work.n_contexts
+
+
+def table_bytes(shape: ModelShape) -> int:
+    """Return 0: nothing is held beyond a batch of tokens."""
+    return 0
+
+
+def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: np.random.Generator) -> Gradient:
+    """Make the engine of a layer."""
+    return Gradient(adapter, selection, layer, rng)
+
+
+GRADIENT = EngineKind(
+    name="gradient",
+    about="Gradients estimate every neuron of any layer at once; exact patching of some verifies them, with intervals.",
+    rules_out=rules_out,
+    refuse=refuse,
+    refuse_model=refuse_model,
+    operations=operations,
+    most_pieces=most_pieces,
+    table_bytes=table_bytes,
+    build=build,
+)

@@ -11,12 +11,13 @@ import rareneuron.maths
 from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
-    *("claims", "clusters", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls", "phase_fit", "phases"),
+    *("certificate", "claims", "clusters", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls", "phase_fit", "phases"),
     *("rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings", "specificity"),
     *("spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "full_sum", "fused"),
+    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
+    *("full_sum", "fused", "head"),
     *("interventions", "joint", "moments", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
     "weights",
 }  # fmt: skip

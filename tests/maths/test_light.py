@@ -12,8 +12,8 @@ from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
     *("certificate", "claims", "clusters", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls", "phase_fit"),
-    *("phases", "rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings", "specificity"),
-    *("spectrum", "trend"),
+    *("phases", "rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings"),
+    *("specificity", "spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),

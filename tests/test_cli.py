@@ -201,13 +201,19 @@ def test_a_figure_of_several_runs(invoke, run_folder, tmp_path):
 def test_families_lists_every_record(invoke):
     rows = json.loads(invoke("families", "--json").stdout)
     assert {row["model_type"] for row in rows} == set(FAMILIES)
-    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == ["closed-form", "patching"]
+    assert next(row for row in rows if row["model_type"] == "olmo2")["engines"] == [
+        "closed-form",
+        "gradient",
+        "patching",
+    ]
     assert "gpt_neox" in invoke("families").stdout
 
 
 def test_checkpoints(invoke, series):
     rows = json.loads(invoke("checkpoints", series, "--json").stdout)
-    assert rows == [{"step": step, "checkpoint": str(series / f"step{step}")} for step in (0, 2, 10)]
+    assert rows == [
+        {"step": step, "checkpoint": str(series / f"step{step}"), "step_read_as": "step<N>"} for step in (0, 2, 10)
+    ]
 
 
 def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):

@@ -10,7 +10,7 @@ from rareneuron.maths.fused import LANES, SMALLEST_VOCAB, compiling_pays, fused_
 from tests.maths.conftest import random_case
 
 CPU = torch.device("cpu")
-SAME = 1e-6  # nats: what both ways may differ by, as fused.py says
+SAME = 1e-6  # of the largest change: what both ways may differ by
 
 
 def sums_of(size, vocab, n_directions=1):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rareneuron.cli.study import study
 from rareneuron.errors import RunFolderError
@@ -158,7 +159,8 @@ def test_the_scripts_data_are_the_runs(make_run: MakeRun) -> None:
     assert [step["name"] for step in data["steps"]] == ["0", "8", "512"]
     for column, name in (("delta", "delta_loss"), ("size", "abs_delta_loss"), ("w_out", "W_out_norm"), ("kl", "kl")):
         np.testing.assert_allclose(data["neurons"][column], effects[name], rtol=1e-3)
-    half = 1.959964 * effects["delta_loss_se"]
+    n_contexts = run.manifest.data.n_contexts
+    half = stats.t.ppf(0.975, n_contexts - 1) * effects["delta_loss_se"]
     np.testing.assert_allclose(data["neurons"]["low"], effects["delta_loss"] - half, rtol=2e-3, atol=1e-7)
     by_rank = effects.sort_values("rank")
     assert data["steps"][-1]["curve"][0] == by_rank["rank"].tolist()

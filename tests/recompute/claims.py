@@ -1,7 +1,7 @@
 """claims.json: every test, Holm's correction and verdict, and the checks, from the other files (docs/claims.md)."""
 
 import numpy as np
-from folder import ROLES, against
+from folder import ROLES, against, levels
 from groups import draw_all, top
 from phases import FAMILIES, TINY, order_statistics
 from scipy.stats import rankdata
@@ -36,7 +36,7 @@ def of_contexts(sums, ratio, rng, n_draws=1999):
     """The test that a statistic is above 0, contexts resampled."""
     n, value = len(sums), ratio(sums.sum(0, keepdims=True))[0]
     draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
-    low, high = np.quantile(draws, (0.025, 0.975))
+    low, high = np.quantile(draws, levels(n))
     return one_test(value, 0.0, value, (1 + np.sum(draws <= 0)) / (1 + n_draws), 1 / (1 + n_draws), low, high)
 
 
@@ -270,7 +270,7 @@ def direct(run, step, rng):
     sums = np.stack([np.bincount(row, arrays[name]) for name in ("rare_norm_part", "rare_total")], 1)
     n, total = len(sums), sums.sum(0)
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=2000) @ sums
-    low, high = np.quantile(1 - drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    low, high = np.quantile(1 - drawn[:, 0] / drawn[:, 1], levels(n))
     return low, 1 - total[0] / total[1], high
 
 

@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
+from scipy.stats import norm, t
 
 STREAMS = {"groups": 2, "phases": 3, "geometry": 4, "spectrum": 5, "experiments": 6, "claims": 7, "checks": 8}
 ROLES = ("boosting", "suppressing")
+
+
+def levels(n):
+    """The quantiles of draws between which 95 % lie, n contexts resampled: t's in the normal's place."""
+    tail = norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))
+    return tail, 1 - tail
 
 
 class Run:

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+from folder import levels
 from scipy.special import ndtri
 
 LOOK_AHEAD = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -200,15 +201,15 @@ def bootstrap(curve, parts, sums, n_tokens, n_draws, rng):
     return lines, y - (lines[:, 1:] - lines[:, :1] * curve.u)
 
 
-def outcome(parts, p, deviation, n):
+def outcome(parts, p, deviation, n, low, high):
     straight = parts["kappa"] > TINY and parts["bend"] < 2.5
     if not straight or max(p[name] for name in FAMILIES) > 0.05:
         return "no power law"
     edge = deviation[:, int(0.7 * parts["plateau"]) : parts["plateau"]].mean(1)
-    if p["no plateau"] > 0.05 or np.quantile(edge, 0.025) <= 0:
+    if p["no plateau"] > 0.05 or np.quantile(edge, low) <= 0:
         return "no plateau"
     tail = deviation[:, (parts["decay"] or n) - 1 :].mean(1)
-    falls = parts["decay"] is not None and p["no decay"] <= 0.05 and np.quantile(tail, 0.975) < 0
+    falls = parts["decay"] is not None and p["no decay"] <= 0.05 and np.quantile(tail, high) < 0
     return "three phases" if falls else "no decay"
 
 
@@ -225,15 +226,16 @@ def check(run, step, report):
         p = null_p(curve, parts, n_draws, rng)
         of_contexts = sums[f"{prefix}abs_delta_loss"][held][:, order]
         lines, deviation = bootstrap(curve, parts, of_contexts, n_tokens[held], n_draws, rng)
+        ends_at = levels(held.sum())
         for name in ("kappa", "beta", "r_squared"):
             report.close(f"phases: {name}", record[name], parts[name])
         for name in ("fit_first", "fit_last", "breaks"):
             report.same(f"phases: {name}", record[name], parts[name])
         report.same("phases: null_p", [record["null_p"][name] for name in p], list(p.values()))
-        report.same("phases: outcome", record["outcome"], outcome(parts, p, deviation, curve.n))
-        ends = np.quantile(lines, (0.025, 0.975), axis=0).T
+        report.same("phases: outcome", record["outcome"], outcome(parts, p, deviation, curve.n, *ends_at))
+        ends = np.quantile(lines, ends_at, axis=0).T
         report.close("phases: intervals", [record["intervals"][name] for name in ("kappa", "beta")], ends)
         at_line = parts["beta"] - parts["kappa"] * curve.u
         report.close("phases: deviation", arrays[f"{ranking}.deviation"], curve.y - at_line)
-        band = np.quantile(deviation, (0.025, 0.975), axis=0)
+        band = np.quantile(deviation, ends_at, axis=0)
         report.close("phases: band", arrays[f"{ranking}.band"], band)

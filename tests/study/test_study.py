@@ -23,8 +23,8 @@ from rareneuron.errors import (
     TooFewNeurons,
     WrongEffects,
 )
+from rareneuron.maths import ablation as ablation_module
 from rareneuron.measure import checkpoint as checkpoint_module
-from rareneuron.measure.engines import closed_form as closed_form_module
 from rareneuron.models.adapter import load_model
 from rareneuron.runs import files as files_module
 from rareneuron.runs.files import read_table, read_tensors
@@ -218,14 +218,14 @@ def test_capturing_twice_gives_what_holding_gives(config, tmp_path, monkeypatch)
 @pytest.mark.parametrize("statistic", ["delta_loss", "direct_delta_loss", "kl"])
 def test_effects_that_the_audit_does_not_confirm_are_refused(config, monkeypatch, statistic):
     """As a device that computes in reduced precision would give them: off by 1 in 10,000 nats and more."""
-    right = closed_form_module.AblationEngine.effects
+    right = ablation_module.AblationEngine.effects
 
     def wrong(engine, *given, **options):
         found = right(engine, *given, **options)
         off = 1e-3 if engine.expands else 0.0
         return replace(found, **{statistic: getattr(found, statistic) + off})
 
-    monkeypatch.setattr(closed_form_module.AblationEngine, "effects", wrong)
+    monkeypatch.setattr(ablation_module.AblationEngine, "effects", wrong)
     with pytest.raises(WrongEffects, match=r"1024 of 3072 audited effects differ .* at most by 1\.0e-03"):
         run_study(config(steps=(10,)))
 

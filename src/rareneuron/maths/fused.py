@@ -2,7 +2,7 @@ r"""Sums p_v (e^{x_v} − 1) over the vocabulary in one loop, compiled by numba 
 
 x = b B_i + Σ_k a_k D_k − x₀, with directions D_k that belong to the token. Torch needs six passes over memory for what
 this loop keeps in registers, and so a third of the time. numba is optional (`pip install rareneuron[fast]`): without it
-`full_sum` takes torch, and the results agree to 1e-6 nats. Compiled code is never stored, since numba stores pickles.
+`full_sum` takes torch, and the results agree to 2e-6 nats. Compiled code is never stored, since numba stores pickles.
 Oracle: tests/maths/test_fused.py, the same sum in float64.
 """
 
@@ -40,8 +40,7 @@ def takes_compiled_sums(vocab: int, device: torch.device, wish: bool | None = No
     if wish and (not installed or device.type != "cpu"):
         raise InvalidConfig(
             "Compiled sums need numba and a model on the CPU, and here one of them is missing. Install it by "
-            "`pip install rareneuron[fast]`, or leave the choice to the engine, which has another way.",
-            argument="compiled",
+            "`pip install rareneuron[fast]`, or leave the choice to the engine, which has another way."
         )
     return installed and device.type == "cpu" and vocab >= SMALLEST_VOCAB if wish is None else wish
 

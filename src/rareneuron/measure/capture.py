@@ -60,6 +60,7 @@ def capture(adapter: Adapter, selection: Selection, layer: int = -1, *, whole: b
     to their end, as means over all positions need, and come in the selection's order.
     """
     n_positions = selection.windows.shape[1]
+    adapter.anatomy.refuse_longer(n_positions)  # cropped, they might just fit
     last = np.full(len(selection.windows), n_positions - 1) if whole else last_positions(selection)
     order = np.argsort(selection.context, kind="stable")
     first = np.searchsorted(selection.context[order], np.arange(len(last) + 1))

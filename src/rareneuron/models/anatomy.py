@@ -124,16 +124,20 @@ class Anatomy:
             bias=None if bias is None else bias.detach(),
         )
 
+    def refuse_longer(self, n_positions: int) -> None:
+        """Refuse windows longer than those that the model was built for."""
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is not None and n_positions > longest:
+            raise OutOfRange(
+                f"The windows are {n_positions} tokens long, and this model was built for {longest}: what it computes "
+                f"further on means nothing. Use `--context-length {longest}` or less."
+            )
+
     def token_ids(self, windows: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> Tensor:
         """Windows as a tensor of ids on the model's device; refuses what the model can't read."""
         ids = torch.as_tensor(windows).to(self.model.device, torch.long)
         rows = self.model.get_input_embeddings().weight.shape[0]
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        if longest is not None and ids.shape[1] > longest:
-            raise OutOfRange(
-                f"The windows are {ids.shape[1]} tokens long, and this model was built for {longest}: what it computes "
-                f"further on means nothing. Use `--context-length {longest}` or less."
-            )
+        self.refuse_longer(ids.shape[1])
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
             raise OutOfRange(
                 f"The windows hold ids from {int(ids.min())} to {int(ids.max())}, and this model's embedding has the "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rareneuron.maths.head import Head, LossChanges
 from rareneuron.models.anatomy import Anatomy, part
+from rareneuron.models.patching import resuming_at
 from rareneuron.models.sites import Site
 
 ROW_POSITIONS = 4096  # positions of a batch of units; more gains nothing on a CPU
@@ -82,7 +83,7 @@ class Replay:
                 move = None
                 stack.enter_context(replacing_units(self.site, columns, self.mean_act))
             if self.first:
-                stack.enter_context(returning(self.anatomy, self.first, moved(self.resume, n, move)))
+                stack.enter_context(resuming_at(self.anatomy, self.first, moved(self.resume, n, move)))
             if self.first < len(self.anatomy.blocks) and not self.changes_last_mlp:
                 stack.enter_context(last_mlp_at(self.anatomy, self.position, n, self.ids.shape[1]))
             hidden = self.anatomy.backbone(self.ids.expand(n, -1), use_cache=False).last_hidden_state
@@ -121,27 +122,6 @@ def watching(module: nn.Module, block: nn.Module | None) -> Iterator[dict[str, A
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def returning(anatomy: Anatomy, n_blocks: int, output: Any) -> Iterator[None]:
-    """Let the first blocks compute nothing while the context is open, the last of them returning `output`."""
-
-    def skip(*args: Any, **kwargs: Any) -> Any:
-        return output
-
-    # An instance attribute hides the class's method; libraries that dispatch models set one of their own.
-    hidden = [(block, block.__dict__.get("forward")) for block in anatomy.blocks[:n_blocks]]
-    try:
-        for block, _ in hidden:
-            block.forward = skip
-        yield
-    finally:
-        for block, own in hidden:
-            if own is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = own
 
 
 @contextmanager

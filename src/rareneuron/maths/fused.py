@@ -50,7 +50,15 @@ def compiling_pays(n_tokens: int, n_neurons: int, vocab: int) -> bool:
     return n_tokens * n_neurons * vocab >= LEAST_WORK
 
 
-def sum_pairs(p, B, directions, pairs, factors, origin, out):  # type: ignore[no-untyped-def]
+def sum_pairs(
+    p: Float[np.ndarray, "token vocab"],
+    B: Float[np.ndarray, "neuron vocab"],
+    directions: Float[np.ndarray, "direction token vocab"],
+    pairs: Int[np.ndarray, "pair 2"],
+    factors: Float[np.ndarray, "kind pair term"],
+    origin: Float[np.ndarray, "kind pair"],
+    out: Float[np.ndarray, "kind pair"],
+) -> None:
     """Write Σ_v p_v (e^{x_v} − 1) to `out` [kind, pair]; `factors` [kind, pair, 1 + direction] begins with B's."""
     x, total = np.empty(LANES, np.float32), np.empty((out.shape[0], LANES), np.float32)
     for pair in range(len(pairs)):

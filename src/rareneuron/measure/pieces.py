@@ -176,17 +176,24 @@ class CapturedPieces(TokenSource):
 def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
     """Return the part of a selection that some contexts make up, and the rows of its tokens in the token table."""
     rows = rows_of(selection, contexts)
-    chosen = slice(contexts.start, contexts.stop)
-    part = replace(
+    return part_of_tokens(selection, rows, np.arange(contexts.start, contexts.stop)), rows
+
+
+def part_of_tokens(
+    selection: Selection, rows: Int[np.ndarray, " token"], contexts: Int[np.ndarray, " context"] | None = None
+) -> Selection:
+    """Return the part of a selection that some rows of the token table make up, with their contexts or those given."""
+    if contexts is None:
+        contexts = np.unique(selection.context[rows])
+    return replace(
         selection,
-        windows=selection.windows[chosen],
-        context_index=selection.context_index[chosen],
-        context=selection.context[rows] - contexts.start,
+        windows=selection.windows[contexts],
+        context_index=selection.context_index[contexts],
+        context=np.searchsorted(contexts, selection.context[rows]),
         position=selection.position[rows],
         target=selection.target[rows],
         rare=selection.rare[rows],
     )
-    return part, rows
 
 
 def batches_as_arrays(batches: Sequence[TokenBatch]) -> dict[str, np.ndarray]:

@@ -63,6 +63,16 @@ class ClosedFormRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradientCheck:
+    """Estimates by gradient held against the closed form, for all neurons of the last layer at some tokens."""
+
+    n_tokens: Count
+    spearman: float  # of mean |Δ| over neurons
+    pearson: float  # of mean Δ
+    median_error: float  # relative, of mean |Δ| of the largest hundred
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """A seeded sample of (token, neuron) pairs, computed again in float64: total and direct Δ and KL."""
 
@@ -70,6 +80,7 @@ class Audit:
     max_error: float  # nats, over all three
     rms_error: float  # nats, of the total Δ
     rms_delta_loss: float  # of the same pairs, for comparison with the error
+    check: GradientCheck | None = None  # of an engine that estimates by gradient, where the last layer can tell
 
 
 @dataclass(frozen=True, kw_only=True)

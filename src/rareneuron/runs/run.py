@@ -116,6 +116,12 @@ class Run(Shown):
         """Return one row per checkpoint: losses, effects, phases, overlap of rankings (docs/run-folder.md)."""
         return read_table(self.path / TRAJECTORY)
 
+    def layers(self, step: int | None = None) -> pd.DataFrame:
+        """Return one row per unit of every layer that `--layers` asked for: effects, half-widths, how sure they are."""
+        from rareneuron.runs.layers import read_layers
+
+        return read_layers(self.folder(step)).table
+
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Return the boosting, suppressing and random groups."""
         from rareneuron.runs.groups import read_groups

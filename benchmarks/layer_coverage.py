@@ -22,14 +22,13 @@ from scipy.stats import spearmanr, t
 
 import rareneuron as rn
 from rareneuron.embedded import SERIES
-from rareneuron.maths.certificate import OUTCOMES, Estimated, certify
+from rareneuron.maths.certificate import OUTCOMES, Estimated, certify, in_doubt
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.first_order import ContextTotals
 from rareneuron.models.gradient import estimates, site_means
 from rareneuron.models.sites import head_of, site_of
 
 TRUTH = Path(__file__).parent / "truth"
-FLAG = 0.2
 POOLED = (
     "| | mean abs Δ covered | top 100 | mean Δ covered | top 100 | recall 50 | undecided | wrongly decided | "
     "patched |\n" + "|---" * 9 + "|"
@@ -49,7 +48,10 @@ def estimated(step, truth, n_draws, layers=(0, 1, 2)):
     ):
         for total, found in zip(totals, batch.of_site, strict=True):
             total.add(found, truth["context"][batch.index])
-    return [(total.values, total.move > FLAG * mean.median_norm) for total, mean in zip(totals, means, strict=True)]
+    return [
+        (total.values | {"move": total.move}, in_doubt(total.values["absolute"], total.move, mean.median_norm))
+        for total, mean in zip(totals, means, strict=True)
+    ]
 
 
 def quality(sums, exact):

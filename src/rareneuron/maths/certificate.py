@@ -28,6 +28,9 @@ ROUNDS = 8  # in which the other cells are patched, with a look at what is decid
 Z = 1.959964  # of a 95 % interval
 Z_DECIDED = 3.29  # standard deviations from the border at which a unit counts as decided: one in a thousand is wrong
 
+FAR = 0.2  # of the residual stream's median length: a move that a gradient can't be trusted with
+DOUBT = 2.0  # how many times its estimate the effect of a unit that moves far may be
+
 Patch = Callable[[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]], Float[np.ndarray, "outcome cell"]]
 """Takes units and contexts of some cells; returns their exact sums of |Δ| and of Δ, for each kind of token in turn."""
 
@@ -160,6 +163,21 @@ def certificate_of(
         undecided=undecided_units(estimate[0], half_width[0] * (Z_DECIDED / Z), rank),
         rank=rank,
     )
+
+
+def in_doubt(
+    absolute: Float[np.ndarray, "context unit"],
+    move: Float[np.ndarray, "context unit"],
+    length: Float[np.ndarray, " unit"] | float,
+    rank: int = 50,
+) -> Bool[np.ndarray, " unit"]:
+    """Return which units to patch in every context: they move far, and may be among the `rank` largest.
+
+    `absolute` are estimated sums of |Δ|, `move` the longest move in a context, `length` that of the residual stream.
+    Units that move far and are small stay in the calibration, which knows their moves.
+    """
+    size = absolute.sum(0)
+    return (move.max(0) > FAR * np.asarray(length)) & (DOUBT * size >= border_of(size, rank))
 
 
 def strata_of(size: Float[np.ndarray, " unit"], flagged: Bool[np.ndarray, " unit"]) -> Int[np.ndarray, " unit"]:

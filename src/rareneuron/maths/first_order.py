@@ -90,7 +90,7 @@ class ContextTotals:
 
     def __init__(self, n_contexts: int, n_units: int) -> None:
         self.values = {name: np.zeros((n_contexts, n_units)) for name in SUMS}
-        self.move = np.zeros(n_units)  # the longest of all tokens
+        self.move = np.zeros((n_contexts, n_units))  # the longest of a context's tokens
         self.moved = np.zeros((n_contexts, n_units))  # Σ of the moves at tokens themselves
         self.n_tokens = np.zeros(n_contexts, np.int64)
 
@@ -100,4 +100,4 @@ class ContextTotals:
         for name, value in sums_of(found).items():
             np.add.at(self.values[name], context, value.cpu().numpy())
         np.add.at(self.moved, context, found.move_here.double().cpu().numpy())
-        self.move = np.maximum(self.move, found.move.double().amax(0).cpu().numpy())
+        np.maximum.at(self.move, context, found.move.double().cpu().numpy())

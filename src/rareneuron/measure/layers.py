@@ -2,9 +2,10 @@
 
 Neurons and heads of all layers come from the same backward passes. Units are replaced by their mean over all positions.
 Neurons of the last layer are exact where a readout stands behind it; heads of the last layer are patched in every
-context; so are units that move the residual stream far. Of the others, patching takes what the budget allows, and ends
-as soon as nothing at the border of the largest is undecided that contexts wouldn't leave open anyway. Contexts come in
-pieces, which are kept as those of `measure.pieces` are. Oracle: tests/measure/test_layers.py, the patching engine.
+context, and so are units that move the residual stream far and may be among the largest. Of the others, patching takes
+what the budget allows, and ends as soon as nothing at the border of the largest is undecided that contexts wouldn't
+leave open anyway. Contexts come in pieces, which are kept as those of `measure.pieces` are.
+Oracle: tests/measure/test_layers.py, the patching engine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from rareneuron.data.selection import Selection
 from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.ablation import ablation_engine
-from rareneuron.maths.certificate import Certificate, Estimated, certify
+from rareneuron.maths.certificate import FAR, Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import Progress, capture
@@ -35,7 +36,6 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layers import Layers, LayersRecord
 from rareneuron.runs.seeds import generator
 
-FLAG = 0.2  # of the residual stream's median length: a move that no gradient can be trusted with
 SINK = 0.02  # of it: a difference between the means with and without a context's first positions that is shown
 RANK = {"neurons": 50, "heads": 10}  # patching decides who is among so many
 SPACE = 0.5  # share of the memory that sums of all contexts may take
@@ -65,7 +65,7 @@ class LayersWork:
     pieces: Sequence[range]
 
     def __post_init__(self) -> None:
-        needed = 4 * 2 * len(SUMS) * len(self.selection.windows) * sum(site.n_units for site in self.sites)
+        needed = 4 * (2 * len(SUMS) + 3) * len(self.selection.windows) * sum(site.n_units for site in self.sites)
         if needed > SPACE * self.memory:
             raise InvalidConfig(
                 f"Sums over {len(self.selection.windows):,} contexts for {sum(s.n_units for s in self.sites):,} units "
@@ -139,10 +139,7 @@ def estimated_sums(work: LayersWork, progress: Progress) -> dict[str, np.ndarray
         else:
             progress(len(rows_of(work.selection, contexts)))
         parts.append(part)
-    return {
-        name: np.max([part[name] for part in parts], 0) if name == "move" else np.concatenate([p[name] for p in parts])
-        for name in parts[0]
-    }
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def estimated_piece(work: LayersWork, contexts: range, progress: Progress) -> dict[str, np.ndarray]:
@@ -174,7 +171,7 @@ def estimated_piece(work: LayersWork, contexts: range, progress: Progress) -> di
         out[f"{prefix}_tokens"] = totals[0].n_tokens
         out |= {f"{prefix}_{name}": joined([total.values[name] for total in totals]) for name in SUMS}
         out[f"{prefix}_moved"] = joined([total.moved for total in totals])
-        moves.append(np.concatenate([total.move for total in totals]))
+        moves.append(joined([total.move for total in totals]))
     return out | {"move": np.maximum(*moves)}
 
 
@@ -243,13 +240,14 @@ class Verified:
         layer, norm = at_units(sites, [s.layer for s in sites]), at_units(sites, [m.median_norm for m in means])
         last = layer == work.adapter.n_layers - 1
         in_closed_form = last if kind == "neurons" and exact else np.zeros(len(layer), bool)
-        flagged = (part["move"] > FLAG * norm) & ~in_closed_form
+        flagged = (part["move"].max(0) > FAR * norm) & ~in_closed_form
         patching = Patching(work, sites, [m.mean for m in means], exact if in_closed_form.any() else {}, progress)
         certificate, later = None, {}
         if work.verify:
-            whole = flagged | in_closed_form | (last if kind == "heads" else False)
+            doubtful = in_doubt(part["rare_absolute"], part["move"], norm, RANK[kind])
+            whole = doubtful | in_closed_form | (last if kind == "heads" else False)
             certificate = verified(work, kind, part, layer, whole, patching)
-            later = other_reference(work, sites, means, flagged, progress)
+            later = other_reference(work, sites, means, doubtful & ~in_closed_form, progress)
         return cls(work, kind, sites, means, part, in_closed_form, flagged, certificate, exact, later)
 
     @property
@@ -314,7 +312,7 @@ class Verified:
         """Return means over a kind of target, their clustered standard errors, and half-widths of what isn't known."""
         prefix, out = "" if kind else "common_", {}
         for name in KEPT:
-            mean = ClusteredMean(self.known["move"].size)
+            mean = ClusteredMean(self.known["move"].shape[1])
             mean.add(torch.from_numpy(self.sums(kind, name)), torch.from_numpy(n_tokens))
             out[f"{prefix}{name}"] = mean.mean
             if name in ("abs_delta_loss", "delta_loss"):
@@ -365,7 +363,8 @@ def verified(
     kinds = [k for k in KINDS if known[f"{named(k)}_tokens"].any()]
     given = [
         Estimated(
-            sums={name: known[f"{named(k)}_{name}"] for name in SUMS}, n_tokens=int(known[f"{named(k)}_tokens"].sum())
+            sums={name: known[f"{named(k)}_{name}"] for name in SUMS} | {"move": known["move"]},
+            n_tokens=int(known[f"{named(k)}_tokens"].sum()),
         )
         for k in kinds
     ]
@@ -432,7 +431,7 @@ def other_reference(
     flagged: Bool[np.ndarray, " unit"],
     progress: Progress,
 ) -> dict[str, np.ndarray]:
-    """Return mean |Δ| and Δ of flagged units replaced by their mean without a context's first two positions.
+    """Return mean |Δ| and Δ of doubtful units replaced by their mean without a context's first two positions.
 
     It is patched where both means differ by more than a fiftieth of the residual stream's length; elsewhere, NaN.
     """

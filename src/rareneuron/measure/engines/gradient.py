@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import WrongEffects
-from rareneuron.maths.certificate import Certificate, Estimated, certify
+from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.measure.cells import KINDS, named, patched_sums
@@ -39,7 +39,6 @@ from rareneuron.models.shape import ModelShape
 from rareneuron.models.sites import head_of, site_of
 from rareneuron.runs.records import Audit
 
-FLAG = 0.2  # of the residual stream's median length: a move that no gradient can be trusted with
 N_DRAWS = 1  # random readouts of a token
 PASSES = 2.0  # forward passes of its context that an analysed token costs
 
@@ -104,7 +103,7 @@ class Gradient(Engine):
         """Keep what verification needs of a batch."""
         kept = {"contexts": contexts, "norms": as_array(batch.resid.double().norm(dim=1))}
         kept |= {"rare_mean": as_array(means.rare), "common_mean": as_array(means.common)}
-        kept["move"] = np.maximum(totals[True].move, totals[False].move)
+        kept["move"] = np.maximum(totals[True].move, totals[False].move)  # [context, unit]
         for kind, total in totals.items():
             kept[f"{named(kind)}_tokens"] = total.n_tokens
             kept |= {f"{named(kind)}_{name}": values for name, values in total.values.items()}
@@ -124,7 +123,7 @@ class Gradient(Engine):
         """Patch the chosen cells; return how far the estimates were off there, or refuse estimates that say nothing."""
         known = joined_evidence(self.absorbed)
         kinds = [estimated(known, kind) for kind in KINDS if known[f"{named(kind)}_tokens"].any()]
-        flagged = known["move"] > FLAG * np.median(known["norms"])
+        flagged = in_doubt(known["rare_absolute"], known["move"], np.median(known["norms"]))
         cells = Cells(self, known, len(kinds))
         n_cells = round(self.verify * flagged.size * len(known["contexts"]))
         self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged)
@@ -176,20 +175,17 @@ class Cells:
 
 def estimated(known: Mapping[str, np.ndarray], kind: bool) -> Estimated:
     """Return the estimates of one kind of token."""
-    sums = {name: known[f"{named(kind)}_{name}"] for name in SUMS}
+    sums = {name: known[f"{named(kind)}_{name}"] for name in SUMS} | {"move": known["move"]}
     return Estimated(sums=sums, n_tokens=int(known[f"{named(kind)}_tokens"].sum()))
 
 
 def joined_evidence(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join the contexts of several parts; means are the same in all, of moves the longest counts."""
+    """Join the contexts of several parts; means are the same in all."""
     parts = list(parts)
     out = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
-        if name.endswith("_mean"):
-            out[name] = values[0]
-        else:
-            out[name] = np.max(values, axis=0) if name == "move" else np.concatenate(values)
+        out[name] = values[0] if name.endswith("_mean") else np.concatenate(values)
     return out
 
 

@@ -77,10 +77,10 @@ def test_estimates_that_say_nothing_are_refused():
 
 def test_evidence_of_pieces_is_joined_in_order():
     parts = [
-        {"contexts": np.arange(2), "move": np.array([1.0, 3.0]), "rare_mean": np.array([5.0])},
-        {"contexts": np.arange(2, 5), "move": np.array([2.0, 0.5]), "rare_mean": np.array([5.0])},
+        {"contexts": np.arange(2), "move": np.array([[1.0, 3.0]]), "rare_mean": np.array([5.0])},
+        {"contexts": np.arange(2, 5), "move": np.array([[2.0, 0.5]]), "rare_mean": np.array([5.0])},
     ]
     joined = joined_evidence(parts)
     assert joined["contexts"].tolist() == [0, 1, 2, 3, 4]
-    assert joined["move"].tolist() == [2.0, 3.0]
+    assert joined["move"].tolist() == [[1.0, 3.0], [2.0, 0.5]]
     assert joined["rare_mean"].tolist() == [5.0]

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from rareneuron.maths.significance import Z
+
 OUTCOMES = ("absolute", "signed")
 LARGEST = 128  # units of the first stratum
 PILOT_CONTEXTS = 6  # of each unit of the pilot
@@ -25,7 +27,6 @@ BINS = 4
 FLOOR = 0.1  # of a unit's mean w: what a cell's w is at least
 PILOT_CELLS = 2 * LARGEST * PILOT_CONTEXTS  # at most, however large the budget
 ROUNDS = 8  # in which the other cells are patched, with a look at what is decided before each
-Z = 1.959964  # of a 95 % interval
 Z_DECIDED = 3.29  # standard deviations from the border at which a unit counts as decided: one in a thousand is wrong
 
 FAR = 0.2  # of the residual stream's median length: a move that a gradient can't be trusted with

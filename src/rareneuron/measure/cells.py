@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
+from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.head import Head
 from rareneuron.models.anatomy import Anatomy
 from rareneuron.models.replay import Replay
@@ -56,3 +57,12 @@ def patched_sums(
             i = 2 * list(kinds).index(kind)
             out[i : i + 2] = np.abs(of_kind).sum(1), of_kind.sum(1)
     return out
+
+
+def small_enough(
+    absolute: Float[np.ndarray, "context unit"], n_tokens: Int[np.ndarray, " context"]
+) -> Float[np.ndarray, " unit"]:
+    """Return the errors of mean |Δ| that are worth no more patching: half its standard error over contexts."""
+    mean = ClusteredMean(absolute.shape[1])
+    mean.add(torch.from_numpy(absolute), torch.from_numpy(n_tokens))
+    return np.nan_to_num(mean.standard_error / 2)

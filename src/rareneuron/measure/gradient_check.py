@@ -10,8 +10,7 @@ from scipy.stats import spearmanr
 from rareneuron.data.selection import Selection
 from rareneuron.errors import Unavailable, WrongEffects
 from rareneuron.maths.ablation import ablation_engine
-from rareneuron.measure.capture import capture, join_batches
-from rareneuron.measure.pieces import part_of_tokens
+from rareneuron.measure.capture import capture, join_batches, part_of_tokens
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.gradient import estimates
 from rareneuron.models.sites import head_of, site_of

@@ -23,17 +23,18 @@ from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.certificate import FAR, Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.first_order import SUMS, ContextTotals
-from rareneuron.measure.capture import Progress, capture
-from rareneuron.measure.cells import KINDS, named, patched_sums
+from rareneuron.measure.capture import Progress, capture, rows_of
+from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
 from rareneuron.measure.gradient_check import gradient_check
-from rareneuron.measure.pieces import PieceStore, rows_of
+from rareneuron.measure.pieces import PieceStore
 from rareneuron.measure.sums import sums_by_context
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import layer_index
 from rareneuron.models.gradient import ROW_POSITIONS, SiteMeans, estimates, site_means
 from rareneuron.models.sites import Site, UnitKind, head_of, site_of
 from rareneuron.runs.config import StudyConfig
-from rareneuron.runs.layers import Layers, LayersRecord
+from rareneuron.runs.layers import Layers
+from rareneuron.runs.records import LayersRecord
 from rareneuron.runs.seeds import generator
 
 SINK = 0.02  # of it: a difference between the means with and without a context's first positions that is shown
@@ -95,10 +96,6 @@ class LayersWork:
     def offsets(self) -> np.ndarray:
         """The first unit of every site, and the number of all."""
         return np.cumsum([0, *(site.n_units for site in self.sites)])
-
-    def of_units(self, values: Sequence[float]) -> np.ndarray:
-        """Return each site's value at its units."""
-        return np.repeat(values, [site.n_units for site in self.sites])
 
 
 def measure_layers(work: LayersWork, *, estimating: Progress, verifying: Progress) -> Layers:
@@ -346,7 +343,7 @@ class Verified:
         return out
 
 
-def at_units(sites: Sequence[Site], values: Sequence[float]) -> np.ndarray:
+def at_units(sites: Sequence[Site], values: Sequence[int | float]) -> np.ndarray:
     """Return each site's value at its units."""
     return np.repeat(values, [site.n_units for site in sites])
 
@@ -368,9 +365,7 @@ def verified(
         )
         for k in kinds
     ]
-    mean = ClusteredMean(len(layer))
-    mean.add(torch.from_numpy(known["rare_absolute"]), torch.from_numpy(known["rare_tokens"]))
-    enough = np.nan_to_num(mean.standard_error / 2)
+    enough = small_enough(known["rare_absolute"], known["rare_tokens"])
     n_cells = round(work.verify * (~whole).sum() * len(work.selection.windows))
     rng = generator(work.seed, "layers", "cells", kind)
     return certify(given, patch, rng, n_cells=n_cells, rank=RANK[kind], flagged=whole, layer=layer, enough=enough)

@@ -10,26 +10,13 @@ import pandas as pd
 from rareneuron.errors import NotMeasured
 from rareneuron.runs.files import read_record, read_table, read_tensors, write_json, write_table, write_tensors
 from rareneuron.runs.layout import LAYER_SUMS, LAYERS, LAYERS_RECORD
-from rareneuron.runs.records import GradientCheck, as_json
+from rareneuron.runs.records import LayersRecord, as_json
 
 CERTAINTIES = {  # what the word beside a number says
     "exact": "computed at every token, by the closed form or by patching",
     "verified": "estimated by gradient, with an interval from patched cells",
     "screen": "estimated by gradient, and not verified",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayersRecord:
-    """What was estimated, and how much of it was verified."""
-
-    layers: tuple[int, ...]  # from 0
-    n_cells: int  # one unit in one context; of units that aren't exact by themselves
-    n_patched: int
-    n_flagged: int  # units that move the residual stream far, and are patched in all contexts
-    rank: int  # how many of the largest neurons patching was to decide about
-    undecided: tuple[str, ...]  # neurons that may be among them or not
-    check: GradientCheck | None = None  # of estimates at the last layer; None where it has no closed form
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,19 @@ class StepRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayersRecord:
+    """What a checkpoint's estimates of several layers rest on: `layers.json`."""
+
+    layers: tuple[Count, ...]  # from 0
+    n_cells: Count  # one unit in one context; of units that aren't exact by themselves
+    n_patched: Count
+    n_flagged: Count  # units that move the residual stream far
+    rank: Count  # how many of the largest neurons patching was to decide about
+    undecided: tuple[str, ...]  # neurons that may be among them or not
+    check: GradientCheck | None = None  # of estimates at the last layer; None where it has no closed form
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """How many types and occurrences one stage of the token filter keeps."""
 
@@ -196,7 +209,7 @@ class Manifest:
         return str(self.environment.get("rareneuron", "unknown"))
 
 
-def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
+def as_json(record: Manifest | StepRecord | LayersRecord) -> dict[str, Any]:
     """Return a record as plain values for JSON, with only those settings that decide results."""
     out = asdict(record)
     return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out

@@ -8,6 +8,7 @@ the patching engine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from rareneuron.errors import WrongEffects
 from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
-from rareneuron.measure.cells import KINDS, named, patched_sums
+from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
 from rareneuron.measure.engines.base import (
     Asked,
     EffectBlock,
@@ -31,6 +32,7 @@ from rareneuron.measure.engines.base import (
     Workload,
     refuse_reference,
 )
+from rareneuron.measure.gradient_check import gradient_check
 from rareneuron.measure.sums import as_array, statistics_of
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
@@ -47,9 +49,9 @@ class Gradient(Engine):
     """Mean-ablates every neuron of one layer by gradients, and verifies what it says."""
 
     def __init__(
-        self, adapter: Adapter, selection: Selection, layer: int, verify: float, rng: np.random.Generator
+        self, adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator
     ) -> None:
-        self.verify = verify
+        self.verify, self.memory = limits.verify, limits.memory
         self.adapter, self.selection = adapter, selection
         self.anatomy = adapter.anatomy
         self.site, self.head = site_of(self.anatomy, layer), head_of(self.anatomy)
@@ -126,8 +128,10 @@ class Gradient(Engine):
         flagged = in_doubt(known["rare_absolute"], known["move"], np.median(known["norms"]))
         cells = Cells(self, known, len(kinds))
         n_cells = round(self.verify * flagged.size * len(known["contexts"]))
-        self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged)
-        return audit_of(self.certificate, known["rare_tokens"])
+        enough = small_enough(known["rare_absolute"], known["rare_tokens"])
+        self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged, enough=enough)
+        audit = audit_of(self.certificate, known["rare_tokens"])
+        return replace(audit, check=gradient_check(self.adapter, self.selection, self.rng, self.memory))
 
     def verified(self) -> Verified | None:
         """Return the verified sums of each context, and the half-widths of means."""
@@ -240,7 +244,7 @@ def table_bytes(shape: ModelShape) -> int:
 
 def build(adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator) -> Gradient:
     """Make the engine of a layer."""
-    return Gradient(adapter, selection, layer, limits.verify, rng)
+    return Gradient(adapter, selection, layer, limits, rng)
 
 
 GRADIENT = EngineKind(

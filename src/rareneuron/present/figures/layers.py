@@ -80,7 +80,7 @@ def draw_map(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    layers = sorted(cells["layer"].unique())
+    layers = sorted(cells["layer"].unique().astype(int).tolist())
     row = {layer: i for i, layer in enumerate(layers)}
     values = cells["value"].clip(lower=cells["value"].max() / 1e4)
     norm, colours = LogNorm(values.min(), values.max()), colour_map(theme)
@@ -90,7 +90,8 @@ def draw_map(
         left=cells["first"],
         height=1.0,
         color=colours(norm(values)),
-        linewidth=0,
+        edgecolor=colours(norm(values)),
+        linewidth=0.4,
     )
     axes.set_xscale("log")
     axes.set_xlim(1, cells["last"].max())
@@ -140,7 +141,7 @@ def draw_shares(axes: "matplotlib.axes.Axes", frame: pd.DataFrame, theme: Theme)
 
 FIGURE = Figure(
     name="layers",
-    source="beyond the paper",
+    source="limitations",
     title="Every layer's neurons",
     description=(
         "Left: mean |Δ| at rare targets of the neurons of each layer at the last checkpoint, by their rank in the "

@@ -9,7 +9,8 @@ from rareneuron.present.figures.layers import FIGURE
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.wording import NOTHING, at_step, scale_of, significant, unit_of, with_error
-from rareneuron.runs.layers import CERTAINTIES, Layers, LayersRecord, read_layers
+from rareneuron.runs.layers import CERTAINTIES, Layers, read_layers
+from rareneuron.runs.records import LayersRecord
 
 LARGEST = 20  # units in the table
 KINDS = {"neuron": "neurons", "head": "heads"}
@@ -41,8 +42,9 @@ def evidence_text(layers: Layers) -> str:
     return (
         f"Units of layers {named_layers(record.layers)}, each replaced by its mean over all positions. "
         f"{told[0].upper()}{told[1:]}. {record.n_patched:,} of {record.n_cells:,} cells, one unit in one context, were "
-        f"patched; {record.n_flagged:,} units move the residual stream by more than a fifth of its length, and were "
-        f"patched in every context. KL of units that aren't exact is estimated only (screen). {check_text(record)}"
+        f"patched. {record.n_flagged:,} units move the residual stream by more than a fifth of its length; those of "
+        "them that may be among the largest were patched in every context. KL of units that aren't exact is "
+        f"estimated only (screen). {check_text(record)}"
     )
 
 
@@ -114,6 +116,11 @@ def largest_table(table: pd.DataFrame, kind: str) -> Table:
     """Return the units with the largest mean |Δ| of all layers."""
     shown = table[table["kind"] == kind].nsmallest(LARGEST, "rank")
     scale = scale_of(shown["abs_delta_loss"])
+    has_other = "abs_delta_loss_later" in shown and bool(shown["abs_delta_loss_later"].notna().any())
+    other = (
+        " Other mean: |Δ| with a mean that leaves out a context's first two positions, where both means differ: the "
+        "first is then an artefact of an attention sink."
+    )
     rows = tuple(
         (
             str(row["unit"]),
@@ -122,7 +129,7 @@ def largest_table(table: pd.DataFrame, kind: str) -> Table:
             significant(row["delta_loss"] / 10**scale),
             "" if "common_abs_delta_loss" not in row else significant(row["common_abs_delta_loss"] / 10**scale),
             str(row["certainty"]) + (", undecided" if row["undecided"] else ""),
-            significant(row["abs_delta_loss_later"] / 10**scale) if pd.notna(row.get("abs_delta_loss_later")) else "",
+            *([significant(row["abs_delta_loss_later"] / 10**scale)] if has_other else []),
         )
         for _, row in shown.iterrows()
     )
@@ -130,8 +137,7 @@ def largest_table(table: pd.DataFrame, kind: str) -> Table:
         caption=(
             f"The {len(shown)} {KINDS[kind]} with the largest mean |Δ| of all layers. ±: standard error over contexts. "
             "Approximation: half the 95 % interval of what verification left open at these tokens. Undecided: it may "
-            "or may not be among the largest. Other mean: |Δ| with a mean that leaves out a context's first two "
-            "positions, where both means differ: the first is then an artefact of an attention sink."
+            f"or may not be among the largest.{other if has_other else ''}"
         ),
         columns=(
             Column(head="unit", numeric=False),
@@ -140,7 +146,7 @@ def largest_table(table: pd.DataFrame, kind: str) -> Table:
             Column(head="mean Δ"),
             Column(head="|Δ|, common"),
             Column(head="", numeric=False),
-            Column(head="other mean"),
+            *([Column(head="other mean")] if has_other else []),
         ),
         rows=rows,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
-from rareneuron.runs.config import CHOICES, StudyConfig
+from rareneuron.runs.config import AUTO, CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
@@ -97,11 +97,14 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
     help="Share of the cells, one unit in one context, that are patched at most to verify estimates; 0: a screen.",
 )
 @setting(
-    "--reference", type=click.Choice(CHOICES["reference"]), help="Positions over which the mean activation is taken."
+    "--reference",
+    type=click.Choice([AUTO, *CHOICES["reference"]]),
+    help="Positions over which the mean activation is taken: the analysed ones (auto behind the last layer) or all "
+    "(auto elsewhere).",
 )
 @setting(
     "--engine",
-    type=click.Choice(CHOICES["engine"]),
+    type=click.Choice([AUTO, *CHOICES["engine"]]),
     help="auto: the first that serves of closed-form (last layer, exact and fast), gradient (any layer and "
     "architecture, estimates with intervals from exact patching of some) and patching (any, exact, slow).",
 )

@@ -17,17 +17,18 @@ PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
 
 AUTO = "auto"  # of settings that the model decides
-ENGINE_NAMES = [AUTO, "closed-form", "gradient", "patching"]  # of `measure.engines`; registered ones are added
+ENGINE_NAMES = ["closed-form", "gradient", "patching"]  # of `measure.engines`; registered ones are added
 CHOICES: dict[str, Sequence[str]] = {
     "counts_from": ("auto", "model", "corpus", "merges"),
     "rarity": get_args(Rule),
-    "reference": (AUTO, "analysed", "all"),
+    "reference": ("analysed", "all"),
     "units": ("neurons", "heads", "both"),
     "engine": ENGINE_NAMES,
     "dtype": ("float32", "float64"),
     "definitions": get_args(Definitions),
     "executor": ("local", "ray"),
 }
+DECIDED_LATER = {"engine", "reference"}  # settings that may be left to us
 PACKAGED_NAMES = ("smollm2",)  # of `models.packaged`
 FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
 PATHS = ("model", "data", "counts", "out")  # settings that may name one
@@ -89,7 +90,7 @@ class StudyConfig:
             if isinstance(value, str) and (not value or "\0" in value):
                 raise InvalidConfig(f"{name} = {value!r} names nothing. Give it a value, or leave it out.")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and not (name in DECIDED_LATER and getattr(self, name) == AUTO):
                 raise InvalidConfig(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(choices)}.")
         for name, least in AT_LEAST.items():
             value = getattr(self, name)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.gauge import Gauge
-from rareneuron.runs.config import FREE, StudyConfig, default_of
+from rareneuron.runs.config import AUTO, DECIDED_LATER, FREE, StudyConfig, default_of
 
 LARGEST = 10**15  # beyond what is counted or measured here; Python prints and converts all below
 LONGEST_SHOWN = 60  # characters of a value that is refused
@@ -202,6 +202,11 @@ class Manifest:
     checkpoints: dict[str, StepRecord] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     timings: tuple[StudyTiming, ...] = ()
+
+    def __post_init__(self) -> None:
+        open_settings = [name for name in sorted(DECIDED_LATER) if getattr(self.config, name) == AUTO]
+        if open_settings:
+            raise ValueError(f"a run's {open_settings[0]} is decided, and not {AUTO!r}")
 
     @property
     def version(self) -> str:

@@ -1,7 +1,7 @@
 """Phases where they were planted, none where there are none. benchmarks/bench_phases.py is the full study."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest

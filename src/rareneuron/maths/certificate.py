@@ -214,7 +214,7 @@ def log_features(
         log = np.log(values + 1e-3 * values.mean() + 1e-300)
         if log.std() > 1e-9:
             logs.append(((log - log.mean()) / log.std()).astype(np.float32))
-    layers = [] if layer is None else np.unique(layer)[1:]
+    layers = np.unique(layer)[1:] if layer is not None else np.zeros(0, int)
     logs += [np.broadcast_to((layer == one).astype(np.float32), shape) for one in layers]
     return np.stack(logs) if logs else np.zeros((0, *shape), np.float32)
 

@@ -92,7 +92,7 @@ def group_certainty(
     `means` are estimated mean Δ and |Δ|, `errors` the standard deviations of what is left open about them. Of boosting
     and suppressing the group that keeps less; median and middle 95 % over draws.
     """
-    groups = top_neurons(*means, size)
+    groups = top_neurons(means[0], means[1], size)
     found = []
     for _ in range(n_draws):
         delta, absolute = means + rng.standard_normal(means.shape) * errors

@@ -21,13 +21,12 @@ from rareneuron.data.selection import Selection
 from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.certificate import FAR, Certificate, Estimated, certify, in_doubt
-from rareneuron.maths.clustered import ClusteredMean
+from rareneuron.maths.clustered import ClusteredMean, sums_by_context
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import Progress, capture, rows_of
 from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
 from rareneuron.measure.gradient_check import gradient_check
 from rareneuron.measure.pieces import PieceStore
-from rareneuron.measure.sums import sums_by_context
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import layer_index
 from rareneuron.models.gradient import ROW_POSITIONS, SiteMeans, estimates, site_means
@@ -43,13 +42,20 @@ SPACE = 0.5  # share of the memory that sums of all contexts may take
 KEPT = ("abs_delta_loss", "delta_loss", "kl", "moved")  # per context and unit, of each kind of target
 
 
+KINDS_OF: dict[str, tuple[UnitKind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": ("neurons", "heads")}
+
+
+def layers_asked(config: StudyConfig, n_layers: int) -> list[int]:
+    """Return the layers that `--layers` names, from 0 and in order; none where it isn't given."""
+    if config.layers is None or isinstance(config.layers, str):
+        return list(range(n_layers)) if config.layers else []
+    return sorted({layer_index(layer, n_layers) for layer in config.layers})
+
+
 def wanted_sites(adapter: Adapter, config: StudyConfig) -> list[Site]:
     """Return the sites that the settings ask for, neurons of all layers first; refuse those the model hasn't."""
-    assert config.layers is not None
-    asked = range(adapter.n_layers) if config.layers == "all" else config.layers
-    layers = sorted({layer_index(int(layer), adapter.n_layers) for layer in asked})  # type: ignore[arg-type]
-    kinds: tuple[UnitKind, ...] = ("neurons", "heads") if config.units == "both" else (config.units,)  # type: ignore[assignment]
-    return [site_of(adapter.anatomy, layer, kind) for kind in kinds for layer in layers]
+    layers = layers_asked(config, adapter.n_layers)
+    return [site_of(adapter.anatomy, layer, kind) for kind in KINDS_OF[config.units] for layer in layers]
 
 
 @dataclass(frozen=True)

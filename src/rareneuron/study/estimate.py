@@ -11,6 +11,7 @@ from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Workload
 from rareneuron.measure.engines.gradient import PASSES
+from rareneuron.measure.layers import layers_asked
 from rareneuron.models.anatomy import layer_index
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
@@ -118,7 +119,7 @@ def layers_passes(config: StudyConfig, shape: ModelShape, work: Workload) -> flo
     """
     if config.layers is None:
         return 0.0
-    n_layers = shape.n_layers if config.layers == "all" else len(config.layers)
+    n_layers = len(layers_asked(config, shape.n_layers))
     cells = min(config.verify * n_layers * shape.d_mlp * work.n_contexts, PATCHED_CELLS)
     return PASSES * work.n_tokens + CELL_PASSES * cells
 

@@ -13,6 +13,7 @@ from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import kinds_to_try
 from rareneuron.measure.engines.base import Asked, EngineKind, refuse_reference
 from rareneuron.measure.identity import check_same_settings, check_same_weights
+from rareneuron.measure.layers import layers_asked
 from rareneuron.models.adapter import device_named
 from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
@@ -169,9 +170,7 @@ def check_model(plan: Plan) -> tuple[EngineKind, ...]:
         reference=config.reference,
     )
     refuse_reference(asked)
-    if config.layers not in (None, "all"):
-        for layer in config.layers:
-            layer_index(layer, shape.n_layers)
+    layers_asked(config, shape.n_layers)  # refuses those that don't exist
     return kinds_to_try(config.engine, asked)
 
 

@@ -101,7 +101,8 @@ def draw_map(
     axes.set_xlabel("rank of the neuron within its layer")
     bar = sheet.colorbar(ScalarMappable(norm, colours), ax=axes, location="bottom", aspect=40, pad=0.02)
     bar.set_label("mean |Δ| at rare targets, nats", fontsize=SMALL)
-    bar.solids.set_rasterized(False)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(False)
 
 
 def colour_map(theme: Theme) -> "matplotlib.colors.ListedColormap":

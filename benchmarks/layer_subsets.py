@@ -36,6 +36,7 @@ def tokens_of(adapter, args):
         context_length=args.length,
         n_tokens=args.contexts * args.most,
         per_context=args.most,
+        group_size=5,
         max_corpus_tokens=args.max_corpus_tokens,
     )
     selection = choose_tokens(config, study_corpus(config), adapter).selection

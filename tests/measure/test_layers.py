@@ -13,6 +13,7 @@ from rareneuron.measure.gradient_check import judged_check
 from rareneuron.measure.layers import LayersWork, wanted_sites
 from rareneuron.models.adapter import load_model
 from rareneuron.present.report import render_report
+from rareneuron.present.summary import study_summary
 from rareneuron.present.terminal import largest_units, layer_profiles
 from rareneuron.runs.layers import read_layers
 from rareneuron.runs.run import open_run
@@ -159,6 +160,15 @@ def test_pages_and_commands_show_the_layers(estimated, invoke):
     assert '"share"' in profile.output
     names = {claim.name for claim in estimated.claims().claims}
     assert {"last-layer-special", "layers-share"} <= names
+
+
+def test_summary_and_trajectory_know_the_layers(estimated):
+    line = next(line for line in study_summary(estimated)["lines"] if line.startswith("Layers: "))
+    assert "the largest neuron of all layers is" in line
+    assert "cells patched" in line
+    row = estimated.trajectory().iloc[-1]
+    assert row["share_layer_0"] + row["share_layer_1"] == pytest.approx(1)
+    assert row["common_share_layer_1"] != row["share_layer_1"]
 
 
 def test_a_study_of_one_layer_says_how_to_get_the_others(config):

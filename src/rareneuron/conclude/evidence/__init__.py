@@ -35,7 +35,7 @@ MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | LAYERS  # by 
 
 def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
-    layers = has_layers(case.run.folder())
+    layers = bool(case.run.steps) and has_layers(case.run.folder())
     asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign, layers=layers)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])

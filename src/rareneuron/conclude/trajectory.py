@@ -18,7 +18,7 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import participation_ratio, rank_curve
 from rareneuron.maths.reliability import overlap, rank_correlation
 from rareneuron.maths.trend import onset, trend
-from rareneuron.runs.layers import has_layers, read_layers
+from rareneuron.runs.layers import read_layers
 from rareneuron.runs.rankings import SIGNS
 from rareneuron.runs.run import Run
 
@@ -83,7 +83,7 @@ def trajectory(run: Run) -> pd.DataFrame:
 
 def share_columns(run: Run, step: int | None) -> dict[str, float]:
     """Return each layer's share of all effects at rare and at common targets; nothing for a study of one layer."""
-    if not has_layers(run.folder(step)):
+    if not run.has_layers(step):
         return {}
     found = read_layers(run.folder(step))
     if "neurons.layer" not in found.sums:

@@ -13,7 +13,7 @@ from rareneuron.maths.significance import few_contexts
 from rareneuron.present.engines import engine_words
 from rareneuron.present.readable import claims_or_reason, found_or_reason, lacking_parts, verdict
 from rareneuron.present.whose import counts_line, disagreement
-from rareneuron.runs.layers import has_layers, read_layers
+from rareneuron.runs.layers import read_layers
 from rareneuron.runs.rankings import SIGNS, Ranking
 from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
@@ -82,7 +82,7 @@ def missing_lines(run: Run) -> list[str]:
 
 def layers_lines(run: Run) -> list[str]:
     """Return a line about the units of all layers, where a study looked at them."""
-    if not has_layers(run.folder()):
+    if not run.has_layers():
         return []
     found = read_layers(run.folder())
     told = []

@@ -35,14 +35,9 @@ def write_layers(folder: Path, found: Layers) -> None:
     write_json(folder / LAYERS_RECORD, as_json(found.record))
 
 
-def has_layers(folder: Path) -> bool:
-    """Return whether a checkpoint's study looked at several layers."""
-    return (folder / LAYERS_RECORD).is_file()
-
-
 def read_layers(folder: Path) -> Layers:
     """Return the effects of all layers. Raises `NotMeasured` for a study that looked at one."""
-    if not has_layers(folder):
+    if not (folder / LAYERS_RECORD).is_file():
         raise NotMeasured(
             "The study looked at one layer. Effects of others are there after `rareneuron study --layers all` with the "
             "same settings and another --out."

@@ -24,7 +24,6 @@ from rareneuron.maths.claims import Claims, judge
 from rareneuron.maths.significance import LEVEL, few_contexts
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.files import read_json, write_json
-from rareneuron.runs.layers import has_layers
 from rareneuron.runs.layout import CLAIMS
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
@@ -35,7 +34,7 @@ MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | LAYERS  # by 
 
 def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
-    layers = bool(case.run.steps) and has_layers(case.run.folder())
+    layers = case.run.has_layers()
     asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign, layers=layers)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
@@ -85,9 +84,7 @@ def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
             "definitions": run.definitions,
             "level": LEVEL,
             "seed": run.manifest.config.seed,
-            "smallest_effects": {
-                h.name: h.smallest for h in (*HYPOTHESES, *(OF_LAYERS if has_layers(run.folder()) else ()))
-            },
+            "smallest_effects": {h.name: h.smallest for h in (*HYPOTHESES, *(OF_LAYERS if run.has_layers() else ()))},
             "differs_since": dict(zip(table["column"], since, strict=True)),
             "claims": [as_record(claim) for claim in claims.claims],
             "checks": [asdict(check) for check in claims.checks],

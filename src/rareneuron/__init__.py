@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rareneuron.runs.config import StudyConfig
     from rareneuron.runs.run import Run, open_run
     from rareneuron.study.study import run_study
+    from rareneuron.use.ablated import ablated
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -60,6 +61,7 @@ _HOMES = {
     "Run": "runs.run",
     "open_run": "runs.run",
     "run_study": "study.study",
+    "ablated": "use.ablated",
     "SideBySide": "present.compare",
     "compare": "present.compare",
     "figure": "present.figures",
@@ -82,6 +84,7 @@ __all__ = [
     "SideBySide",
     "Spectrum",
     "StudyConfig",
+    "ablated",
     "adapt",
     "alpha_hill",
     "compare",

@@ -338,7 +338,7 @@ class Verified:
         return np.where(self.certificate.exact | self.in_closed_form, "exact", "verified")
 
     def layer_sums(self) -> dict[str, np.ndarray]:
-        """Return sums over the units of each layer, [context, layer], and tokens of each context."""
+        """Return sums over the units of each layer, [context, layer], tokens of each context, and every unit's mean."""
         edges = np.cumsum([0, *(site.n_units for site in self.sites)])[:-1]
         out = {f"{self.kind}.layer": np.array([site.layer for site in self.sites])}
         for kind in KINDS:
@@ -346,6 +346,8 @@ class Verified:
                 sums = np.add.reduceat(self.sums(kind, name), edges, axis=1)
                 out[f"{self.kind}.{named(kind)}.{name}"] = sums
             out[f"{named(kind)}.n_tokens"] = self.known[f"{named(kind)}_tokens"]
+        for site, mean in zip(self.sites, self.means, strict=True):
+            out[f"{self.kind}.mean.{site.layer}"] = mean.mean.cpu().numpy()
         return out
 
 

@@ -8,11 +8,21 @@ import pytest
 import rareneuron as rn
 
 DOCUMENTED = [
-    *("Adapter", "Readout", "adapt", "alpha_hill", "delta_loss", "effective_dimension", "fit_phases", "geometry"),
+    *(
+        "Adapter",
+        "Readout",
+        "ablated",
+        "adapt",
+        "alpha_hill",
+        "delta_loss",
+        "effective_dimension",
+        "fit_phases",
+        "geometry",
+    ),
     *("load_model", "neuron_groups", "open_run", "rank_curve", "rare_types", "released_phases", "spectrum"),
-    pytest.param("run_study", marks=pytest.mark.slow),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("run_study", "try_text")),
 ]
-SECTIONS = {"Args", "Returns", "Raises", "Source", "Example"}
+SECTIONS = {"Args", "Returns", "Yields", "Raises", "Source", "Example"}
 
 
 def sections_of(text):
@@ -45,7 +55,9 @@ def failures_of(text, name="example"):
 def test_every_argument_is_described_and_examples_hold(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     documented = getattr(rn, name)
-    needed = SECTIONS - ({"Returns", "Raises"} if inspect.isclass(documented) else set())
+    gives = "Yields" if inspect.isgeneratorfunction(inspect.unwrap(documented)) else "Returns"
+    needed = SECTIONS - {"Yields", "Returns"} | {gives}
+    needed -= {"Returns", "Raises"} if inspect.isclass(documented) else set()
     assert needed <= sections_of(documented.__doc__).keys()
     assert not undescribed(documented.__doc__, inspect.signature(documented).parameters)
     assert not failures_of(documented.__doc__, name)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rareneuron.runs.run import Run, open_run
     from rareneuron.study.study import run_study
     from rareneuron.use.ablated import ablated
+    from rareneuron.use.attempt import Attempt, try_text
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -61,7 +62,9 @@ _HOMES = {
     "Run": "runs.run",
     "open_run": "runs.run",
     "run_study": "study.study",
+    "Attempt": "use.attempt",
     "ablated": "use.ablated",
+    "try_text": "use.attempt",
     "SideBySide": "present.compare",
     "compare": "present.compare",
     "figure": "present.figures",
@@ -70,6 +73,7 @@ _HOMES = {
 __all__ = [
     "AblationEffects",
     "Adapter",
+    "Attempt",
     "Claims",
     "ContextSums",
     "Geometry",
@@ -101,6 +105,7 @@ __all__ = [
     "released_phases",
     "run_study",
     "spectrum",
+    "try_text",
 ]  # fmt: skip
 
 __version__ = version("rareneuron")

@@ -5,10 +5,10 @@ One module per kind of command; importing it registers them.
 
 import sys
 
-from rareneuron.cli import completion, merge, models, pages, results, study
+from rareneuron.cli import completion, merge, models, pages, results, study, use
 from rareneuron.cli.base import cli
 
-__all__ = ["cli", "completion", "main", "merge", "models", "pages", "results", "study"]
+__all__ = ["cli", "completion", "main", "merge", "models", "pages", "results", "study", "use"]
 
 
 def main() -> None:

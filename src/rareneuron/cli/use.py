@@ -1,0 +1,48 @@
+"""The commands that use the neurons of a run."""
+
+from pathlib import Path
+
+import click
+
+from rareneuron.cli.base import cli, emit, json_option, quiet_libraries, run_argument, step_option
+
+GROUPS = ("boosting", "suppressing", "random", "matched-boosting", "matched-suppressing")  # of `use.units`
+
+
+@cli.command(name="try", short_help="Run a text with and without a group of neurons.")
+@run_argument
+@click.argument("text")
+@click.option("--group", type=click.Choice(GROUPS), help="Neurons to switch off.  [default: boosting]")
+@click.option("--units", metavar="29.511,3.h2", help="Neurons and heads by name, in place of a group.")
+@click.option("--to", type=click.Choice(["mean", "zero", "resample"]), default="mean", help="What replaces them.")
+@click.option("--seed", type=int, default=0, help="Which of the random groups.")
+@click.option(
+    "--new", "n_new", type=click.IntRange(0), default=20, help="Tokens of either continuation.  [default: 20]"
+)
+@step_option
+@json_option
+def attempt(
+    run: Path,
+    text: str,
+    group: str | None,
+    units: str | None,
+    to: str,
+    seed: int,
+    n_new: int,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Run TEXT through the model of RUN with and without some of its neurons, token by token.
+
+    One row per token: its loss with and without them, the change, and the neurons of the run's layer whose ablation,
+    one at a time, would change its loss most. Then how the model goes on, with and without.
+
+    \b
+    rareneuron try runs/embedded "Return the number of rows."
+    rareneuron try runs/embedded "Return the number of rows." --group suppressing --to zero
+    """
+    from rareneuron.use.attempt import attempt_record, attempt_text, try_text
+
+    quiet_libraries()
+    found = try_text(run, text, group=group, units=units, to=to, seed=seed, step=step, n_new=n_new)
+    emit(attempt_record(found), as_json, lambda: attempt_text(found))

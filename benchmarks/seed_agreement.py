@@ -5,7 +5,7 @@ of the sum of their squared standard errors. Were the errors right, 5 % of neuro
 they aren't: an error from 7 contexts is itself uncertain by 29 %. One JSON line for the default choice of tokens, and
 one for whole contexts, as a control that fails.
 
-    python benchmarks/seed_agreement.py MODEL --data TEXT --counts FILE --n-tokens 600
+    python benchmarks/seed_agreement.py MODEL --data TEXT --counts FILE --rarity occurrences --percentile 10
 """
 
 import argparse
@@ -43,6 +43,8 @@ def agreement(config_of, seeds) -> dict:
     for name in ("delta_loss", "abs_delta_loss"):
         z = (a[name] - b[name]) / np.hypot(a[f"{name}_se"], b[f"{name}_se"])
         out[f"beyond_{name}"] = round(float((z.abs() > 1.96).mean()), 4)
+    tokens = [set(zip(s.context_index[s.context].tolist(), s.position.tolist(), strict=True)) for s in selections]
+    out["shared_tokens"] = round(len(tokens[0] & tokens[1]) / len(tokens[0]), 3)  # more than a few: no two samples
     rates = [effects.rates for effects, _ in found]
     out["captured_share"] = [round(rate["captured_share"], 3) for rate in rates]
     out["processor_ms_per_token"] = round(1e3 * (time.process_time() - began) / sum(len(s.context) for s in selections))
@@ -59,6 +61,8 @@ def main() -> None:
     parser.add_argument("--counts")
     parser.add_argument("--n-tokens", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1))
+    parser.add_argument("--rarity", default="types")
+    parser.add_argument("--percentile", type=float, default=50.0)
     parser.add_argument("--only", choices=["spread", "whole"])
     chosen = parser.parse_args()
     for name, per_context in (("spread", None), ("whole", 10**6)):
@@ -72,6 +76,8 @@ def main() -> None:
                     counts=chosen.counts,
                     n_tokens=chosen.n_tokens,
                     per_context=per_context,
+                    rarity=chosen.rarity,
+                    percentile=chosen.percentile,
                     seed=seed,
                     out="runs/never-written",
                 )

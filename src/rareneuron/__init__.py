@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rareneuron.study.study import run_study
     from rareneuron.use.ablated import ablated
     from rareneuron.use.attempt import Attempt, try_text
+    from rareneuron.use.export import export_model
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -64,6 +65,7 @@ _HOMES = {
     "run_study": "study.study",
     "Attempt": "use.attempt",
     "ablated": "use.ablated",
+    "export_model": "use.export",
     "try_text": "use.attempt",
     "SideBySide": "present.compare",
     "compare": "present.compare",
@@ -94,6 +96,7 @@ __all__ = [
     "compare",
     "delta_loss",
     "effective_dimension",
+    "export_model",
     "figure",
     "fit_phases",
     "geometry",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rareneuron.cli.base import cli, emit, json_option, quiet_libraries, run_argument, step_option
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries, run_argument, step_option
 
 GROUPS = ("boosting", "suppressing", "random", "matched-boosting", "matched-suppressing")  # of `use.units`
 
@@ -46,3 +46,39 @@ def attempt(
     quiet_libraries()
     found = try_text(run, text, group=group, units=units, to=to, seed=seed, step=step, n_new=n_new)
     emit(attempt_record(found), as_json, lambda: attempt_text(found))
+
+
+@cli.command(short_help="Write the model without a group of neurons.")
+@run_argument
+@click.option("-o", "--output", type=Place(), required=True, help="A folder that doesn't exist yet.")
+@click.option("--group", type=click.Choice(GROUPS), help="Neurons to switch off.")
+@click.option("--units", metavar="29.511,3.h2", help="Neurons and heads by name, in place of a group.")
+@click.option(
+    "--to",
+    type=click.Choice(["mean", "zero"]),
+    default="mean",
+    help="What replaces them; the mean needs projections with a bias.  [default: mean]",
+)
+@click.option("--seed", type=int, default=0, help="Which of the random groups.")
+@step_option
+@json_option
+def export(
+    run: Path,
+    output: Path,
+    group: str | None,
+    units: str | None,
+    to: str,
+    seed: int,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Write the model of RUN with some of its neurons switched off for good: a folder for plain transformers.
+
+    \b
+    rareneuron export runs/embedded --group suppressing -o without-suppressing
+    """
+    from rareneuron.use.export import export_model
+
+    quiet_libraries()
+    folder = export_model(run, output, group=group, units=units, to=to, seed=seed, step=step)
+    emit({"folder": str(folder)}, as_json, lambda: f"The edited model is in {folder}.")

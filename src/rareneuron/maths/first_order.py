@@ -4,6 +4,7 @@ $D_{u,s} = \sum_{t \le s} (\bar z_u - z_{t,u}) \, ∂L_s/∂z_{t,u}$: what the l
 linear in the unit's output z. Contracting in the same way with the gradient of a random readout of the logits gives S,
 and the mean of S² over draws is the variance under p of the logits' first-order change, so that
 $\hat K = \tfrac12 \overline{S^2}$ is the leading term of KL(clean || ablated), and D + K̂ the estimate of Δ.
+Beyond half a nat the square is continued by its tangent.
 Oracle: patching with the shift times ε, tests/models/test_gradient.py.
 """
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+STRAIGHT = 0.5  # nats by which a random readout may move before its square is no guide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,19 @@ def first_order(
         delta_loss=summands.sum(1),
         here=summands[rows, position],
         size=summands.abs().sum(1),
-        kl=torch.stack(draws).square().mean(0) / 2 if draws else torch.zeros_like(summands[:, 0]),
+        kl=half_square(torch.stack(draws)).mean(0) if draws else torch.zeros_like(summands[:, 0]),
         move=(moved := moves(shift, W_out, width)).amax(1),
         move_here=moved[rows, position],
     )
+
+
+def half_square(S: Float[Tensor, "draw token unit"]) -> Float[Tensor, "draw token unit"]:
+    """Return S²/2 up to `STRAIGHT`, and its tangent beyond: no logit follows its derivative for a nat or more.
+
+    One draw of a large S would otherwise outweigh everything else that is known of a unit.
+    """
+    size = S.abs()
+    return torch.where(size < STRAIGHT, size.square() / 2, STRAIGHT * (size - STRAIGHT / 2))
 
 
 def by_unit(values: Float[Tensor, "token position column"], width: int) -> Float[Tensor, "token position unit"]:

@@ -31,7 +31,7 @@ from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cu
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
-from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.config import AUTO, StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
@@ -86,7 +86,8 @@ def compute_checkpoint(
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     """Load one checkpoint; refuse a model that the chosen engine can't handle before any work is done."""
     adapter = load_weights(config, checkpoint)
-    engine_kind(config.engine).refuse_model(adapter, config.layer)
+    if config.engine != AUTO:  # otherwise what serves this model is yet to be decided
+        engine_kind(config.engine).refuse_model(adapter, config.layer)
     return adapter
 
 

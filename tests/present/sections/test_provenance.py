@@ -9,7 +9,9 @@ from rareneuron.present.sections.provenance import provenance_section
 from rareneuron.runs.run import Run
 
 OVERRULED = "tokenizer.json; its class GPT2Tokenizer would give other ids"
-STORED = "lm_head.weight of the weight files, which differs from the embedding, though config.json says that they are one"
+STORED = (
+    "lm_head.weight of the weight files, which differs from the embedding, though config.json says that they are one"
+)
 
 
 def model_settings(found: Findings) -> dict[str, str]:

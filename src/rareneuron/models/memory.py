@@ -26,6 +26,7 @@ from rareneuron.errors import UnfitTokenizer, UnsupportedModel
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.gguf import ORIGIN, without_chatter
 from rareneuron.models.loading import sha256_of_weights
+from rareneuron.models.tokenizers import refuse_other_ids
 
 DEEPEST = 8  # wrappers around one model
 IDS = (2, 8)  # contexts and positions of the last check
@@ -276,6 +277,7 @@ def kept_copy(model: Any, tokenizer: Any) -> Path:
             "A model in memory comes without a tokenizer, and a study reads text. Give its own, `tokenizer=...`, "
             "beside it."
         )
+    refuse_other_ids(tokenizer)
     copied = plain_copy(opened(model))
 
     def write(place: Path) -> None:

@@ -25,7 +25,7 @@ test-oldest:  ## fast tests and the contract test with the lowest versions that 
 	$(PYTHON) -m venv build/oldest-venv
 	build/oldest-venv/bin/pip install -q -r build/oldest-requirements.txt
 	build/oldest-venv/bin/pip install -q --no-deps -e .
-	build/oldest-venv/bin/python -m pytest -m "not slow" -x -q -p no:cacheprovider
+	build/oldest-venv/bin/python -m pytest -m "not slow" -q -p no:cacheprovider -W default::DeprecationWarning
 	build/oldest-venv/bin/python -m pytest -q -p no:cacheprovider tests/models/test_contract.py
 
 lint: $(STAMP)

@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("gguf", "hub")  # whose features fast tests reach
-TOOLS = ("beartype", "hypothesis", "pytest", "pytest-timeout", "pyyaml", "psutil")
+EXTRAS = ("fast", "gguf", "hub")  # whose features fast tests reach
+TOOLS = ("beartype", "hypothesis", "nbformat", "psutil", "pytest", "pytest-timeout", "pyyaml")
 LOWEST = re.compile(r"^([A-Za-z0-9._-]+)>=([0-9][0-9A-Za-z.]*)")
 
 

@@ -4,10 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("any machine", deadline=None)  # on a busy one an example may take as long as it likes
+settings.load_profile("any machine")
 
 _hook = install_import_hook("rareneuron", "beartype.beartype")
 

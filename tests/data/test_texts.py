@@ -124,8 +124,9 @@ ok = b'{"text": "fine"}\n'
         ("c.txt.gz", gzip.compress(b"text " * 1000)[:-20], r"c\.txt\.gz: the gzip stream is cut short or damaged"),
         ("c.jsonl.gz", ok, "the gzip stream is cut short or damaged"),
         ("c.parquet", b"PAR1 not really", r"c\.parquet: not a readable parquet file"),
-        ("c.html", b"text\nx\n", r"c\.html: it isn't known where the text is.*'\.html'.*\.jsonl"),
-        ("c", b"x", r"ends in 'nothing'"),
+        ("c.html", b"text\nx\n", r"c\.html: it isn't known where the text is in a \.html file.*\.jsonl"),
+        ("c.warc.gz", b"text\nx\n", r"in a \.warc\.gz file.*with \.gz"),  # what it is packed in isn't the fault
+        ("c", b"x", r"isn't known where the text is in a file without a suffix"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,  # gzip's bytes hold the time: not a stable name
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 
@@ -256,7 +257,7 @@ def test_nan_weights(folder):
 @pytest.mark.parametrize("name", ["gpt_neox.layers.1.mlp.dense_4h_to_h.weight", "gpt_neox.final_layer_norm.bias"])
 def test_missing_weights_are_not_made_up(name, folder):
     edit_weights(folder, lambda weights: weights.pop(name))
-    with pytest.raises(BrokenCheckpoint, match=rf"lack 1 weights of the model \({name}\)"):
+    with pytest.raises(BrokenCheckpoint, match=rf"lack 1 weight of the model \({name}\)"):
         load_model(folder)
 
 
@@ -267,6 +268,15 @@ def test_a_missing_unembedding_is_not_made_up(tmp_path):
         load_model(folder)
     edit_config(folder, tie_word_embeddings=True)  # tied, it isn't missing
     assert load_model(folder).provenance["tied"]
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_weights_under_the_names_of_a_wrapper_are_named_so(tmp_path, prefix):
+    folder = saved(tmp_path / "model", "llama")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"{prefix}{name}": w for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BrokenCheckpoint, match=rf"names that begin with `{re.escape(prefix)}`, as a wrapper's own"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "gemma"])

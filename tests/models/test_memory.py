@@ -1,7 +1,8 @@
 """Models in memory: opened, copied through their modules, and left as they were.
 
 The stand-ins have the names that the libraries use: `get_base_model`, `peft_config`, `base_layer`, `lora_A` of PEFT;
-`module` of DDP; `_orig_mod` of torch.compile; `original_model` of TransformerLens' bridge; `_model` of nnsight.
+`module` of DDP; `_orig_mod` of torch.compile; `original_model` of TransformerLens' bridge; `_model` of nnsight, which
+is `_module` in its newer versions; `full_tensor` of weights that FSDP spreads over processes.
 """
 
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from torch import nn
 from rareneuron.errors import InvalidConfig, RunFolderError, UnfitTokenizer, UnsupportedModel
 from rareneuron.models.adapter import load_model
 from rareneuron.models.families import FAMILIES
-from rareneuron.models.memory import FORM, identity, opened, plain_copy
+from rareneuron.models.memory import FORM, identity, opened, plain_copy, weights_of
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.study import run_study
 from tests.models.conftest import tiny_model, tiny_tokenizer
@@ -95,6 +96,25 @@ class LanguageModel:
         self._model = model
 
 
+class Envoy:
+    """nnsight's wrapper since its version 0.5; interventions that it repeats in every trace are its edits."""
+
+    def __init__(self, model, edits=()):
+        self._module, self._edits = model, list(edits)
+
+
+class Spread(torch.Tensor):
+    """A weight that is spread over processes: this one holds a part, and gathering gives the whole."""
+
+    whole: torch.Tensor
+
+    def detach(self):
+        return self
+
+    def full_tensor(self):
+        return self.whole
+
+
 def compiled(model):
     return torch.compile(model, backend="eager")  # the default one imports what warns of its age
 
@@ -117,7 +137,8 @@ def test_the_copy_of_a_plain_model_is_that_model(family):
 
 
 @pytest.mark.parametrize(
-    "wrap", [PeftModel, DistributedDataParallel, compiled, TransformerBridge, LanguageModel, lambda model: model]
+    "wrap",
+    [PeftModel, DistributedDataParallel, compiled, TransformerBridge, LanguageModel, Envoy, lambda model: model],
 )
 def test_wrappers_are_opened(wrap):
     model = tiny_model("llama")
@@ -130,6 +151,32 @@ def test_what_holds_no_model_is_refused():
         opened(nn.Linear(2, 2))
     with pytest.raises(UnsupportedModel, match="learned vectors before the text"):
         opened(PeftModel(tiny_model("llama"), is_prompt_learning=True))
+
+
+def test_interventions_that_a_wrapper_repeats_are_refused():
+    with pytest.raises(UnsupportedModel, match=r"This Envoy has edits.*`clear_edits\(\)`"):
+        opened(Envoy(tiny_model("llama"), ["zero layer 1"]))
+
+
+def test_weights_that_are_spread_over_processes_are_gathered():
+    model = tiny_model("llama")
+    path = "model.layers.1.mlp.down_proj"
+    down = model.get_submodule(path)
+    whole = down.weight.detach()
+    down._parameters["weight"] = whole[:3].as_subclass(Spread)
+    down.weight.whole = whole
+    assert torch.equal(weights_of(model, path, nn.Linear(*whole.T.shape, bias=False))["weight"], whole)
+
+
+def test_a_module_that_fails_by_itself_is_refused():
+    class Failing(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("needs all\n processes")
+
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = Failing(*model.model.layers[1].mlp.down_proj.weight.T.shape)
+    with pytest.raises(UnsupportedModel, match=r"\(Failing\) fails by itself \(needs all processes\)"):
+        plain_copy(model)
 
 
 def test_unmerged_adapters_count():

@@ -71,6 +71,16 @@ def test_what_a_trainer_writes_is_a_series(renamed, invoke):
     assert [row["step_read_as"] for row in rows] == ["checkpoint-<N>"] * 3
 
 
+def test_a_trainer_s_state_inside_a_checkpoint_is_no_series(renamed):
+    folder = renamed("checkpoint-0", "checkpoint-500", "checkpoint-1000")
+    (folder / "checkpoint-500" / "global_step500").mkdir()  # DeepSpeed's
+    (only,) = list_checkpoints(folder / "checkpoint-500", steps="all")
+    assert (only.step, only.source) == (500, str(folder / "checkpoint-500"))
+    shutil.copytree(folder / "checkpoint-1000", folder, dirs_exist_ok=True)  # the final model, as `save_model` puts it
+    assert [c.step for c in list_checkpoints(folder)] == [None]
+    assert [c.step for c in list_checkpoints(folder, steps="all")] == [0, 500, 1000]
+
+
 def test_two_forms_of_one_step_and_two_stages_are_refused(renamed, tmp_path):
     folder = renamed("step500", "checkpoint-500", "ckpt_1000")
     with pytest.raises(BrokenCheckpoint, match="two checkpoints of step 500"):

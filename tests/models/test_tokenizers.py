@@ -2,15 +2,27 @@
 
 import importlib.util
 import json
+import sys
+from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from huggingface_hub import constants, try_to_load_from_cache
 from tokenizers import models
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rareneuron.errors import OutOfRange, UnfitTokenizer
 from rareneuron.models.adapter import adapt, load_model
-from rareneuron.models.tokenizers import PROBE, find_tokenizer, library_of, load_tokenizer
+from rareneuron.models.tokenizers import (
+    PROBE,
+    find_tokenizer,
+    library_of,
+    load_tokenizer,
+    read_from,
+    refuse_other_ids,
+)
 
 from .conftest import tiny_model, tiny_tokenizer
 from .tokenizer_folders import CLASSES, PIPELINES, SPECIAL, TEXT, byte_level, ids_given, ids_of_file, write_folder
@@ -146,6 +158,106 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, name, content, librar
     assert ("tiktoken" in str(refused.value)) == (library == "tiktoken")
 
 
+@pytest.fixture
+def pieces(tmp_path, monkeypatch, built):
+    """A folder with a SentencePiece file alone, as its library and transformers read it; the three may disagree."""
+
+    def make(library, by_class, whole):
+        given = built[library].encode(PROBE, add_special_tokens=False).ids
+        stand_in = ModuleType("sentencepiece")
+        stand_in.SentencePieceProcessor = lambda model_file: SimpleNamespace(encode=lambda text: list(given))
+        stand_in.__spec__ = ModuleSpec("sentencepiece", None)
+        monkeypatch.setitem(sys.modules, "sentencepiece", stand_in)
+        (tmp_path / "tokenizer.model").write_bytes(PIECES)
+        for name, pipeline in (("of_class", by_class), ("without_class", whole)):
+            read = PreTrainedTokenizerFast(tokenizer_object=built[pipeline]) if pipeline else None
+            monkeypatch.setattr(f"rareneuron.models.tokenizers.{name}", lambda *_, read=read: read)
+        return tmp_path
+
+    return make
+
+
+LOWERED, OTHER, AS_IT_IS = "byte-level BPE, lower-casing", "byte-level BPE, prefix space", "byte-level BPE"
+
+
+def test_a_sentencepiece_file_is_read_by_its_class_where_that_gives_the_library_s_ids(pieces):
+    found = find_tokenizer(pieces(AS_IT_IS, AS_IT_IS, None), None)
+    assert found.overruled is None
+    assert found.source == f"{type(found.tokenizer).__name__} of tokenizer.model"
+
+
+def test_a_sentencepiece_file_is_read_without_its_class_where_that_would_give_other_ids(pieces, built):
+    found = find_tokenizer(pieces(LOWERED, OTHER, LOWERED), None)
+    assert found.source == f"tokenizer.model; its class {found.overruled} would give other ids"
+    assert ids_given(found.tokenizer, TEXT) == [
+        (i, *span)
+        for encoded in [built[LOWERED].encode(TEXT, add_special_tokens=False)]
+        for i, span in zip(encoded.ids, encoded.offsets, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("whole", [AS_IT_IS, None])
+def test_a_sentencepiece_file_that_nothing_reads_as_its_library_does_is_refused(pieces, whole):
+    with pytest.raises(UnfitTokenizer, match="other ids than the library sentencepiece does"):
+        find_tokenizer(pieces(LOWERED, OTHER, whole), None)
+
+
+def test_a_damaged_sentencepiece_file_is_refused(pieces, monkeypatch):
+    folder = pieces(AS_IT_IS, AS_IT_IS, None)
+
+    def fail(model_file):
+        raise RuntimeError("Internal: could not parse ModelProto")
+
+    monkeypatch.setattr(sys.modules["sentencepiece"], "SentencePieceProcessor", fail)
+    with pytest.raises(UnfitTokenizer, match="can't be read: RuntimeError: Internal: could not parse"):
+        find_tokenizer(folder, None)
+
+
+# --- a tokenizer that is given
+
+
+def test_a_given_tokenizer_must_give_the_ids_of_the_file_that_it_was_read_from(built, tmp_path):
+    model = tiny_model("gpt2", vocab_size=400)
+    folder = write_folder(tmp_path / "model", built[LOWERED], "GPT2TokenizerFast")
+    given = AutoTokenizer.from_pretrained(folder)
+    if rebuilds_from_class():
+        for use in (lambda: adapt(model, given), lambda: load_model(model, tokenizer=given, device="cpu")):
+            with pytest.raises(UnfitTokenizer, match=r"that was given \(GPT2Tokenizer\) gives a text other ids than"):
+                use()
+    adapt(model, load_tokenizer(folder, None))
+    given.save_pretrained(tmp_path / "meant")
+    adapt(model, AutoTokenizer.from_pretrained(tmp_path / "meant"))
+
+
+def test_a_given_tokenizer_without_such_a_file_is_taken_as_it_is(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("", "nobody/nothing", "no id: at all", str(tmp_path)):
+        given = PreTrainedTokenizerFast(tokenizer_object=built[AS_IT_IS], name_or_path=name)
+        assert read_from(given) is None
+        refuse_other_ids(given)
+
+
+def test_a_given_tokenizer_of_a_sentencepiece_file_must_agree_with_its_library(pieces, built):
+    folder = pieces(LOWERED, OTHER, LOWERED)
+    refuse_other_ids(PreTrainedTokenizerFast(tokenizer_object=built[LOWERED], name_or_path=str(folder)))
+    other = PreTrainedTokenizerFast(tokenizer_object=built[OTHER], name_or_path=str(folder))
+    with pytest.raises(UnfitTokenizer, match=r"it was read from, .*tokenizer\.model"):
+        refuse_other_ids(other)
+
+
+def test_the_file_of_a_given_tokenizer_is_found_in_the_hub_s_cache(built, tmp_path, monkeypatch):
+    storage = tmp_path / "hub" / "models--someone--model"
+    folder = write_folder(storage / "snapshots" / ("a" * 40), built[AS_IT_IS], "PreTrainedTokenizerFast")
+    (storage / "refs").mkdir()
+    (storage / "refs" / "main").write_text("a" * 40)
+    found = partial(try_to_load_from_cache, cache_dir=tmp_path / "hub")
+    monkeypatch.setattr("rareneuron.models.tokenizers.try_to_load_from_cache", found)
+    other = PreTrainedTokenizerFast(tokenizer_object=built[LOWERED], name_or_path="someone/model")
+    assert read_from(other) == folder
+    with pytest.raises(UnfitTokenizer, match="other ids"):
+        refuse_other_ids(other)
+
+
 # --- a tokenizer and a model
 
 
@@ -181,7 +293,8 @@ def test_provenance_says_whose_ids_were_used(built, tmp_path):
     said = load_model(folder).provenance["tokenizer"]
     assert said.startswith("tokenizer.json")
     assert ("GPT2Tokenizer" in said) == rebuilds_from_class()
-    assert load_model(folder, tokenizer=tiny_tokenizer()).provenance["tokenizer"] is None
+    given = tiny_tokenizer()
+    assert load_model(folder, tokenizer=given).provenance["tokenizer"] == f"{type(given).__name__}, as it was given"
 
 
 def test_the_file_of_the_case_is_what_it_says():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError  # httpx's or requests', whichever it speaks through
 
-from rareneuron.data.folders import files_of
+from rareneuron.data.folders import files_of, shown_suffix
 from rareneuron.data.records import (
     READERS,
     checked_text,
@@ -73,9 +73,9 @@ def file_corpus(path: Path, text_field: str) -> Corpus:
     """The corpus of one file; a suffix that isn't known is refused."""
     reader = reader_of(path)
     if reader is None:
+        kind = f"a {shown_suffix(path)} file" if path.suffix else "a file without a suffix"
         raise UnreadableText(
-            f"{path}: it isn't known where the text is in a file that ends in {path.suffix or 'nothing'!r}. "
-            f"Convert it to one of {known_suffixes()}."
+            f"{path}: it isn't known where the text is in {kind}. Convert it to one of {known_suffixes()}."
         )
     return Corpus(name=str(path), description=f"the file {path.name}", read=lambda: reader(path, text_field))
 

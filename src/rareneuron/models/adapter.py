@@ -37,7 +37,7 @@ from rareneuron.models.hub import ModelFolder, model_folder
 from rareneuron.models.loading import DTYPES, load_causal_lm, read_config, sha256_of_weights
 from rareneuron.models.memory import FORM, identity, opened, plain_copy
 from rareneuron.models.probes import ClosedForm, closed_form
-from rareneuron.models.tokenizers import find_tokenizer, refuse_unfit_tokenizer
+from rareneuron.models.tokenizers import find_tokenizer, refuse_other_ids, refuse_unfit_tokenizer
 
 PATCHING = (
     "Use `--engine patching`, which re-runs the rest of the network: slower, and right for any layer and architecture."
@@ -93,6 +93,7 @@ class Adapter:
         refuse_non_finite(model)
         self._tokenizer = tokenizer
         if tokenizer is not None:
+            refuse_other_ids(tokenizer)
             refuse_unfit_tokenizer(tokenizer, model)
         self.closed_form: ClosedForm = closed_form(self.anatomy)
         self.provenance: dict[str, Any] = dict(provenance) | {
@@ -256,7 +257,8 @@ def load_model(
         ModelNotFound: There is no such folder, model or revision, or the Hub can't be reached.
         BrokenCheckpoint: Files are missing or damaged, contradict each other, or hold NaN or infinity.
         UnsupportedModel: The architecture isn't listed (`rareneuron families`), or weights are quantised.
-        UnfitTokenizer: The tokenizer can't be read, or has ids that the model has no row for.
+        UnfitTokenizer: The tokenizer can't be read, has ids that the model has no row for, or was given and gives other
+            ids than the file that it was read from.
         InvalidConfig: There is no such device on this machine.
         OutOfRange: There is no such dtype.
 
@@ -303,7 +305,7 @@ def load_folder(
             "commit": where.commit,
             "weights_sha256": digest,
             "form": where.form,
-            "tokenizer": None if found is None else found.source,
+            "tokenizer": source_of(tokenizer) if found is None else found.source,
             "head": head,
         },
         folder=where.folder,
@@ -317,7 +319,13 @@ def load_in_memory(model: Any, tokenizer: Any, dtype: str, place: torch.device) 
     copied = plain_copy(opened(model))
     digest = identity(copied, tokenizer)
     provenance = {"source": "in memory", "revision": None, "commit": None, "weights_sha256": digest, "form": FORM}
+    provenance["tokenizer"] = source_of(tokenizer)
     return Adapter(copied.to(place, DTYPES[dtype]), tokenizer, provenance)
+
+
+def source_of(tokenizer: Any) -> str | None:
+    """Say that a tokenizer's ids are its own, where one was given."""
+    return None if tokenizer is None else f"{type(tokenizer).__name__}, as it was given"
 
 
 def device_named(name: str) -> torch.device:

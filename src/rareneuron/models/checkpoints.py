@@ -88,6 +88,8 @@ def local_checkpoints(name: str, *, series: bool) -> list[Checkpoint]:
     refuse_adapter(folder)
     holds_model = (folder / "config.json").is_file()
     inside = [child for child in folder.iterdir() if child.is_dir() and step_of(child.name) is not None]
+    if holds_model:  # beside its weights a trainer keeps its own state in such folders, which are no models
+        inside = [child for child in inside if (child / "config.json").is_file()]
     if inside and (series or not holds_model):
         return [Checkpoint(step=step_of(child.name), source=str(child)) for child in inside]
     if not holds_model:

@@ -222,7 +222,7 @@ def load_causal_lm(folder: Path, config: Mapping[str, Any], dtype: str) -> Any:
             output_loading_info=True,
             **options,
         )
-    refuse_missing(folder, sorted(report["missing_keys"]))
+    refuse_missing(folder, sorted(report["missing_keys"]), header)
     refuse_dropped(folder, sorted(report["unexpected_keys"]), family)
     return model.eval()
 
@@ -317,14 +317,28 @@ def refuse_misfit(folder: Path, blueprint: Any, header: Header) -> None:
         )
 
 
-def refuse_missing(folder: Path, missing: list[str]) -> None:
+def refuse_missing(folder: Path, missing: list[str], header: Header) -> None:
     """Refuse weight files that lack weights, which transformers fills with random numbers."""
-    if missing:
-        raise BrokenCheckpoint(
-            f"The weight files of {folder} lack {len(missing)} weights of the model ({', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}), which would be random numbers. Get the complete checkpoint; if it "
-            "was saved without its language modelling head, save it again with it."
-        )
+    if not missing:
+        return
+    prefix = common_prefix(missing, header)
+    remedy = (
+        "Get the complete checkpoint; if it was saved without its language modelling head, save it again with it."
+        if prefix is None
+        else f"They are there under names that begin with `{prefix}`, as a wrapper's own `state_dict()` gives them: "
+        "save the model inside it (`_orig_mod` of torch.compile, `module` of DDP, PEFT's after `merge_and_unload()`) "
+        "with `save_pretrained`."
+    )
+    raise BrokenCheckpoint(
+        f"The weight files of {folder} lack {len(missing)} weight{'' if len(missing) == 1 else 's'} of the model "
+        f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}), which would be random numbers. {remedy}"
+    )
+
+
+def common_prefix(missing: list[str], header: Header) -> str | None:
+    """Return what stands before every missing name in the weight files; None where they aren't there so."""
+    first = [name.removesuffix(missing[0]) for name in header.shapes if name.endswith(f".{missing[0]}")]
+    return next((prefix for prefix in first if all(f"{prefix}{name}" in header.shapes for name in missing)), None)
 
 
 def refuse_dropped(folder: Path, unexpected: list[str], family: Family) -> None:

@@ -26,12 +26,14 @@ from rareneuron.errors import UnfitTokenizer, UnsupportedModel
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.gguf import ORIGIN, without_chatter
 from rareneuron.models.loading import sha256_of_weights
+from rareneuron.models.tokenizers import refuse_other_ids
 
 DEEPEST = 8  # wrappers around one model
 IDS = (2, 8)  # contexts and positions of the last check
 ROWS = 1024  # of an identity matrix or of ids that go through a module at a time
 # Largest difference over largest value: rounding of float32 sums, and of half precision, which the copy hasn't.
 GAPS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+MOST_SAID = 200  # characters of another library's complaint
 FORM = "copied from a model in memory"
 
 
@@ -45,8 +47,9 @@ def opened(model: Any) -> PreTrainedModel:
         if inner is None and callable(getattr(found, "get_base_model", None)) and hasattr(found, "peft_config"):
             refuse_prompts(found)
             inner = found.get_base_model()  # with its adapters inside
-        # DDP and DataParallel; TransformerLens' bridge; nnsight
-        inner = inner if inner is not None else held(found, "module", "original_model", "_model")
+        refuse_edits(found)
+        # DDP and DataParallel; TransformerLens' bridge; nnsight, and before its version 0.5
+        inner = inner if inner is not None else held(found, "module", "original_model", "_module", "_model")
         if inner is None:
             break
         found = inner
@@ -73,6 +76,16 @@ def refuse_prompts(model: Any) -> None:
                 "text, which no weights of the model hold. Only adapters inside linear maps can be studied, such as "
                 "LoRA."
             )
+
+
+def refuse_edits(wrapper: Any) -> None:
+    """Refuse interventions that nnsight keeps and repeats in every trace: the model inside hasn't got them."""
+    if held(wrapper, "_edits", "_default_mediators"):
+        raise UnsupportedModel(
+            f"This {type(wrapper).__name__} has edits that it repeats in every trace, which no weights of the model "
+            "hold, so without them it would be another model. Remove them (`clear_edits()`), or write what they do "
+            "into the weights."
+        )
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -120,21 +133,35 @@ def weights_of(model: PreTrainedModel, path: str, wanted: nn.Module) -> dict[str
         raise unreadable(path, "isn't there", wanted) from error
     module = getattr(module, "original_component", module)  # of TransformerLens' bridge
     shapes = {name: tuple(weight.shape) for name, weight in wanted._parameters.items() if weight is not None}
-    held = {name: weight.detach() for name, weight in module._parameters.items() if weight is not None}
+    held = {name: gathered(weight.detach()) for name, weight in module._parameters.items() if weight is not None}
     plain = type(module) is type(wanted) and {name: tuple(w.shape) for name, w in held.items()} == shapes
     if plain and all(type(w) is Tensor and w.is_floating_point() and not w.is_meta for w in held.values()):
         return {name: weight.cpu().clone() for name, weight in held.items()}
     if any(weight.is_meta for weight in module.parameters()):
         raise unreadable(path, "has its weights offloaded", wanted)
-    if isinstance(wanted, nn.Linear | Conv1D):
-        found = read_linear(module, path, wanted)
-    elif isinstance(wanted, nn.Embedding):
-        found = {"weight": read_rows(module, wanted.num_embeddings)}
-    else:
-        raise unreadable(path, f"is a {type(module).__name__}", wanted)
+    found = what_it_does(module, path, wanted)
     if {name: tuple(weight.shape) for name, weight in found.items()} != shapes:
         raise unreadable(path, f"is a {type(module).__name__} of other width, or with a bias of its own", wanted)
     return found
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """Return a whole weight where it is spread over processes (FSDP, tensor parallelism); others as they are."""
+    whole = getattr(weight, "full_tensor", None)
+    return whole() if callable(whole) else weight
+
+
+def what_it_does(module: Any, path: str, wanted: nn.Module) -> dict[str, Tensor]:
+    """Return weights read from what a module computes, where that is a linear map or looks vectors up."""
+    try:
+        if isinstance(wanted, nn.Linear | Conv1D):
+            return read_linear(module, path, wanted)
+        if isinstance(wanted, nn.Embedding):
+            return {"weight": read_rows(module, wanted.num_embeddings)}
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        said = " ".join(str(error).split())[:MOST_SAID]
+        raise unreadable(path, f"({type(module).__name__}) fails by itself ({said})", wanted) from error
+    raise unreadable(path, f"is a {type(module).__name__}", wanted)
 
 
 def unreadable(path: str, what: str, wanted: nn.Module) -> UnsupportedModel:
@@ -250,6 +277,7 @@ def kept_copy(model: Any, tokenizer: Any) -> Path:
             "A model in memory comes without a tokenizer, and a study reads text. Give its own, `tokenizer=...`, "
             "beside it."
         )
+    refuse_other_ids(tokenizer)
     copied = plain_copy(opened(model))
 
     def write(place: Path) -> None:

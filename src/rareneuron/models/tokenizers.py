@@ -3,20 +3,25 @@
 transformers 5 builds a tokenizer anew from its class and takes only the vocabulary from tokenizer.json: what the file
 says of normalising, of cutting or of the kind of model is lost, and the ids are not those that the model was trained
 on, without a word. So the file is read as it is, and the class is asked only which tokens are BOS, EOS and the like. A
-probe at every load compares the two on a text and says if they differ. Oracle: tests/models/test_tokenizers.py, the
-`tokenizers` library itself on the same file.
+probe at every load compares the two on a text and says if they differ. Likewise a SentencePiece file's ids are those
+that its own library gives, whichever class is named, and a tokenizer that a user gives must agree with the file that it
+was read from. Oracle: tests/models/test_tokenizers.py, the `tokenizers` library itself on the same file.
 """
 
 import importlib.util
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rareneuron.errors import BrokenCheckpoint, UnfitTokenizer
+from rareneuron.links import expanded
 from rareneuron.models.loading import one_line, read_json
 from rareneuron.models.untrusted import refuse_links
 
@@ -40,7 +45,7 @@ class FoundTokenizer:
 
     tokenizer: Any
     source: str
-    overruled: str | None = None  # the class that would have given other ids than tokenizer.json
+    overruled: str | None = None  # the class that would have given other ids than the file
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any | None:
@@ -61,6 +66,8 @@ def find_tokenizer(folder: Path, config: Any) -> FoundTokenizer | None:
     if file.is_file():
         return of_file(file, config)
     refuse_missing_library(place)
+    if library_named(place) == "sentencepiece":
+        return of_pieces(place, config)
     tokenizer = of_class(place, config)
     refuse_invented_merges(place, tokenizer)
     return FoundTokenizer(tokenizer=tokenizer, source=f"{type(tokenizer).__name__} of {', '.join(vocabularies(place))}")
@@ -92,6 +99,24 @@ def refuse_unreadable(place: Path) -> None:
 
 def of_file(file: Path, config: Any) -> FoundTokenizer:
     """Return the tokenizer that a tokenizer.json describes, with the special tokens that its class names."""
+    said = rules_of(file)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=said)
+    try:
+        by_class = of_class(file.parent, config)
+    except UnfitTokenizer:  # the class can't be built from this file, which is whole by itself
+        named, overruled = named_by_config(file.parent), None
+    else:
+        named = {name: str(token) for name in NAMED if (token := getattr(by_class, name, None)) is not None}
+        overruled = None if gives(by_class, ids_of(said)) else type(by_class).__name__
+    for name, token in named.items():
+        if said.token_to_id(token) is not None:  # a token that the file doesn't know would get an id of its own
+            setattr(tokenizer, name, token)
+    source = FILE if overruled is None else f"{FILE}; its class {overruled} would give other ids"
+    return FoundTokenizer(tokenizer=tokenizer, source=source, overruled=overruled)
+
+
+def rules_of(file: Path) -> Tokenizer:
+    """Return what a tokenizer.json says, without what belongs to training."""
     try:
         said = Tokenizer.from_file(str(file))
     except BaseException as error:
@@ -100,19 +125,7 @@ def of_file(file: Path, config: Any) -> FoundTokenizer:
     said.no_padding()
     if getattr(said.model, "dropout", None):  # joins left out at random, which belongs to training, too
         said.model.dropout = None
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=said)
-    try:
-        by_class = of_class(file.parent, config)
-    except UnfitTokenizer:  # the class can't be built from this file, which is whole by itself
-        named, overruled = named_by_config(file.parent), None
-    else:
-        named = {name: str(token) for name in NAMED if (token := getattr(by_class, name, None)) is not None}
-        overruled = None if same_ids(by_class, said) else type(by_class).__name__
-    for name, token in named.items():
-        if said.token_to_id(token) is not None:  # a token that the file doesn't know would get an id of its own
-            setattr(tokenizer, name, token)
-    source = FILE if overruled is None else f"{FILE}; its class {overruled} would give other ids"
-    return FoundTokenizer(tokenizer=tokenizer, source=source, overruled=overruled)
+    return said
 
 
 def of_class(place: Path, config: Any) -> Any:
@@ -144,19 +157,29 @@ def named_by_config(place: Path) -> dict[str, str]:
     return {name: token for name, token in texts.items() if isinstance(token, str)}
 
 
-def same_ids(by_class: Any, said: Tokenizer, text: str = PROBE) -> bool:
-    """Whether a class's tokenizer gives a text the ids that its tokenizer.json gives."""
-    ids = by_class(text, add_special_tokens=False)["input_ids"]
-    return bool(ids == said.encode(text, add_special_tokens=False).ids)
+def ids_of(said: Tokenizer) -> list[int]:
+    """Return the ids that a tokenizer.json gives the probe."""
+    return said.encode(PROBE, add_special_tokens=False).ids
+
+
+def gives(tokenizer: Any, ids: list[int]) -> bool:
+    """Return whether a tokenizer gives the probe these ids."""
+    return bool(tokenizer(PROBE, add_special_tokens=False)["input_ids"] == ids)
 
 
 # --- without tokenizer.json
 
 
+def library_named(place: Path) -> str | None:
+    """Return the library that reads a folder's vocabulary, where it needs one of its own."""
+    name = vocabularies(place)[0]
+    return library_of(place / name)[0] if name.endswith(".model") else None
+
+
 def refuse_missing_library(place: Path) -> None:
     """Refuse a vocabulary whose form needs a library that isn't installed, by the library's name."""
     name = vocabularies(place)[0]
-    if not name.endswith(".model"):
+    if library_named(place) is None:
         return
     library, packages, form = library_of(place / name)
     if importlib.util.find_spec(library) is None:
@@ -174,6 +197,47 @@ def library_of(path: Path) -> tuple[str, str, str]:
     if re.fullmatch(rb"[A-Za-z0-9+/=]+ \d+\s*", begin):  # lines of a token in base 64 and its rank
         return "tiktoken", "tiktoken", "a tiktoken file"
     return "sentencepiece", "sentencepiece protobuf", "a SentencePiece file"
+
+
+def of_pieces(place: Path, config: Any) -> FoundTokenizer:
+    """Return the tokenizer of a SentencePiece file whose ids are those of its own library, by its class or without it.
+
+    transformers 5 takes only pieces and scores from such a file where a class is named, and its normalising, its
+    spaces and its kind of model from that class; without one it converts all of the file.
+    """
+    name = vocabularies(place)[0]
+    ids = pieces_of(place / name)
+    by_class = of_class(place, config)
+    class_name = type(by_class).__name__
+    if gives(by_class, ids):
+        return FoundTokenizer(tokenizer=by_class, source=f"{class_name} of {name}")
+    whole = without_class(place)
+    if whole is None or not gives(whole, ids):
+        raise UnfitTokenizer(
+            f"{place} has its tokenizer only as {name}, and transformers makes one of it ({class_name}) that gives a "
+            "text other ids than the library sentencepiece does, which are those that the model was trained on. Get "
+            f"the model's {FILE}, or convert {name} to one."
+        )
+    return FoundTokenizer(
+        tokenizer=whole, source=f"{name}; its class {class_name} would give other ids", overruled=class_name
+    )
+
+
+def pieces_of(file: Path) -> list[int]:
+    """Return the ids that the library sentencepiece gives the probe, by a file."""
+    processor: Callable[..., Any] = importlib.import_module("sentencepiece").SentencePieceProcessor
+    try:
+        return list(processor(model_file=str(file)).encode(PROBE))
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise unreadable(file.parent, error) from error
+
+
+def without_class(place: Path) -> Any | None:
+    """Return the tokenizer that transformers converts a SentencePiece file to as a whole; None where it doesn't."""
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError):
+        return None  # versions 4 read such files by their class alone
 
 
 def refuse_invented_merges(place: Path, tokenizer: Any) -> None:
@@ -207,3 +271,42 @@ def refuse_unfit_tokenizer(tokenizer: Any, model: Any) -> None:
             f"embedding has {rows} rows, so the two don't belong together. Give the tokenizer that the model was "
             "trained with."
         )
+
+
+def refuse_other_ids(tokenizer: Any) -> None:
+    """Refuse a tokenizer that a user gives where its ids aren't those of the file that it was read from."""
+    place = read_from(tokenizer)
+    if place is None:
+        return
+    name = vocabularies(place)[0]
+    if name == FILE:
+        ids = ids_of(rules_of(place / name))
+    elif library_named(place) == "sentencepiece" and importlib.util.find_spec("sentencepiece") is not None:
+        ids = pieces_of(place / name)
+    else:
+        return  # nothing but a class says what its ids are
+    if not gives(tokenizer, ids):
+        raise UnfitTokenizer(
+            f"The tokenizer that was given ({type(tokenizer).__name__}) gives a text other ids than the file that it "
+            f"was read from, {place / name}: transformers rebuilds tokenizers from their class, and a model was "
+            "trained with the ids of its file. Give that file's, `rn.load_model(FOLDER).tokenizer` or "
+            "`PreTrainedTokenizerFast(tokenizer_file=...)`; if the change is meant, save it to a folder of its own "
+            "and load it from there."
+        )
+
+
+def read_from(tokenizer: Any) -> Path | None:
+    """Return the folder with a vocabulary that a tokenizer was read from, here or in the Hub's cache; None without."""
+    name = getattr(tokenizer, "name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    place = expanded(name)
+    if not place.is_dir():
+        try:
+            cached = try_to_load_from_cache(name, FILE)
+        except HFValidationError:
+            return None
+        if not isinstance(cached, str):
+            return None
+        place = Path(cached).parent
+    return place if vocabularies(place) else None

@@ -1,11 +1,12 @@
 """Where the numbers come from: settings, software, weights, data, time."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rareneuron.present.blocks import Column, Paragraph, Section, Settings, Table
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import NOTHING, seconds, significant, step_name
-from rareneuron.runs.records import ClosedFormRecord
+from rareneuron.runs.records import ClosedFormRecord, ModelRecord
 
 
 def provenance_section(found: Findings) -> Section:
@@ -30,6 +31,7 @@ def provenance_section(found: Findings) -> Section:
                     ("counts of", found.data.counts.of),
                 ),
             ),
+            Settings(caption="Model", items=model_items(found)),
             weights_table(found),
             times_table(found),
             Paragraph(text=elapsed(found)),
@@ -44,6 +46,34 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def model_items(found: Findings) -> tuple[tuple[str, str], ...]:
+    """Return which tokenizer, which unembedding and which form of weights were studied."""
+    return (
+        ("ids of the tokenizer", by_step(found, lambda model: value_text(model.tokenizer))),
+        ("unembedding", by_step(found, unembedding_text)),
+        ("weights", by_step(found, lambda model: model.form or "as stored")),
+    )
+
+
+def by_step(found: Findings, text: Callable[[ModelRecord], str]) -> str:
+    """Return what all checkpoints share; where they differ, each text with its steps."""
+    steps: dict[str, list[str]] = {}
+    for step, record in zip(found.steps, found.records, strict=True):
+        steps.setdefault(text(record.model), []).append(step_name(step))
+    if len(steps) == 1:
+        return next(iter(steps))
+    return "; ".join(f"{said} (step {', '.join(names)})" for said, names in steps.items())
+
+
+def unembedding_text(model: ModelRecord) -> str:
+    """Return whose weights made the logits."""
+    if model.head is not None:
+        return model.head
+    if model.tied is None:
+        return NOTHING
+    return "the embedding, tied" if model.tied else "its own weights"
 
 
 def weights_table(found: Findings) -> Table:

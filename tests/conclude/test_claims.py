@@ -68,7 +68,7 @@ def test_the_record_states_its_thresholds(run):
 
 @pytest.mark.slow
 def test_patching_says_what_it_cannot_tell(series, text_file, tmp_path):
-    options = {"steps": (10,), "engine": "patching", "layer": 0, "out": str(tmp_path / "run")}
+    options = {"steps": (10,), "engine": "patching", "layer": 0, "n_tokens": 30, "out": str(tmp_path / "run")}
     run = run_study(study_config(series, text_file, **options))
     joint = next(claim for claim in run.claims().claims if claim.name == "joint-sum")
     assert joint.verdict == "inconclusive"

@@ -350,10 +350,10 @@ def test_a_neuron_whose_moments_were_not_kept_is_named(case):
 
 
 @pytest.mark.slow
-def test_planted_co_activation_is_found():
+def test_planted_co_activation_is_found(through):
     """A shared factor in one group, in the others nothing: correlation 0.33 within 10 neurons at 300 tokens."""
     hits = {"correlation": 0, "cosine": 0, "d_eff": 0, "d_eff_zscored": 0, "boosting-suppressing": 0}
-    for seed in range(40):
+    for seed in through(range(40)):
         rng = np.random.default_rng(seed)
         groups = drawn_groups(rng, n=300, size=10)
         acts = rng.normal(size=(300, 300))
@@ -371,10 +371,10 @@ def test_planted_co_activation_is_found():
 
 
 @pytest.mark.slow
-def test_planted_clusters_and_avoidance_are_found():
+def test_planted_clusters_and_avoidance_are_found(through):
     """A group in three tight clusters, and one that runs against all the rest of the layer."""
     hits = {"clusters_ward": 0, "clusters_average": 0, "boosting-random": 0}
-    for seed in range(40):
+    for seed in through(range(40)):
         rng = np.random.default_rng(seed)
         groups = drawn_groups(rng, n=300, size=9)
         acts = rng.normal(size=(300, 300))
@@ -390,7 +390,7 @@ def test_planted_clusters_and_avoidance_are_found():
 
 
 @pytest.mark.slow
-def test_absent_structure_is_not_found():
+def test_absent_structure_is_not_found(through):
     """Groups drawn at random from layers full of structure: 5 % of p-values are below 5 %, on both sides.
 
     Counts tie with their draws, and a p that counts ties on both sides errs to caution. Breaking ties at random makes
@@ -398,7 +398,7 @@ def test_absent_structure_is_not_found():
     each is held to three standard errors, and their mean to 3-7 %.
     """
     hits, tried = {}, {}
-    for seed in range(1000, 1300):
+    for seed in through(range(1000, 1300)):
         rng = np.random.default_rng(seed)
         acts, groups = layer(rng, n=600, tokens=100), drawn_groups(rng, n=600, n_draws=99)  # 5 of 100 is 5 %, too
         for row in geometry(acts, groups, rng).rows():
@@ -481,10 +481,10 @@ def test_neurons_may_change_places(seed):
 
 
 @pytest.mark.slow
-def test_sizes_see_co_activation_of_mixed_signs():
+def test_sizes_see_co_activation_of_mixed_signs(through):
     """A factor that half of a group follows with the other sign leaves a mean ρ near 0, and a mean |ρ| that isn't."""
     hits = {"correlation": 0, "abs_correlation": 0, "abs_cosine": 0}
-    for seed in range(20):
+    for seed in through(range(20)):
         rng = np.random.default_rng(seed)
         groups = drawn_groups(rng, n=300, size=10)
         acts = rng.normal(size=(300, 300))

@@ -112,7 +112,7 @@ def rejected(draw_groups, correlation, n_layers=400):
         chosen_by = correlation * covariate + np.sqrt(1 - correlation**2) * rng.normal(size=1024)
         order = np.argsort(-chosen_by)
         members, pool, noise = order[:50], order[100:], rng.normal(size=1024)
-        draws = draw_groups(members, pool, covariate, 199, rng)
+        draws = draw_groups(members, pool, covariate, 119, rng)  # 3 of 120 on either side are 5 %
         hits += against_null(noise[members].mean(), noise[draws].mean(1)).p <= 0.05
     return hits / n_layers
 

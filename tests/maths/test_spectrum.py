@@ -343,8 +343,8 @@ def test_nothing_is_found_where_nothing_is():
         drawn = NeuronGroups(
             boosting=shuffled[:SIZE],
             suppressing=shuffled[SIZE : 2 * SIZE],
-            random=random_groups(shuffled[2 * SIZE :], SIZE, 199, rng),
-            matched_random=random_groups(shuffled[2 * SIZE :], SIZE, 398, rng),  # halves of 199
+            random=random_groups(shuffled[2 * SIZE :], SIZE, 119, rng),  # 3 of 120 on either side are 5 %
+            matched_random=random_groups(shuffled[2 * SIZE :], SIZE, 238, rng),  # halves of 119
             matched_on=None,
         )
         found = spectrum({"W": rng.normal(size=(N, D))}, drawn, rng=rng)

@@ -57,8 +57,8 @@ def explored(config, series, monkeypatch, tmp_path):
     monkeypatch.setattr(capture_module, "contexts_per_batch", lambda *_: 3)
     monkeypatch.setattr(closed_form_module, "TOKENS_AT_ONCE", 8)
 
-    def build(engine: str = "closed-form", held: int = 2**30, layer: int = -1):
-        settings = config(engine=engine)
+    def build(engine: str = "closed-form", held: int = 2**30, layer: int = -1, n_tokens: int = 120):
+        settings = config(engine=engine, n_tokens=n_tokens)
         adapter = load_model(series / "step10", dtype="float64")
         selection = choose_tokens(settings, study_corpus(settings), adapter).selection
         source, seen = CapturedPieces(adapter, selection, layer, memory=held), Kept(selection, adapter.d_mlp)
@@ -70,9 +70,9 @@ def explored(config, series, monkeypatch, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("engine", ["closed-form", "patching"])
-def test_top_contexts_are_those_of_a_loop(explored, engine: str) -> None:
-    found, _, selection, seen, effects = explored(engine)
+@pytest.mark.parametrize(("engine", "n_tokens"), [("closed-form", 120), ("patching", 30)])
+def test_top_contexts_are_those_of_a_loop(explored, engine: str, n_tokens: int) -> None:
+    found, _, selection, seen, effects = explored(engine, n_tokens=n_tokens)
     assert found.shown.tolist() == effects.sort_values("rank")["index"].tolist()
     for row, neuron in enumerate(found.shown):
         best = {}
@@ -189,11 +189,12 @@ def test_promoted_tokens_are_those_whose_logits_move_most(explored) -> None:
 
 
 def test_patching_says_why_there_is_no_list(explored) -> None:
-    found, _, _, _, _ = explored("patching", layer=0)
+    found, _, _, _, _ = explored("patching", layer=0, n_tokens=12)
     assert found.written is None
     assert found.written_logit is None
     assert "this layer has no such readout. After layer 0 come 1 more blocks" in found.no_readout
-    assert explored("patching")[0].written is not None, "behind the last layer there is a readout, whatever the engine"
+    last, *_ = explored("patching", n_tokens=12)
+    assert last.written is not None, "behind the last layer there is a readout, whatever the engine"
 
 
 def test_norms_and_texts(explored) -> None:

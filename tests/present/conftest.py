@@ -1,6 +1,7 @@
 """Small run folders, written with the store's own writers."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,26 @@ def effects_table(n_neurons: int, rng: np.random.Generator, *, direct: bool, com
 
 def compared_groups(table: pd.DataFrame, size: int, definitions: Definitions) -> ComparedGroups:
     """Groups of this layer, with geometry and spectrum of activations and weights in which they have a common part."""
+    return groups_of_effects(
+        tuple(table["delta_loss"].tolist()), tuple(table["abs_delta_loss"].tolist()), size, definitions
+    )
+
+
+@cache  # most runs of these tests have the same effects
+def groups_of_effects(
+    delta: tuple[float, ...], absolute: tuple[float, ...], size: int, definitions: Definitions
+) -> ComparedGroups:
     rng = np.random.default_rng(7)  # its own, so that effects are what they were
     groups = neuron_groups(
-        table["delta_loss"].to_numpy(),
-        table["abs_delta_loss"].to_numpy(),
+        np.array(delta),
+        np.array(absolute),
         size=size,
         n_draws=99,
-        covariate=rng.random(len(table)),
+        covariate=rng.random(len(delta)),
         matched_on="mean_abs_act",
         rng=rng,
     )
-    acts, weights = rng.standard_normal((40, len(table))), rng.standard_normal((2, len(table), 16))
+    acts, weights = rng.standard_normal((40, len(delta))), rng.standard_normal((2, len(delta), 16))
     acts[:, groups.boosting] += rng.standard_normal((40, 1))
     weights[1, groups.boosting] += 2 * rng.standard_normal((size, 1)) * rng.standard_normal(16)
     return ComparedGroups(

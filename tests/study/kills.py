@@ -82,6 +82,7 @@ def in_three_pieces(adapter, selection, layer, kind):
 
 
 def main(settings, seed, n):
+    os.fsync = lambda descriptor: None  # a kill is no power cut: what was written is there
     checkpoint_module.cut_contexts = in_three_pieces
     rng = random.Random(seed)
     undisturbed, killed = (settings | {"out": f"{settings['out']}-{kind}"} for kind in ("whole", "killed"))

@@ -40,6 +40,7 @@ class Case:
 
     def study(self, options=()):
         settings = {"--data": self.data, "--n-tokens": 120, "--context-length": 32, "--group-size": 6}
+        settings["--n-random"] = 200  # the fewest
         settings |= {"--rarity": "occurrences", "--percentile": 40, "--out": self.out} | dict(options)
         settings |= {} if "--counts" in settings else {"--counts-from": "corpus"}
         arguments = [str(x) for pair in settings.items() for x in pair]
@@ -211,7 +212,7 @@ def test_bad_input_is_refused_and_leaves_nothing(case, spoil, said):
     assert sorted(case.folder.rglob("*")) == before
 
 
-def test_other_settings_are_refused_and_the_run_stays_as_it_was(case):
+def test_other_settings_are_refused_and_the_run_stays_as_it_was(case, without_pages):
     assert case.study().exit_code == 0
     before = {path: path.read_bytes() for path in case.out.rglob("*") if path.is_file()}
     assert_refused(case.study({"--seed": 5}), r"seed: 0 there, 5 now.*--out")
@@ -243,7 +244,7 @@ def test_a_refused_study_leaves_its_neighbours_alone(case, monkeypatch):
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "olmo2"])
-def test_models_with_output_norms_and_caps_are_studied_in_closed_form(case, model_type):
+def test_models_with_output_norms_and_caps_are_studied_in_closed_form(case, model_type, request):
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     shutil.rmtree(case.model)
     size = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
@@ -253,6 +254,7 @@ def test_models_with_output_norms_and_caps_are_studied_in_closed_form(case, mode
     assert served.exit_code == 0, served.stderr
     closed = open_run(case.out).effects().set_index("index")
     shutil.rmtree(case.out)
+    request.getfixturevalue("without_pages")
     patched = case.study({"--engine": "patching", "--n-tokens": 12, "--group-size": 3})
     assert "patching engine" in patched.stdout
     truth = open_run(case.out).effects().set_index("index")

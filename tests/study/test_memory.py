@@ -64,6 +64,7 @@ def texts(tmp_path_factory):
 def test_a_study_takes_no_more_memory_on_a_larger_corpus(series, texts, tmp_path):
     def study(text):
         options = {"--data": text, "--n-tokens": 120, "--context-length": 32, "--group-size": 6, "--steps": "10"}
+        options["--n-random"] = 200
         options |= {"--rarity": "occurrences", "--percentile": 40, "--out": tmp_path / text.stem}
         options |= {"--counts-from": "corpus"}
         peak, _ = peak_of(STUDY, "study", series, *(x for pair in options.items() for x in pair))

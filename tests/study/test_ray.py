@@ -21,6 +21,7 @@ from rareneuron.study.workers import ray as cluster
 from rareneuron.study.workers.tasks import refuse_failed, task_of
 from tests.study.kills import contents
 from tests.study.test_workers import started
+from tests.tiny_series import study_config
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'rareneuron[ray]' (SKIPS.md)"
@@ -52,7 +53,7 @@ made.shutdown()
 """
 # What listens is looked at from within, when the cluster is up.
 OF_ITS_OWN = """
-import json, os, sys
+import json, os, subprocess, sys
 from contextlib import contextmanager
 import psutil
 from rareneuron.study.workers import ray as cluster
@@ -67,17 +68,16 @@ def watched(address):
         me = psutil.Process()
         open_to = {c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")
                    if c.status == "LISTEN"}
-        # With another token the same cluster must not answer.
+        # With another token the same cluster must not answer: Ray tries for half a minute, while the study runs.
         code = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
         address = ray.get_runtime_context().gcs_address
-        import subprocess
-        answers = [
-            subprocess.run([sys.executable, "-c", code, address], env=os.environ | {"RAY_AUTH_TOKEN": token},
-                           capture_output=True, timeout=120).returncode
+        asking = [
+            subprocess.Popen([sys.executable, "-c", code, address], env=os.environ | {"RAY_AUTH_TOKEN": token},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for token in (os.environ["RAY_AUTH_TOKEN"], 64 * "0")
         ]
-        seen.update(open_to=sorted(open_to), answers=answers)
         yield ray
+        seen.update(open_to=sorted(open_to), answers=[process.wait(timeout=120) for process in asking])
 
 cluster.ray_connection = watched
 run_study(StudyConfig(**json.loads(sys.argv[1])), progress=False)
@@ -99,13 +99,15 @@ def script(code, config, **environment):
     return json.loads(found.stdout.rpartition("RESULT ")[2].splitlines()[0])
 
 
-@pytest.fixture
-def whole(config, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(series, text_file, tmp_path_factory):
     """The same study in turn, in a process with as many threads as a task has."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with started(config(out=str(tmp_path / "whole"))) as process:
-        assert process.wait() == 0
-    return contents(tmp_path / "whole")
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with started(study_config(series, text_file, out=str(out))) as process:
+            assert process.wait() == 0
+    return contents(out)
 
 
 @needs_ray
@@ -127,7 +129,7 @@ def test_a_node_killed_in_mid_study_changes_nothing(config, whole):
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_of_its_own_is_reached_from_here_alone_and_with_its_token(config, whole):
-    found = script(OF_ITS_OWN, config(executor="ray", workers=2, address="local"))  # as without an address
+    found = script(OF_ITS_OWN, config(executor="ray", workers=1, address="local"))  # as without an address
     assert {address.removeprefix("::ffff:") for address in found["open_to"]} == {"127.0.0.1"}
     right, wrong = found["answers"]
     assert right == 0

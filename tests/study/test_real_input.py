@@ -47,7 +47,7 @@ def babyllama(reference_data, novels, tmp_path):
     torch.set_num_threads(1)  # more threads gain nothing on matrices this small
     common = {"--data": novels, "--words": "off", "--rarity": "occurrences", "--percentile": 20}
     common |= {"--counts-from": "corpus"}
-    common |= {"--context-length": 128, "--group-size": 20}
+    common |= {"--context-length": 128, "--group-size": 20, "--n-random": 200}
 
     def build(name, **options):
         return study(model, common | {"--out": tmp_path / name} | options)
@@ -82,8 +82,8 @@ def test_babyllama_on_novels(babyllama):
 
 
 @pytest.mark.slow
-def test_babyllama_closed_form_agrees_with_patching(babyllama):
-    few = {"--n-tokens": 20, "--context-length": 64, "--dtype": "float64"}
+def test_babyllama_closed_form_agrees_with_patching(babyllama, without_pages):
+    few = {"--n-tokens": 10, "--context-length": 64, "--group-size": 5, "--dtype": "float64"}
     _, closed = babyllama("closed", **few)
     _, patched = babyllama("patched", **few, **{"--engine": "patching"})
     assert closed.tokens().drop(columns="loss").equals(patched.tokens().drop(columns="loss"))
@@ -122,7 +122,8 @@ def test_pythia_70m_shape_on_c4(reference_data, pythia_70m, tmp_path):
     options = {
         "--data": reference_data / "corpora" / "c4-sample.jsonl.gz",
         "--counts": reference_data / "unigrams" / "pythia-unigrams.npy",
-        "--n-tokens": 200,
+        "--n-tokens": 100,
+        "--n-random": 200,
         "--out": tmp_path / "run",
     }
     peak, output = peak_of(STUDY, *study_arguments(pythia_70m, options))
@@ -137,7 +138,7 @@ def test_pythia_70m_shape_on_c4(reference_data, pythia_70m, tmp_path):
     ]
     assert data.rarity.threshold == pytest.approx(3.1731e-6, rel=1e-4)  # published to five digits
     assert data.rarity.mass == pytest.approx(0.0472, rel=1e-3)
-    assert (data.n_rare, data.n_common) == (200, 200)
+    assert (data.n_rare, data.n_common) == (100, 100)
     assert record.model.n_params == 70_426_624
     assert record.closed_form.ok
     assert len(table) == 2_048

@@ -21,25 +21,29 @@ from rareneuron.study.study import run_study
 from rareneuron.study.workers import processes
 from rareneuron.study.workers.tasks import do_task, refuse_failed, task_of
 from tests.study.kills import contents
+from tests.tiny_series import study_config
 
 psutil = pytest.importorskip("psutil")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
     """As many here as each worker gets: the bits of a matrix product depend on it."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def whole(config, tmp_path):
-    return contents(run_study(config(out=str(tmp_path / "whole"))).path)
+@pytest.fixture(scope="module")
+def whole(one_thread, series, text_file, tmp_path_factory):
+    """What one process gives."""
+    out = str(tmp_path_factory.mktemp("whole") / "run")
+    return contents(run_study(study_config(series, text_file, out=out)).path)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ at: "fast" in "fast|ening" counts as a word.
 """
 
 import json
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,21 +26,19 @@ N_SHOWN = 6  # types of a vocabulary without words
 
 def word_types(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " vocab"]:
     """Mark the types whose text, spaces around it aside, is a word; special and unused types never are."""
-    return are_words(tuple(type_texts(tokenizer, vocab_size))) & ~special_types(tokenizer, vocab_size)
-
-
-@lru_cache(maxsize=1)
-def are_words(texts: tuple[str, ...]) -> Bool[np.ndarray, " text"]:
-    """Mark the texts that are words, spaces around them aside; kept, since a study's plan asks before the study does.
-
-    The dictionary alone takes a third of a second to read.
-    """
-    bare = [text.strip() for text in texts]
-    lower = [word.lower() if len(word) >= LEAST_LETTERS and word.isalpha() else "" for word in bare]
-    known = SpellChecker(language="en").known(set(lower) - {""})
-    words = np.array([word in known for word in lower], bool)
-    words.setflags(write=False)
+    special = special_types(tokenizer, vocab_size)
+    bare = [text.strip() for text in type_texts(tokenizer, vocab_size)]
+    candidates = {i for i, word in enumerate(bare) if len(word) >= LEAST_LETTERS and word.isalpha() and not special[i]}
+    known = english().known({bare[i].lower() for i in candidates})
+    words = np.zeros(vocab_size, bool)
+    words[[i for i in candidates if bare[i].lower() in known]] = True
     return words
+
+
+@cache
+def english() -> SpellChecker:
+    """Load the word list once: it takes a third of a second."""
+    return SpellChecker(language="en")
 
 
 def refuse_wordless(words: Bool[np.ndarray, " vocab"], tokenizer: Any) -> None:

@@ -43,10 +43,11 @@ def seconds_of(compute) -> float:
 
 def compared(config) -> dict[str, Any]:
     """Return estimates beside measurements."""
+    from rareneuron.measure.capture import part_of
     from rareneuron.measure.checkpoint import load_checkpoint
     from rareneuron.measure.effects import mean_activations
     from rareneuron.measure.engines import engine_kind
-    from rareneuron.measure.pieces import CapturedPieces, part_of
+    from rareneuron.measure.pieces import CapturedPieces
     from rareneuron.models.patching import patched_loss_changes
     from rareneuron.runs.seeds import generator
     from rareneuron.study.estimate import estimate

@@ -51,6 +51,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FINISHED = [  # studies of the pages whose runs are there when a block starts
     "rareneuron study",
     "rareneuron study ./my-model --data texts.txt",
+    "rareneuron study ./my-model --data texts.jsonl.gz --layers all --out runs/layers",
     "rareneuron study EleutherAI/pythia-70m --steps 0,512,143000 --data texts.txt --counts pythia-unigrams.npy",
     "rareneuron study EleutherAI/pythia-410m --data texts.txt --counts pythia-unigrams.npy",
 ]

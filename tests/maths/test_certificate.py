@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from rareneuron.maths.certificate import Estimated, certify, pooled_mean, shared_part, undecided_units
+from rareneuron.maths.certificate import Estimated, certify, in_doubt, pooled_mean, shared_part, undecided_units
 
 CONTEXTS, UNITS, PER_CONTEXT = 40, 600, 8
 
@@ -165,3 +165,44 @@ def test_cells_serve_every_kind_of_token():
     np.testing.assert_allclose(found.by_context.sum(1) / [[320], [320], [160], [160]], found.estimate)
     alone = certify(kinds[:1], lambda unit, context: exact[:, context, unit], np.random.default_rng(0), n_cells=800)
     assert np.array_equal(alone.estimate, found.estimate[:2])
+
+
+def test_patching_ends_where_more_of_it_decides_nothing():
+    """Errors far below what contexts leave open are enough; with no such bound the whole budget is spent."""
+    _, _, all_of_it = certified(0, share=0.2, enough=np.zeros(UNITS))
+    _, _, little = certified(0, share=0.2, enough=np.full(UNITS, 10.0))
+    assert little.sum() < 0.7 * all_of_it.sum()
+    covered = []
+    for seed in range(12):
+        found, truth, _ = certified(seed, share=0.2, enough=np.abs(certified(seed)[1][0]) * 0.05)
+        covered.append((np.abs(found.estimate - truth) <= found.half_width).mean(1))
+    assert np.all(np.mean(covered, 0) > 0.94)
+
+
+def test_a_unit_is_in_doubt_if_it_moves_far_and_may_be_large():
+    size, move = np.array([[9.0, 8.0, 4.5, 1.0, 3.0]]), np.array([[0.1, 0.5, 0.5, 0.5, 0.1]])
+    assert in_doubt(size, move, 1.0, rank=2).tolist() == [False, True, True, False, False]
+    assert in_doubt(size, move, np.full(5, 10.0), rank=2).tolist() == [False] * 5
+    assert in_doubt(size, move, 1.0, rank=50).tolist() == [False, True, True, True, False]
+
+
+def test_errors_of_layers_may_differ_in_size():
+    """Half of the units err ten times as much: told so, intervals hold in both halves."""
+    covered = {told: [] for told in (True, False)}
+    for seed in range(12):
+        sums, exact = heavy_case(seed)
+        layer = np.arange(UNITS) % 2
+        estimate = np.stack([sums["absolute"], sums["signed"]])
+        exact = estimate + (exact - estimate) * np.where(layer, 10.0, 1.0)
+        for told, inside in covered.items():
+            found = certify(
+                [Estimated(sums=sums, n_tokens=320)],
+                lambda units, contexts, exact=exact: exact[:, contexts, units],
+                np.random.default_rng(seed),
+                n_cells=round(0.05 * exact[0].size),
+                layer=layer if told else None,
+            )
+            held = np.abs(found.estimate[0] - exact[0].sum(0) / 320) <= found.half_width[0]
+            inside.append([held[layer == 0].mean(), held[layer == 1].mean()])
+    assert np.all(np.mean(covered[True], 0) > 0.93)
+    assert np.mean(covered[False], 0)[1] < np.mean(covered[True], 0)[1]

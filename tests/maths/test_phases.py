@@ -1,7 +1,7 @@
 """Phases where they were planted, none where there are none. benchmarks/bench_phases.py is the full study."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -165,6 +165,18 @@ def test_a_plateau_that_one_context_carries_is_none():
     contexts = ContextSums(sums=carried, n_tokens=contexts.n_tokens)
     assert fit_phases(curve, n_draws=DRAWS).outcome == "three phases"
     assert fit_phases(curve, contexts, n_draws=DRAWS).outcome == "no plateau"
+
+
+def test_what_estimates_leave_open_widens_intervals():
+    curve, contexts = planted()
+    error = np.zeros(len(curve.value))
+    error[curve.neuron] = 0.2 * curve.value
+    exact = fit_phases(curve, contexts, rng(1), n_draws=DRAWS)
+    unsure = fit_phases(curve, replace(contexts, error=error), rng(1), n_draws=DRAWS)
+    wider = [np.subtract(*found.band[::-1]).mean() for found in (exact, unsure)]
+    assert wider[1] > 1.5 * wider[0]
+    none = fit_phases(curve, replace(contexts, error=np.zeros(len(error))), rng(1), n_draws=DRAWS)
+    assert np.array_equal(none.band, exact.band)
 
 
 def test_the_same_generator_gives_the_same_numbers():

@@ -6,6 +6,7 @@ import pytest
 from rareneuron.errors import NotMeasured
 from rareneuron.maths.reliability import (
     SPLITS,
+    group_certainty,
     group_stability,
     overlap,
     rank_agreement,
@@ -111,3 +112,15 @@ def test_what_cannot_be_repeated_is_not_measured():
         split_half(np.ones((8, 5)), rng)
     with pytest.raises(NotMeasured, match="3 neurons are too few"):
         rank_agreement(np.arange(3.0), np.arange(3.0))
+
+
+def test_groups_are_as_certain_as_the_estimates_they_come_from():
+    rng = np.random.default_rng(0)
+    absolute = np.sort(np.exp(rng.standard_normal(400)))
+    means = np.stack([absolute * rng.choice([-0.5, 0.5], 400), absolute])
+    exact = group_certainty(means, np.zeros_like(means), 20, rng)
+    assert (exact.value, exact.low) == (1.0, 1.0)
+    rough = group_certainty(means, 0.1 * means[[1, 1]], 20, rng)
+    noise = group_certainty(means, 10 * means[[1, 1]], 20, rng)
+    assert 0.5 < rough.low <= rough.value < 1
+    assert noise.value < 0.3

@@ -6,7 +6,6 @@ from scipy.stats import spearmanr
 
 from rareneuron.errors import InvalidConfig, WrongEffects
 from rareneuron.maths.certificate import Certificate
-from rareneuron.measure.engines import gradient
 from rareneuron.measure.engines.gradient import audit_of, joined_evidence
 from rareneuron.present.report import render_report
 from rareneuron.present.summary import audit_line
@@ -40,9 +39,8 @@ def test_verified_effects_of_an_earlier_layer_are_those_of_patching(config, trut
     assert "half_width" in render_report(run)
 
 
-def test_a_budget_for_every_cell_gives_what_patching_gives(config, truth, monkeypatch):
-    monkeypatch.setattr(gradient, "VERIFY", 1.0)
-    run = run_study(config(**STUDY, engine="gradient"))
+def test_a_budget_for_every_cell_gives_what_patching_gives(config, truth):
+    run = run_study(config(**STUDY, engine="gradient", verify=1))
     found = run.effects()
     assert set(found["certainty"]) == {"exact"}
     for name in ("abs_delta_loss", "delta_loss", "delta_loss_se", "common_abs_delta_loss", "abs_shift"):
@@ -79,10 +77,10 @@ def test_estimates_that_say_nothing_are_refused():
 
 def test_evidence_of_pieces_is_joined_in_order():
     parts = [
-        {"contexts": np.arange(2), "move": np.array([1.0, 3.0]), "rare_mean": np.array([5.0])},
-        {"contexts": np.arange(2, 5), "move": np.array([2.0, 0.5]), "rare_mean": np.array([5.0])},
+        {"contexts": np.arange(2), "move": np.array([[1.0, 3.0]]), "rare_mean": np.array([5.0])},
+        {"contexts": np.arange(2, 5), "move": np.array([[2.0, 0.5]]), "rare_mean": np.array([5.0])},
     ]
     joined = joined_evidence(parts)
     assert joined["contexts"].tolist() == [0, 1, 2, 3, 4]
-    assert joined["move"].tolist() == [2.0, 3.0]
+    assert joined["move"].tolist() == [[1.0, 3.0], [2.0, 0.5]]
     assert joined["rare_mean"].tolist() == [5.0]

@@ -158,7 +158,12 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         manifest = {
             "format": 1,
             "config": StudyConfig(
-                model=model, engine=engine, n_tokens=n_rare, group_size=GROUP_SIZE, definitions=definitions
+                model=model,
+                engine=engine,
+                reference="analysed",
+                n_tokens=n_rare,
+                group_size=GROUP_SIZE,
+                definitions=definitions,
             ).identity(),
             "resolved": {"model": model},
             "environment": {"rareneuron": "0.1.0", "commit": None, "python": "3.11.7", "threads": 2},

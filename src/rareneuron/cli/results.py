@@ -42,6 +42,30 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
     emit(table_records(table), as_json, lambda: table_text(table))
 
 
+@cli.command(short_help="List the largest units of all layers.")
+@run_argument
+@step_option
+@click.option("--profile", is_flag=True, help="One row per layer: shares of all effects, rare over common.")
+@click.option("--units", type=click.Choice(CHOICES["units"]), default="both", help="Which units.  [default: both]")
+@click.option("--top", type=click.IntRange(1), default=20, help="How many units.  [default: 20]")
+@json_option
+def layers(run: Path, step: int | None, profile: bool, units: str, top: int, as_json: bool) -> None:
+    """List the units with the largest mean |Δ| of all layers, and how sure each number is.
+
+    exact: computed everywhere; verified: estimated, with the half-width of its interval; screen: not verified.
+
+    \b
+    rareneuron layers runs/embedded
+    rareneuron layers runs/embedded --profile --units neurons
+    """
+    from rareneuron.present.terminal import largest_units, layer_profiles
+    from rareneuron.runs.run import open_run
+
+    opened = open_run(run)
+    table = layer_profiles(opened, step, units) if profile else largest_units(opened, step, units, top)
+    emit(table_records(table), as_json, lambda: table_text(table))
+
+
 @cli.command(short_help="Show how the groups act together.")
 @run_argument
 @step_option

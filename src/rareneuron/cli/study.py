@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries
-from rareneuron.runs.config import CHOICES, StudyConfig
+from rareneuron.runs.config import AUTO, CHOICES, StudyConfig
 
 DEFAULT = {f.name: f.default for f in fields(StudyConfig)}
 
@@ -22,6 +22,16 @@ def steps_value(ctx: click.Context, parameter: click.Parameter, value: str | Non
         return tuple(int(step) for step in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is neither `all` nor numbers such as 0,512,143000") from error
+
+
+def layers_value(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | tuple[int, ...] | None:
+    """Return the value of --layers: `all`, or numbers that were separated by commas."""
+    if value is None or value == "all":
+        return value
+    try:
+        return tuple(int(layer) for layer in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither `all` nor layers such as 0,5,-1") from error
 
 
 def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -75,13 +85,28 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting("--context-length", type=int, help="Tokens per context, BOS included.")
 @setting("--layer", type=int, help="Layer whose neurons are ablated; negative counts from the end.")
 @setting(
-    "--reference", type=click.Choice(CHOICES["reference"]), help="Positions over which the mean activation is taken."
+    "--layers",
+    callback=layers_value,
+    metavar="all|0,5,-1",
+    help="Estimate the units of these layers besides, and verify the largest.",
+)
+@setting("--units", type=click.Choice(CHOICES["units"]), help="Which units of --layers: neurons, attention heads.")
+@setting(
+    "--verify",
+    type=float,
+    help="Share of the cells, one unit in one context, that are patched at most to verify estimates; 0: a screen.",
+)
+@setting(
+    "--reference",
+    type=click.Choice([AUTO, *CHOICES["reference"]]),
+    help="Positions over which the mean activation is taken: the analysed ones (auto behind the last layer) or all "
+    "(auto elsewhere).",
 )
 @setting(
     "--engine",
-    type=click.Choice(CHOICES["engine"]),
-    help="closed-form: last layer, exact and fast; gradient: any layer and architecture, estimates with intervals from "
-    "exact patching of some; patching: any, exact, slow.",
+    type=click.Choice([AUTO, *CHOICES["engine"]]),
+    help="auto: the first that serves of closed-form (last layer, exact and fast), gradient (any layer and "
+    "architecture, estimates with intervals from exact patching of some) and patching (any, exact, slow).",
 )
 @setting(
     "--definitions",

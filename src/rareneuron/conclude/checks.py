@@ -11,15 +11,18 @@ from rareneuron.errors import RareNeuronError
 from rareneuron.maths import reliability
 from rareneuron.maths.claims import Check
 from rareneuron.maths.reliability import Estimate
-from rareneuron.maths.significance import bootstrap_interval
+from rareneuron.maths.significance import Z, bootstrap_interval
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
+HALF_WIDTH = "abs_delta_loss_half_width"  # a column of runs whose effects are estimates
 WHAT = {
     "split-half": "Reliability of mean |Δ| (Spearman between halves of the contexts, corrected to full length)",
     "split-half-groups": "Share of a group that both halves of the contexts choose, of the group that keeps less",
+    "estimated-groups": "Share of a group that is chosen again within what estimates leave open, of the one that keeps "
+    "less",
     "zero-ablation": "Spearman correlation of mean |Δ| over neurons, at the same tokens",
     "direct": "Share of |Δ| of the groups' neurons that stays with the norm's scale frozen",
 }
@@ -33,6 +36,8 @@ def checks(run: Run) -> tuple[Check, ...]:
         ("zero-ablation", "Zero- and mean-ablation rank the neurons alike", 0.8, zero_ablation_agreement),
         ("direct", "The groups act directly, not through the final norm's scale", 0.5, direct_share),
     ]
+    if HALF_WIDTH in run.effects():
+        wanted.insert(2, ("estimated-groups", "Better estimates would choose the same groups", 0.8, group_certainty))
     out = []
     for name, title, least, compute in wanted:
         try:
@@ -59,6 +64,16 @@ def group_stability(run: Run, rng: np.random.Generator) -> Estimate:
     stored, size = run.context_sums(), run.manifest.config.group_size
     sums, abs_sums = (sums_of_contexts(stored, name) for name in ("delta_loss", "abs_delta_loss"))
     return reliability.group_stability(sums, abs_sums, size, rng)
+
+
+def group_certainty(run: Run, rng: np.random.Generator) -> Estimate:
+    """Return the share of a group that is chosen again within what verification left open about its estimates."""
+    table, names = run.effects(), ("delta_loss", "abs_delta_loss")
+    means, errors = (
+        table[[f"{name}{suffix}" for name in names]].to_numpy(np.float64).T / scale
+        for suffix, scale in (("", 1.0), ("_half_width", Z))
+    )
+    return reliability.group_certainty(means, errors, run.manifest.config.group_size, rng)
 
 
 def sums_of_contexts(stored: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -109,6 +109,22 @@ HYPOTHESES = (
 )
 
 
+OF_LAYERS = (  # asked of studies of several layers
+    Hypothesis(
+        name="last-layer-special",
+        title="For the distance moved, the last layer's neurons matter more at rare than at common targets than those "
+        "of any earlier layer do",
+        source="beyond the paper, whose limits name it",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="layers-share",
+        title="The last layer has a larger share of all effects at rare targets than at common ones",
+        source="beyond the paper, whose limits name it",
+        smallest=0.02,
+    ),
+)
+
 OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and |correlation| and |cosine| are judged
     "correlation-within": "Neurons of either group are correlated, with either sign, more than random ones",
     "correlation-random": (
@@ -122,12 +138,15 @@ OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and
 }
 
 
-def hypotheses(*, gated: bool, signed: bool) -> list[Hypothesis]:
-    """Return those that are asked of a model with or without a gate, whose neurons have signs or leave them open."""
-    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
+def hypotheses(*, gated: bool, signed: bool, layers: bool = False) -> list[Hypothesis]:
+    """Return those that are asked of a model with or without a gate, whose neurons have signs or leave them open.
+
+    `layers`: whether the study looked at several layers.
+    """
+    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"] + list(OF_LAYERS if layers else ())
     return asked if signed else [replace(h, title=OF_SIZES.get(h.name, h.title)) for h in asked]
 
 
 def hypothesis(name: str) -> Hypothesis:
     """Return the hypothesis of this name."""
-    return next(h for h in HYPOTHESES if h.name == name)
+    return next(h for h in (*HYPOTHESES, *OF_LAYERS) if h.name == name)

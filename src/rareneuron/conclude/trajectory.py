@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from rareneuron.conclude.layers import shares
 from rareneuron.errors import NotMeasured, RunFolderError
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import participation_ratio, rank_curve
 from rareneuron.maths.reliability import overlap, rank_correlation
 from rareneuron.maths.trend import onset, trend
+from rareneuron.runs.layers import read_layers
 from rareneuron.runs.rankings import SIGNS
 from rareneuron.runs.run import Run
 
@@ -70,12 +72,29 @@ def trajectory(run: Run) -> pd.DataFrame:
                 **overlaps(here, after, "last"),
                 **overlaps(here, before, "previous"),
                 "rank_correlation_last": None if after is None else rank_correlation(here.value, after.value),
+                **share_columns(run, step),
             }
         )
         before = here
     table = pd.DataFrame(rows)
     kinds = {"step": "Int64", "definitions": "str", "outcome": "str"}
     return table.astype({name: kinds.get(str(name), "float64") for name in table})
+
+
+def share_columns(run: Run, step: int | None) -> dict[str, float]:
+    """Return each layer's share of all effects at rare and at common targets; nothing for a study of one layer."""
+    if not run.has_layers(step):
+        return {}
+    found = read_layers(run.folder(step))
+    if "neurons.layer" not in found.sums:
+        return {}
+    out: dict[str, float] = {}
+    for of, prefix in (("rare", ""), ("common", "common_")):
+        totals = found.sums[f"neurons.{of}.abs_delta_loss"].astype(np.float64).sum(0)
+        if totals.any():
+            of_layers = zip(found.sums["neurons.layer"].tolist(), shares(totals), strict=True)
+            out |= {f"{prefix}share_layer_{layer}": float(share) for layer, share in of_layers}
+    return out
 
 
 def ranking_at(run: Run, step: int | None) -> CheckpointRanking:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
+
+from rareneuron.maths.significance import Z
 
 OUTCOMES = ("absolute", "signed")
 LARGEST = 128  # units of the first stratum
@@ -23,7 +25,12 @@ PILOT_CONTEXTS = 6  # of each unit of the pilot
 RIDGE = 0.01
 BINS = 4
 FLOOR = 0.1  # of a unit's mean w: what a cell's w is at least
-Z = 1.959964  # of a 95 % interval
+PILOT_CELLS = 2 * LARGEST * PILOT_CONTEXTS  # at most, however large the budget
+ROUNDS = 8  # in which the other cells are patched, with a look at what is decided before each
+Z_DECIDED = 3.29  # standard deviations from the border at which a unit counts as decided: one in a thousand is wrong
+
+FAR = 0.2  # of the residual stream's median length: a move that a gradient can't be trusted with
+DOUBT = 2.0  # how many times its estimate the effect of a unit that moves far may be
 
 Patch = Callable[[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]], Float[np.ndarray, "outcome cell"]]
 """Takes units and contexts of some cells; returns their exact sums of |Δ| and of Δ, for each kind of token in turn."""
@@ -62,7 +69,7 @@ class Certificate:
     by_context: Float[np.ndarray, "outcome context unit"]  # sums: exact where patched, else the best prediction
     residual: Float[np.ndarray, "outcome context unit"]  # exact − estimated of patched cells, zero elsewhere
     known: Bool[np.ndarray, "context unit"]  # which cells were patched
-    undecided: Int[np.ndarray, " some"]  # units whose interval of mean |Δ| holds the border of the largest
+    undecided: Int[np.ndarray, " some"]  # units whose mean |Δ| may lie on either side of the border of the largest
     rank: int  # how many are the largest
 
     @property
@@ -79,61 +86,99 @@ def certify(
     n_cells: int,
     rank: int = 50,
     flagged: Bool[np.ndarray, " unit"] | None = None,
+    layer: Int[np.ndarray, " unit"] | None = None,
+    enough: Float[np.ndarray, " unit"] | None = None,
 ) -> Certificate:
-    """Patch about `n_cells` cells, half of them as a pilot, and return estimates with intervals.
+    """Patch at most `n_cells` cells, up to half of them as a pilot, and return estimates with intervals.
 
-    Cells are chosen by mean |Δ| of the first kind of token, and serve all. Flagged units are patched in all contexts
-    besides, and take no part in the calibration.
+    Cells are chosen by mean |Δ| of the first kind of token, and serve all. Patching ends early where no unit is
+    undecided at `rank`, or where every undecided unit's standard deviation is at most `enough` (nats per token).
+    Flagged units are patched in all contexts besides, and take no part in the calibration. `layer` lets units of
+    several layers have errors of different sizes.
     """
-    estimated = np.concatenate([kind.outcomes for kind in kinds])
-    shape = estimated.shape[1:]
-    flagged = np.zeros(shape[1], bool) if flagged is None else flagged
-    known, residual = np.zeros(shape, bool), np.zeros_like(estimated)
+    work = Verification(kinds, patch, flagged)
+    if n_cells >= (~work.flagged).sum() * work.shape[0]:
+        work.learn(np.ones(work.shape, bool))
+        predicted = [Prediction(by_context=of, variance=np.zeros(work.shape[1])) for of in work.residual]
+        return certificate_of(kinds, work, predicted, rank)
+    work.learn(np.broadcast_to(work.flagged, work.shape))
+    strata = strata_of(np.abs(work.estimated[0]).sum(0), work.flagged)
+    pilot = pilot_cells(strata, work.shape[0], min(n_cells // 2, PILOT_CELLS), rng)
+    work.learn(pilot)
+    features = [log_features(kind.sums, layer) for kind in kinds]
+    models = [error_model(of, features[i // 2], pilot, strata) for i, of in enumerate(work.residual)]
+    n_left = n_cells - int(pilot.sum())
+    for n_now in np.diff(np.linspace(0, n_left, ROUNDS + 1).astype(int)):
+        if not is_open(work, models[0], kinds[0].n_tokens, rank, enough):
+            break
+        work.learn(most_useful(work.estimated[0], work.residual[0], work.known, models[0], int(n_now), rank))
+    predicted = [predict(of, work.known, model) for of, model in zip(work.residual, models, strict=True)]
+    return certificate_of(kinds, work, predicted, rank)
 
-    def learn(chosen: Bool[np.ndarray, "context unit"]) -> None:
-        contexts, units = np.nonzero(chosen & ~known)
+
+class Verification:
+    """What is estimated, and what patching has shown so far."""
+
+    def __init__(self, kinds: Sequence[Estimated], patch: Patch, flagged: Bool[np.ndarray, " unit"] | None) -> None:
+        self.estimated = np.concatenate([kind.outcomes for kind in kinds])
+        self.shape = self.estimated.shape[1:]
+        self.flagged = np.zeros(self.shape[1], bool) if flagged is None else flagged
+        self.known, self.residual = np.zeros(self.shape, bool), np.zeros_like(self.estimated)
+        self.patch = patch
+
+    def learn(self, chosen: Bool[np.ndarray, "context unit"]) -> None:
+        """Patch the chosen cells that aren't known."""
+        contexts, units = np.nonzero(chosen & ~self.known)
         if len(units):
-            residual[:, contexts, units] = patch(units, contexts) - estimated[:, contexts, units]
-            known[contexts, units] = True
+            self.residual[:, contexts, units] = self.patch(units, contexts) - self.estimated[:, contexts, units]
+            self.known[contexts, units] = True
 
-    if n_cells >= (~flagged).sum() * shape[0]:
-        learn(np.ones(shape, bool))
-        predicted = [Prediction(by_context=of, variance=np.zeros(shape[1])) for of in residual]
-    else:
-        learn(np.broadcast_to(flagged, shape))
-        strata = strata_of(np.abs(estimated[0]).sum(0), flagged)
-        pilot = pilot_cells(strata, shape[0], n_cells // 2, rng)
-        learn(pilot)
-        features = [log_features(kind.sums) for kind in kinds]
-        models = [error_model(of, features[i // 2], pilot, strata) for i, of in enumerate(residual)]
-        n_left = n_cells - int(known[:, ~flagged].sum())
-        learn(most_useful(estimated[0], residual[0], known, models[0], n_left, rank))
-        predicted = [predict(of, known, model) for of, model in zip(residual, models, strict=True)]
-    return certificate_of(kinds, estimated, predicted, residual, known, rank)
+
+def is_open(
+    work: Verification, model: "ErrorModel", n_tokens: int, rank: int, enough: Float[np.ndarray, " unit"] | None
+) -> bool:
+    """Return whether patching more could still decide something that matters."""
+    if enough is None:
+        return True
+    predicted = predict(work.residual[0], work.known, model)
+    estimate = (work.estimated[0] + predicted.by_context).sum(0) / n_tokens
+    sd = np.sqrt(predicted.variance) / n_tokens
+    undecided = undecided_units(estimate, Z_DECIDED * sd, rank)
+    return bool((sd[undecided] > enough[undecided]).any())
 
 
 def certificate_of(
-    kinds: Sequence[Estimated],
-    estimated: Float[np.ndarray, "outcome context unit"],
-    predicted: "Sequence[Prediction]",
-    residual: Float[np.ndarray, "outcome context unit"],
-    known: Bool[np.ndarray, "context unit"],
-    rank: int,
+    kinds: Sequence[Estimated], work: Verification, predicted: "Sequence[Prediction]", rank: int
 ) -> Certificate:
     """Add the predicted residuals to the estimates, and say which units are undecided."""
     n_tokens = np.repeat([kind.n_tokens for kind in kinds], 2)[:, None]
-    by_context = estimated + np.stack([of.by_context for of in predicted])
+    by_context = work.estimated + np.stack([of.by_context for of in predicted])
     estimate = by_context.sum(1) / n_tokens
     half_width = Z * np.sqrt(np.stack([of.variance for of in predicted])) / n_tokens
     return Certificate(
         estimate=estimate,
         half_width=half_width,
         by_context=by_context,
-        residual=residual,
-        known=known,
-        undecided=undecided_units(estimate[0], half_width[0], rank),
+        residual=work.residual,
+        known=work.known,
+        undecided=undecided_units(estimate[0], half_width[0] * (Z_DECIDED / Z), rank),
         rank=rank,
     )
+
+
+def in_doubt(
+    absolute: Float[np.ndarray, "context unit"],
+    move: Float[np.ndarray, "context unit"],
+    length: Float[np.ndarray, " unit"] | float,
+    rank: int = 50,
+) -> Bool[np.ndarray, " unit"]:
+    """Return which units to patch in every context: they move far, and may be among the `rank` largest.
+
+    `absolute` are estimated sums of |Δ|, `move` the longest move in a context, `length` that of the residual stream.
+    Units that move far and are small stay in the calibration, which knows their moves.
+    """
+    size = absolute.sum(0)
+    return (move.max(0) > FAR * np.asarray(length)) & (DOUBT * size >= border_of(size, rank))
 
 
 def strata_of(size: Float[np.ndarray, " unit"], flagged: Bool[np.ndarray, " unit"]) -> Int[np.ndarray, " unit"]:
@@ -159,19 +204,24 @@ def pilot_cells(
     return chosen
 
 
-def log_features(sums: Mapping[str, Float[np.ndarray, "context unit"]]) -> Float[np.ndarray, "feature context unit"]:
-    """Return logarithms of what is known of a cell, standardised over all cells."""
+def log_features(
+    sums: Mapping[str, Float[np.ndarray, "context unit"]], layer: Int[np.ndarray, " unit"] | None = None
+) -> Float32[np.ndarray, "feature context unit"]:
+    """Return logarithms of what is known of a cell, standardised over all cells, and which layer it is of."""
+    shape = next(iter(sums.values())).shape
     logs = []
     for values in (np.abs(value) for value in sums.values()):
         log = np.log(values + 1e-3 * values.mean() + 1e-300)
         if log.std() > 1e-9:
-            logs.append((log - log.mean()) / log.std())
-    return np.stack(logs) if logs else np.zeros((0, *next(iter(sums.values())).shape))
+            logs.append(((log - log.mean()) / log.std()).astype(np.float32))
+    layers = np.unique(layer)[1:] if layer is not None else np.zeros(0, int)
+    logs += [np.broadcast_to((layer == one).astype(np.float32), shape) for one in layers]
+    return np.stack(logs) if logs else np.zeros((0, *shape), np.float32)
 
 
 def error_model(
     residual: Float[np.ndarray, "context unit"],
-    features: Float[np.ndarray, "feature context unit"],
+    features: Float32[np.ndarray, "feature context unit"],
     pilot: Bool[np.ndarray, "context unit"],
     strata: Int[np.ndarray, " unit"],
 ) -> ErrorModel:
@@ -196,16 +246,16 @@ def error_model(
 
 def error_scale(
     residual: Float[np.ndarray, "context unit"],
-    features: Float[np.ndarray, "feature context unit"],
+    features: Float32[np.ndarray, "feature context unit"],
     pilot: Bool[np.ndarray, "context unit"],
 ) -> Float[np.ndarray, "context unit"]:
     """Return w of every cell by a ridge of log e² on the features of the pilot's cells."""
-    x, e2 = features[:, pilot], residual[pilot] ** 2
+    x, e2 = features[:, pilot].astype(np.float64), residual[pilot] ** 2
     y = np.log(e2 + 1e-6 * e2.mean() + 1e-300)
     centre = x.mean(1, keepdims=True)
     gram = (x - centre) @ (x - centre).T + RIDGE * x.shape[1] * np.eye(len(x))
     slope = np.linalg.solve(gram, (x - centre) @ (y - y.mean()))
-    w = np.exp((np.tensordot(slope, features - centre[..., None], 1) + y.mean()) / 2)
+    w = np.exp((np.tensordot(slope, features, 1) - slope @ centre[:, 0] + y.mean()) / 2)
     return np.maximum(w, FLOOR * w.mean(0))
 
 

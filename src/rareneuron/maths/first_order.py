@@ -25,6 +25,7 @@ class FirstOrder:
     size: Float[Tensor, "token unit"]  # Σ_t |summand of D|
     kl: Float[Tensor, "token unit"]  # K̂; zero where no sign was drawn
     move: Float[Tensor, "token unit"]  # the longest way that the unit's output moves the residual stream
+    move_here: Float[Tensor, "token unit"]  # that way at the token itself
 
     @property
     def estimate(self) -> Float[Tensor, "token unit"]:
@@ -51,7 +52,8 @@ def first_order(
         here=summands[rows, position],
         size=summands.abs().sum(1),
         kl=torch.stack(draws).square().mean(0) / 2 if draws else torch.zeros_like(summands[:, 0]),
-        move=moves(shift, W_out, width),
+        move=(moved := moves(shift, W_out, width)).amax(1),
+        move_here=moved[rows, position],
     )
 
 
@@ -62,14 +64,14 @@ def by_unit(values: Float[Tensor, "token position column"], width: int) -> Float
 
 def moves(
     shift: Float[Tensor, "token position column"], W_out: Float[Tensor, "column d_model"], width: int
-) -> Float[Tensor, "token unit"]:
-    """Return the largest length over positions by which replacing a unit moves what its layer puts out."""
+) -> Float[Tensor, "token position unit"]:
+    """Return the length by which replacing a unit moves what its layer puts out at every position."""
     if width == 1:
-        return shift.abs().amax(1) * W_out.norm(dim=1).to(shift)
+        return shift.abs() * W_out.norm(dim=1).to(shift)
     blocks = W_out.to(shift).unflatten(0, (-1, width))  # [unit, width, d_model]
     gram = blocks @ blocks.mT
     of_unit = shift.unflatten(-1, (-1, width))
-    return torch.einsum("tpuw,uwx,tpux->tpu", of_unit, gram, of_unit).clamp(min=0).sqrt().amax(1)
+    return torch.einsum("tpuw,uwx,tpux->tpu", of_unit, gram, of_unit).clamp(min=0).sqrt()
 
 
 # Sums over the tokens of a context, from which effects are formed and their errors predicted (`certificate`).
@@ -88,7 +90,8 @@ class ContextTotals:
 
     def __init__(self, n_contexts: int, n_units: int) -> None:
         self.values = {name: np.zeros((n_contexts, n_units)) for name in SUMS}
-        self.move = np.zeros(n_units)  # the longest of all tokens
+        self.move = np.zeros((n_contexts, n_units))  # the longest of a context's tokens
+        self.moved = np.zeros((n_contexts, n_units))  # Σ of the moves at tokens themselves
         self.n_tokens = np.zeros(n_contexts, np.int64)
 
     def add(self, found: FirstOrder, context: Int[np.ndarray, " token"]) -> None:
@@ -96,4 +99,5 @@ class ContextTotals:
         np.add.at(self.n_tokens, context, 1)
         for name, value in sums_of(found).items():
             np.add.at(self.values[name], context, value.cpu().numpy())
-        self.move = np.maximum(self.move, found.move.double().amax(0).cpu().numpy())
+        np.add.at(self.moved, context, found.move_here.double().cpu().numpy())
+        np.maximum.at(self.move, context, found.move.double().cpu().numpy())

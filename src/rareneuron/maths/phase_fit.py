@@ -7,7 +7,7 @@ decay?). With sums per context δ must also leave its bootstrap band. docs/phase
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -171,7 +171,7 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
             "whose column order is that of the values given to rank_curve."
         )
     held = contexts.n_tokens > 0
-    contexts = ContextSums(sums=contexts.sums[held], n_tokens=contexts.n_tokens[held])
+    contexts = replace(contexts, sums=contexts.sums[held], n_tokens=contexts.n_tokens[held])
     n, n_contexts = curve.n_positive, len(contexts.n_tokens)
     means = contexts.sums.sum(0, dtype=np.float64)[curve.neuron] / max(1, int(contexts.n_tokens.sum()))
     if not np.allclose(means, curve.value, rtol=FITTING, atol=FITTING * float(curve.value[n - 1])):
@@ -187,6 +187,8 @@ def resample(curve: RankCurve, contexts: ContextSums, line: Line, rng: np.random
         )
     weights = rng.multinomial(n_contexts, np.full(n_contexts, 1 / n_contexts), size=n_draws).astype(contexts.sums.dtype)
     means = (weights @ contexts.sums)[:, curve.neuron[:n]] / (weights @ contexts.n_tokens)[:, None]
+    if contexts.error is not None:
+        means = means + rng.standard_normal(means.shape) * contexts.error[curve.neuron[:n]]
     y = np.log(np.maximum(means, curve.value[n - 1]).astype(np.float64))  # a signed mean may cross 0 in a draw
     rank = np.arange(1, n + 1)
     lines = [Spacings(draw).line(line.first, line.last) for draw in y]

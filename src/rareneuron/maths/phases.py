@@ -24,6 +24,7 @@ class ContextSums:
 
     sums: Shaped[np.ndarray, "context neuron"]  # columns as in the array that `rank_curve` sorted
     n_tokens: Int[np.ndarray, " context"]
+    error: Float[np.ndarray, " neuron"] | None = None  # standard deviation of what estimates leave open, nats per token
 
 
 @dataclass(frozen=True, kw_only=True)

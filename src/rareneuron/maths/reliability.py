@@ -80,6 +80,28 @@ def group_stability(
     return middle(shares[:, shares.mean(0).argmin()])
 
 
+def group_certainty(
+    means: Float[np.ndarray, "2 neuron"],
+    errors: Float[np.ndarray, "2 neuron"],
+    size: int,
+    rng: np.random.Generator,
+    n_draws: int = SPLITS,
+) -> Estimate:
+    """Return the share of a group that would be chosen again, were the true effects others within estimates' errors.
+
+    `means` are estimated mean Δ and |Δ|, `errors` the standard deviations of what is left open about them. Of boosting
+    and suppressing the group that keeps less; median and middle 95 % over draws.
+    """
+    groups = top_neurons(means[0], means[1], size)
+    found = []
+    for _ in range(n_draws):
+        delta, absolute = means + rng.standard_normal(means.shape) * errors
+        again = top_neurons(delta, absolute, size)
+        found.append([len(np.intersect1d(a, b)) / size for a, b in zip(groups, again, strict=True)])
+    shares = np.array(found)
+    return middle(shares[:, shares.mean(0).argmin()])
+
+
 def rank_agreement(a: Float[np.ndarray, " neuron"], b: Float[np.ndarray, " neuron"]) -> Estimate:
     """Return Spearman's ρ of two measurements of the same neurons, with Fisher's 95 % interval over neurons."""
     rho, n = repeatable(a, b), len(a)

@@ -15,6 +15,7 @@ from scipy.special import ndtr, stdtrit
 from rareneuron.errors import InvalidConfig
 
 LEVEL = 0.05  # at which a p-value speaks
+Z = 1.959964  # standard deviations to either end of a normal 95 % interval
 FEWEST_DRAWS = 99  # of a null
 FEWEST_CONTEXTS = 40  # behind an interval or a verdict; with fewer, p is too small too often (docs/contexts.md)
 

@@ -9,7 +9,7 @@ analysed, and nowhere else. Oracle: tests/measure/test_capture.py, whole context
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -114,6 +114,29 @@ def _concatenate(batches: list[TokenBatch]) -> TokenBatch:
 def rows_of(selection: Selection, contexts: range) -> Int[np.ndarray, " token"]:
     """Return the rows of the token table that belong to some contexts."""
     return np.flatnonzero((selection.context >= contexts.start) & (selection.context < contexts.stop))
+
+
+def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
+    """Return the part of a selection that some contexts make up, and the rows of its tokens in the token table."""
+    rows = rows_of(selection, contexts)
+    return part_of_tokens(selection, rows, np.arange(contexts.start, contexts.stop)), rows
+
+
+def part_of_tokens(
+    selection: Selection, rows: Int[np.ndarray, " token"], contexts: Int[np.ndarray, " context"] | None = None
+) -> Selection:
+    """Return the part of a selection that some rows of the token table make up, with their contexts or those given."""
+    if contexts is None:
+        contexts = np.unique(selection.context[rows])
+    return replace(
+        selection,
+        windows=selection.windows[contexts],
+        context_index=selection.context_index[contexts],
+        context=np.searchsorted(contexts, selection.context[rows]),
+        position=selection.position[rows],
+        target=selection.target[rows],
+        rare=selection.rare[rows],
+    )
 
 
 class TokenSource(ABC):

@@ -9,7 +9,7 @@ A lock on each keeps two processes from the same one. Oracle: tests/study/test_c
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
+from rareneuron.measure.layers import LayersWork, measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
 from rareneuron.measure.weights import weight_stamps, weights_record
@@ -34,6 +35,7 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
+from rareneuron.runs.layers import Layers, write_layers
 from rareneuron.runs.layout import (
     CONTEXT_SUMS,
     EFFECTS,
@@ -83,11 +85,17 @@ def compute_checkpoint(
 
 def load_checkpoint(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     """Load one checkpoint; refuse a model that the chosen engine can't handle before any work is done."""
+    adapter = load_weights(config, checkpoint)
+    engine_kind(config.engine).refuse_model(adapter, config.layer)
+    return adapter
+
+
+def load_weights(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
+    """Load one checkpoint, and keep what tells whether its files change later."""
     where = checkpoint_folder(checkpoint)
     stamps = weight_stamps(where)  # before loading: weights that change meanwhile then count as changed
     adapter = load_folder(where, dtype=config.dtype, device=config.device)
     adapter.provenance["weight_stamps"] = stamps
-    engine_kind(config.engine).refuse_model(adapter, config.layer)
     return adapter
 
 
@@ -164,11 +172,12 @@ class Stage:
     compute: Callable[[Measurement], Any]
     write: Callable[[Path, Measurement, Any], None]
     at_last: bool = False  # of the last planned checkpoint only
+    asked: Callable[[StudyConfig], bool] = lambda config: True
 
 
 def measure_checkpoint(work: Measurement) -> None:
     """Run all stages, then put the results in place as one folder, which exists only when complete."""
-    stages = [stage for stage in STAGES if work.is_last or not stage.at_last]
+    stages = [stage for stage in STAGES if stage.asked(work.config) and (work.is_last or not stage.at_last)]
     timings: dict[str, float] = {}
     for stage in stages:
         started = time.perf_counter()
@@ -197,6 +206,7 @@ def compute_effects(work: Measurement) -> LayerEffects:
             pieces,
             reference=work.config.reference,
             memory=work.engine_bytes,
+            verify=float(work.config.verify),
             seed=work.config.seed,
             capture_progress=capture_progress,
             effects_progress=effects_progress,
@@ -233,12 +243,43 @@ def compute_neurons(work: Measurement) -> Explorer:
     return explore(work.source, work.observer, work.effects.table)
 
 
+def compute_layers(work: Measurement) -> Layers:
+    """Estimate and verify the units of other layers, and show progress."""
+    adapter, selection = work.adapter, work.selection
+    sites = wanted_sites(adapter, work.config)
+    pieces, _ = cut_contexts(adapter, selection, 0, engine_kind("gradient"))
+    with (
+        bar(f"step {work.name} layers", len(selection.context), "tok", work.progress) as estimating,
+        bar(f"step {work.name} verification", 0, "cell", work.progress) as verifying,
+    ):
+        return measure_layers(
+            LayersWork(
+                adapter=adapter,
+                selection=selection,
+                sites=sites,
+                memory=work.engine_bytes,
+                verify=float(work.config.verify),
+                seed=work.config.seed,
+                store=replace(work.kept, identity={**work.kept.identity, "sites": [s.name(0) for s in sites]}),
+                pieces=pieces,
+            ),
+            estimating=estimating,
+            verifying=verifying,
+        )
+
+
 STAGES = (
     Stage(name="effects", compute=compute_effects, write=write_effects),
     Stage(
         name="groups",
         compute=lambda work: compare_groups(work.config, work.source, work.effects.table),
         write=lambda folder, _, found: write_groups(folder, found),
+    ),
+    Stage(
+        name="layers",
+        compute=compute_layers,
+        write=lambda folder, _, found: write_layers(folder, found),
+        asked=lambda config: config.layers is not None,
     ),
     Stage(
         name="phases",

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from rareneuron.errors import RareNeuronError
 from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, rows_of
-from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, MeanActivations, Verified
+from rareneuron.measure.engines.base import EffectBlock, Engine, EngineKind, Limits, MeanActivations, Verified
 from rareneuron.measure.sums import EffectSums, Gathered, as_array, context_sums
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.faults import overflow_remedy
@@ -94,6 +94,7 @@ def layer_effects(
     *,
     reference: str = "analysed",
     memory: int = 4 * 2**30,
+    verify: float = 0.02,
     seed: int = 0,
     capture_progress: Progress = lambda _: None,
     effects_progress: Progress = lambda _: None,
@@ -101,12 +102,13 @@ def layer_effects(
 ) -> LayerEffects:
     """Mean-ablate every neuron of the source's layer, one at a time, at every analysed token (Eq. 3-4).
 
-    `memory`: bytes that the engine's tables may take. `observe` is called with every block, of whole contexts.
+    `memory`: bytes that the engine's tables may take; `verify`: share of the cells that may be patched to verify
+    estimates. `observe` is called with every block, of whole contexts.
     """
     adapter, selection, layer = source.adapter, source.selection, source.layer
     means = mean_activations(source, reference, capture_progress)
     captured_seconds, started = source.seconds, time.perf_counter()
-    engine = kind.build(adapter, selection, layer, memory, generator(seed, "audit"))
+    engine = kind.build(adapter, selection, layer, Limits(memory=memory, verify=verify), generator(seed, "audit"))
     gathered, seconds = gather(source, engine, pieces, means, observe, effects_progress)
     seconds += time.perf_counter() - started
     refuse_overflow(gathered.loss, adapter.model.dtype)

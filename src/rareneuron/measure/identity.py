@@ -19,7 +19,7 @@ from rareneuron.runs.tokens import TokenStage, selection_digest
 SEEN_IN_TOKENS = {"data", "text_field", "max_corpus_tokens", "counts", "rarity", "percentile", "words", "n_tokens"}
 SEEN_IN_TOKENS |= {"context_length", "counts_from", "per_context"}
 SEEN_IN_WEIGHTS = {"model", "revision"}
-DECIDE_LATER_STAGES = {"definitions", "group_size", "n_random"}
+DECIDE_LATER_STAGES = {"layers", "units", "verify", "definitions", "group_size", "n_random"}
 
 
 def canonical_names(config: StudyConfig) -> dict[str, str | None]:

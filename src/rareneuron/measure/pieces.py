@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from tqdm import tqdm
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import RunFolderError
-from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture, rows_of
+from rareneuron.measure.capture import Progress, TokenBatch, TokenSource, capture, part_of
 from rareneuron.measure.engines.base import EffectBlock, EngineKind, Workload
 from rareneuron.measure.neurons import Observer
 from rareneuron.measure.sums import as_array
@@ -171,22 +170,6 @@ class CapturedPieces(TokenSource):
         if is_first:
             self.seconds += found["seconds"].item()  # what it took when it was captured
         return batches_from_arrays(found, self.adapter.model.device)
-
-
-def part_of(selection: Selection, contexts: range) -> tuple[Selection, Int[np.ndarray, " token"]]:
-    """Return the part of a selection that some contexts make up, and the rows of its tokens in the token table."""
-    rows = rows_of(selection, contexts)
-    chosen = slice(contexts.start, contexts.stop)
-    part = replace(
-        selection,
-        windows=selection.windows[chosen],
-        context_index=selection.context_index[chosen],
-        context=selection.context[rows] - contexts.start,
-        position=selection.position[rows],
-        target=selection.target[rows],
-        rare=selection.rare[rows],
-    )
-    return part, rows
 
 
 def batches_as_arrays(batches: Sequence[TokenBatch]) -> dict[str, np.ndarray]:

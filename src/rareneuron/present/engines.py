@@ -29,11 +29,11 @@ ENGINE_WORDS = {
     "gradient": EngineWords(
         method=(
             "Engine: gradient. Effects of all neurons are estimated from the gradient of each token's loss and of a "
-            "random readout, and verified: in 2 % of the cells (one neuron in one context), and in all of neurons "
-            "that move the residual stream far, the rest of the network ran again. Mean effects, their ranks and sums "
-            "per context are verified; the columns ending in half_width have the 95 % interval of what is not known "
-            "about them at these tokens, which is not part of standard errors. KL is estimated only (screen). There is "
-            "no direct effect."
+            "random readout, and verified: in some of the cells (one neuron in one context), and in all of neurons "
+            "that move the residual stream far and may be among the largest, the rest of the network ran again. Mean "
+            "effects, their ranks and sums per context are verified; the columns ending in half_width have the 95 % "
+            "interval of what is not known about them at these tokens, which widens intervals of phases and is not "
+            "part of standard errors. KL is estimated only (screen). There is no direct effect."
         ),
         audited="in patched cells, whose mean Δ was estimated before",
         audit=(

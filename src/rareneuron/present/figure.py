@@ -51,6 +51,7 @@ class Figure:
     needs: str | None = None  # a column without which there is nothing to draw; the column `reason` then says why
     empty: str = NO_EFFECT  # what is said of a frame without rows
     several: bool = False
+    optional: bool = False  # not written to files where there is nothing to draw
 
     def drawn(self, frame: pd.DataFrame, theme: Theme = LIGHT) -> "matplotlib.figure.Figure":
         """Draw a frame, or write on the sheet why there is nothing to draw."""

@@ -47,7 +47,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
     """Return the report as HTML; `found` is what `findings` gave of the run."""
     found = found or findings(run)
     data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
-    sections = [build(found) for build in SECTIONS]
+    sections = [section for build in SECTIONS if (section := build(found)) is not None]
     return (
         page_environment()
         .get_template("report.html.j2")

@@ -13,6 +13,7 @@ from rareneuron.maths.significance import few_contexts
 from rareneuron.present.engines import engine_words
 from rareneuron.present.readable import claims_or_reason, found_or_reason, lacking_parts, verdict
 from rareneuron.present.whose import counts_line, disagreement
+from rareneuron.runs.layers import read_layers
 from rareneuron.runs.rankings import SIGNS, Ranking
 from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
@@ -43,6 +44,7 @@ def study_summary(run: Run) -> dict[str, Any]:
             f"{int((table['delta_loss'] < 0).sum()):,} suppress them; {audit_line(record)}"
         ),
         phases_line(run),
+        *layers_lines(run),
         claims_line(run),
         *missing_lines(run),
     ]
@@ -76,6 +78,25 @@ def missing_lines(run: Run) -> list[str]:
     """Return a line where the last checkpoint lacks groups, tables or nulls, which say why; most runs lack nothing."""
     lacking = lacking_parts(run)
     return [f"Missing: {'; '.join(f'{what} ({why})' for what, why in lacking.items())}"] if lacking else []
+
+
+def layers_lines(run: Run) -> list[str]:
+    """Return a line about the units of all layers, where a study looked at them."""
+    if not run.has_layers():
+        return []
+    found = read_layers(run.folder())
+    told = []
+    for kind in ("neuron", "head"):
+        of_kind = found.table[found.table["kind"] == kind]
+        if len(of_kind):
+            top = of_kind.nsmallest(1, "rank").iloc[0]
+            size = f"mean |Δ| {top['abs_delta_loss']:.3g} nats, {top['certainty']}"
+            told.append(f"the largest {kind} of all layers is {top['unit']} ({size})")
+    record = found.record
+    screen = (found.table["certainty"] == "screen").any()
+    how = "nothing was verified, so the order is a screen" if screen else f"{record.n_patched:,} cells patched"
+    undecided = f"; {len(record.undecided)} undecided at rank {record.rank}" if record.undecided else ""
+    return [f"Layers: {'; '.join(told)}; {how}{undecided}"]
 
 
 def claims_line(run: Run) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from rareneuron.conclude.layers import layer_profile
+from rareneuron.errors import RareNeuronError
 from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
 from rareneuron.maths.released import FIT, LATE_FIT, ReleasedPhases
@@ -20,6 +22,27 @@ def groups_table(run: Run, step: int | None = None) -> pd.DataFrame:
     table = run.effects(step)
     members = [table.iloc[index] for index in (groups.boosting, groups.suppressing)]
     return pd.concat(members).reindex(columns=GROUP_COLUMNS).reset_index(drop=True)
+
+
+UNIT_COLUMNS = ["unit", "abs_delta_loss", "abs_delta_loss_se", "abs_delta_loss_half_width", "delta_loss"]
+UNIT_COLUMNS += ["common_abs_delta_loss", "here_share", "certainty", "undecided"]
+
+
+def largest_units(run: Run, step: int | None, units: str, top: int) -> pd.DataFrame:
+    """Return the units with the largest mean |Δ| of all layers, neurons and heads apart or together."""
+    table = run.layers(step)
+    if units != "both":
+        table = table[table["kind"] == units.removesuffix("s")]
+    return table.nlargest(top, "abs_delta_loss").reindex(columns=UNIT_COLUMNS).reset_index(drop=True)
+
+
+def layer_profiles(run: Run, step: int | None, units: str) -> pd.DataFrame:
+    """Return one row per layer and kind of unit: shares of all effects, rare over common, with intervals."""
+    there = set(run.layers(step)["kind"])
+    kinds = [kind for kind in ("neurons", "heads") if kind.removesuffix("s") in there and units in ("both", kind)]
+    if not kinds:
+        raise RareNeuronError(f"The study of {run.path} looked at no {units}. Those it has: {', '.join(there)}.")
+    return pd.concat([layer_profile(run, step, kind).assign(kind=kind) for kind in kinds], ignore_index=True)
 
 
 def beside_nulls(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

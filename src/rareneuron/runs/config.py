@@ -16,19 +16,23 @@ from rareneuron.maths import Definitions
 PAPER_TOKENS = 25_088
 EMBEDDED_TOKENS = 2_000
 
-ENGINE_NAMES = ["closed-form", "gradient", "patching"]  # of `measure.engines`, which adds those that are registered
+AUTO = "auto"  # of settings that the model decides
+ENGINE_NAMES = ["closed-form", "gradient", "patching"]  # of `measure.engines`; registered ones are added
 CHOICES: dict[str, Sequence[str]] = {
     "counts_from": ("auto", "model", "corpus", "merges"),
     "rarity": get_args(Rule),
     "reference": ("analysed", "all"),
+    "units": ("neurons", "heads", "both"),
     "engine": ENGINE_NAMES,
     "dtype": ("float32", "float64"),
     "definitions": get_args(Definitions),
     "executor": ("local", "ray"),
 }
+DECIDED_LATER = {"engine", "reference"}  # settings that may be left to us
 PACKAGED_NAMES = ("smollm2",)  # of `models.packaged`
 FREE = {"out", "memory", "device", "steps", "executor", "workers", "address", "shard"}  # decide no result
 PATHS = ("model", "data", "counts", "out")  # settings that may name one
+SEVERAL = ("steps", "layers")  # settings that may be several numbers
 LARGEST_TOML = 2**20
 AT_LEAST = {"context_length": 8, "n_tokens": 1, "group_size": 2, "n_random": 200, "max_corpus_tokens": 1, "seed": 0}
 AT_LEAST |= {"workers": 1, "per_context": 1}
@@ -59,8 +63,11 @@ class StudyConfig:
     per_context: int | None = None  # rare targets a context gives at most; 16, fewer or more where 80 contexts need it
     context_length: int = 256
     layer: int = -1
-    reference: str = "analysed"  # n̄ over the analysed tokens (paper) or over all positions
-    engine: str = "closed-form"
+    reference: str = AUTO  # n̄ over the analysed tokens (paper) or over all positions, as behind earlier layers
+    engine: str = AUTO  # closed form where it is exact, else gradients with a certificate, else patching
+    layers: str | tuple[int, ...] | None = None  # whose units are estimated besides: "all", or numbers
+    units: str = "both"  # which of them: neurons, attention heads
+    verify: float | int = 0.02  # share of the cells that are patched at most, to verify estimates
     definitions: str = "paper"  # the paper's text, or what its authors' released scripts compute
     group_size: int = 50
     n_random: int = 1000  # and as many matched to either group; p can't be below 2/(n_random + 1)
@@ -83,7 +90,7 @@ class StudyConfig:
             if isinstance(value, str) and (not value or "\0" in value):
                 raise InvalidConfig(f"{name} = {value!r} names nothing. Give it a value, or leave it out.")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and not (name in DECIDED_LATER and getattr(self, name) == AUTO):
                 raise InvalidConfig(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(choices)}.")
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
@@ -98,6 +105,13 @@ class StudyConfig:
             )
         if self.steps not in (None, "all"):
             self._check_steps()
+        if self.layers not in (None, "all"):
+            self._check_layers()
+        if not 0 <= self.verify <= 1:
+            raise InvalidConfig(
+                f"verify = {self.verify} must be a share of the cells, from 0 (nothing is verified) to 1. The default "
+                "is 0.02."
+            )
         if self.counts is not None and self.counts_from != "auto":
             raise InvalidConfig(
                 f"counts = {self.counts!r} and counts_from = {self.counts_from!r} both say whose counts decide what is "
@@ -117,6 +131,15 @@ class StudyConfig:
             raise InvalidConfig(
                 f'steps = {shown!r} are not checkpoints. Use "all", or numbers from 0 on, each once, such as '
                 "0,512,143000."
+            )
+
+    def _check_layers(self) -> None:
+        layers = self.layers
+        if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
+            shown = layers if isinstance(layers, str) else ",".join(map(str, layers or ()))
+            raise InvalidConfig(
+                f'layers = {shown!r} are no layers. Use "all", or numbers, each once, such as 0,5,-1; negative ones '
+                "count from the end."
             )
 
     @property
@@ -204,8 +227,9 @@ class StudyConfig:
                 f"nothing. Those that exist, with their defaults: {listing}."
             )
         values = dict(settings)
-        if isinstance(values.get("steps"), Iterable) and not isinstance(values["steps"], str):
-            values["steps"] = tuple(values["steps"])
+        for name in SEVERAL:
+            if isinstance(values.get(name), Iterable) and not isinstance(values[name], str):
+                values[name] = tuple(values[name])
         for name, value in values.items():
             if not fits(known[name], value):
                 wanted = getattr(known[name].type, "__name__", known[name].type)
@@ -222,7 +246,7 @@ def default_of(field: "Field[Any]") -> Any:
 def fits(field: "Field[Any]", value: Any) -> bool:
     """Return whether a TOML value has the field's type. Whole numbers pass for decimals; true and false don't."""
     if isinstance(value, tuple):
-        return field.name == "steps" and all(type(step) is int for step in value)
+        return field.name in SEVERAL and all(type(number) is int for number in value)
     if get_args(field.type) and all(isinstance(choice, str) for choice in get_args(field.type)):
         return isinstance(value, str)  # which one is checked with the other choices
     allowed = {t.strip() for t in str(getattr(field.type, "__name__", field.type)).split("|")}

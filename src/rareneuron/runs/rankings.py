@@ -20,6 +20,7 @@ from rareneuron.maths.phase_fit import fit_phases
 from rareneuron.maths.phases import ContextSums, Phases
 from rareneuron.maths.rank_curve import RankCurve, local_slope, rank_curve
 from rareneuron.maths.released import ReleasedPhases, released_phases
+from rareneuron.maths.significance import Z
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
 from rareneuron.runs.layout import PHASE_ARRAYS, PHASES
 from rareneuron.runs.options import with_option
@@ -101,7 +102,7 @@ def fit_ranking(
     """Return one ranking's phases by the paper's definitions, with nulls and bootstrap."""
     curve = layer_curve(effects, ranking)
     by_rank = RankCurve(value=curve.value, neuron=curve.rank - 1)  # as the columns of its sums
-    sums = ranked_sums(curve, context_sums, ranking)
+    sums = ranked_sums(curve, context_sums, ranking, effects)
     return fit_phases(by_rank, sums, generator(seed, "phases", RANKINGS.index(ranking)), n_draws=n_draws)
 
 
@@ -115,11 +116,14 @@ def released_ranking(effects: pd.DataFrame, ranking: str) -> ReleasedPhases:
     return released_phases(layer_curve(effects, ranking))
 
 
-def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking) -> ContextSums | None:
+def ranked_sums(
+    curve: RankCurve, context_sums: Mapping[str, np.ndarray], ranking: Ranking, effects: pd.DataFrame
+) -> ContextSums | None:
     """Return the sums that the bootstrap resamples: columns by rank, for contexts that have such targets.
 
-    None, so no bootstrap, with fewer than two contexts, and for the rankings of one sign: a mean that crosses 0 in a
-    draw has no logarithm there, and any substitute would decide the interval.
+    What verification left open about estimated means widens the intervals too. None, so no bootstrap, with fewer than
+    two contexts, and for the rankings of one sign: a mean that crosses 0 in a draw has no logarithm there, and any
+    substitute would decide the interval.
     """
     if COLUMN[ranking] == "delta_loss":
         return None
@@ -128,7 +132,9 @@ def ranked_sums(curve: RankCurve, context_sums: Mapping[str, np.ndarray], rankin
     if has_tokens.sum() < 2:
         return None
     sums: Shaped[np.ndarray, "context neuron"] = context_sums[COLUMN[ranking]][has_tokens][:, curve.neuron]
-    return ContextSums(sums=sums, n_tokens=n_tokens[has_tokens])
+    half_width = effects.get(f"{COLUMN[ranking]}_half_width")  # of estimates; other engines leave nothing open
+    error = None if half_width is None else half_width.to_numpy()[curve.neuron] / Z
+    return ContextSums(sums=sums, n_tokens=n_tokens[has_tokens], error=error)
 
 
 def as_record(phases: Found | Unavailable) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.gauge import Gauge
-from rareneuron.runs.config import FREE, StudyConfig, default_of
+from rareneuron.runs.config import AUTO, DECIDED_LATER, FREE, StudyConfig, default_of
 
 LARGEST = 10**15  # beyond what is counted or measured here; Python prints and converts all below
 LONGEST_SHOWN = 60  # characters of a value that is refused
@@ -63,6 +63,16 @@ class ClosedFormRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradientCheck:
+    """Estimates by gradient held against the closed form, for all neurons of the last layer at some tokens."""
+
+    n_tokens: Count
+    spearman: float  # of mean |Δ| over neurons
+    pearson: float  # of mean Δ
+    median_error: float  # relative, of mean |Δ| of the largest hundred
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """A seeded sample of (token, neuron) pairs, computed again in float64: total and direct Δ and KL."""
 
@@ -70,6 +80,7 @@ class Audit:
     max_error: float  # nats, over all three
     rms_error: float  # nats, of the total Δ
     rms_delta_loss: float  # of the same pairs, for comparison with the error
+    check: GradientCheck | None = None  # of an engine that estimates by gradient, where the last layer can tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +98,19 @@ class StepRecord:
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
     rates: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersRecord:
+    """What a checkpoint's estimates of several layers rest on: `layers.json`."""
+
+    layers: tuple[Count, ...]  # from 0
+    n_cells: Count  # one unit in one context; of units that aren't exact by themselves
+    n_patched: Count
+    n_flagged: Count  # units that move the residual stream far
+    rank: Count  # how many of the largest neurons patching was to decide about
+    undecided: tuple[str, ...]  # neurons that may be among them or not
+    check: GradientCheck | None = None  # of estimates at the last layer; None where it has no closed form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +203,18 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     timings: tuple[StudyTiming, ...] = ()
 
+    def __post_init__(self) -> None:
+        open_settings = [name for name in sorted(DECIDED_LATER) if getattr(self.config, name) == AUTO]
+        if open_settings:
+            raise ValueError(f"a run's {open_settings[0]} is decided, and not {AUTO!r}")
+
     @property
     def version(self) -> str:
         """The version of the package that began the run."""
         return str(self.environment.get("rareneuron", "unknown"))
 
 
-def as_json(record: Manifest | StepRecord) -> dict[str, Any]:
+def as_json(record: Manifest | StepRecord | LayersRecord) -> dict[str, Any]:
     """Return a record as plain values for JSON, with only those settings that decide results."""
     out = asdict(record)
     return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out

@@ -17,6 +17,7 @@ from rareneuron.runs.files import read_record, read_table, read_tensors
 from rareneuron.runs.layout import (
     CONTEXT_SUMS,
     EFFECTS,
+    LAYERS_RECORD,
     MANIFEST,
     STEP_RECORD,
     TOKEN_LOSS,
@@ -115,6 +116,18 @@ class Run(Shown):
     def trajectory(self) -> pd.DataFrame:
         """Return one row per checkpoint: losses, effects, phases, overlap of rankings (docs/run-folder.md)."""
         return read_table(self.path / TRAJECTORY)
+
+    def has_layers(self, step: int | None = None) -> bool:
+        """Return whether the study looked at the units of several layers at a checkpoint."""
+        names = self._store.finished_steps()
+        name = step_folder(step) if step is not None or not names else names[-1]
+        return (self._store.step(name) / LAYERS_RECORD).is_file()
+
+    def layers(self, step: int | None = None) -> pd.DataFrame:
+        """Return one row per unit of every layer that `--layers` asked for: effects, half-widths, how sure they are."""
+        from rareneuron.runs.layers import read_layers
+
+        return read_layers(self.folder(step)).table
 
     def groups(self, step: int | None = None) -> NeuronGroups:
         """Return the boosting, suppressing and random groups."""

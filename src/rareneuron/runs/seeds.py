@@ -19,6 +19,8 @@ STREAMS = {
     "experiments": 6,  # which contexts whole groups are ablated in
     "claims": 7,  # by name
     "checks": 8,  # by name
+    "layers": 10,  # signs of random readouts, which cells are patched, which tokens the closed form checks
+    "layer profile": 11,  # contexts resampled
     "reference text": 9,  # in which order contexts say what the model predicts on average; of seed 0 always
 }
 

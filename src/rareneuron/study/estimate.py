@@ -10,6 +10,8 @@ from rareneuron.data.selection import CONTEXTS_WANTED, PER_CONTEXT
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.base import Workload
+from rareneuron.measure.engines.gradient import PASSES
+from rareneuron.measure.layers import layers_asked
 from rareneuron.models.anatomy import layer_index
 from rareneuron.models.checkpoints import label
 from rareneuron.models.shape import ModelShape
@@ -27,6 +29,9 @@ LAST_SECONDS = 15.0  # experiments with whole groups and the explorer's details,
 ELEMENT_SECONDS = (
     4e-9  # of a forward pass, for each number of a block's residual stream (8 times) and of its neurons (2)
 )
+PATCHED_CELLS = 4_000  # that decide who is among the largest, where the budget allows
+CELL_PASSES = 0.7  # forward passes that a cell takes, on average over layers
+LONG_SECONDS = 3600.0  # beyond, fewer tokens are offered
 OVERHEAD = 2.0  # of the model's own unigrams over their matrix products
 
 
@@ -43,6 +48,7 @@ class Estimate:
     effects_seconds: float  # per checkpoint
     phases_seconds: float  # per checkpoint
     groups_seconds: float  # per checkpoint
+    layers_seconds: float  # per checkpoint, of the units of all layers that are asked for
     last_seconds: float  # at the last checkpoint, where it is open
     memory_gib: float
     disk_mib: float
@@ -51,6 +57,7 @@ class Estimate:
     def seconds(self) -> float:
         """Seconds for all open checkpoints."""
         each = self.capture_seconds + self.effects_seconds + self.phases_seconds + self.groups_seconds
+        each += self.layers_seconds
         return self.counts_seconds + self.n_open * each + self.last_seconds
 
 
@@ -63,21 +70,23 @@ def estimate(plan: Plan, rate: float | None = None) -> Estimate:
     rate = float32_rate() if rate is None else rate
     positions, work = expected_work(plan)
     elements = positions * shape.n_layers * (8 * shape.d_model + 2 * shape.d_mlp)
-    kind = engine_kind(plan.config.engine)
+    kind = plan.engines[0] if plan.engines else engine_kind(plan.config.engine)
     memory = plan.config.memory * 2**30
     tables = min(kind.table_bytes(shape), (1 - HELD) * memory)
     captured = min(4 * work.n_tokens * (shape.d_mlp + shape.d_model), HELD * memory)
     n_open = len(plan.open)
+    capture = work.forward / rate + ELEMENT_SECONDS * elements
     return Estimate(
         shape=shape,
         n_open=n_open,
         gflops=rate / 1e9,
         n_contexts=work.n_contexts,
         counts_seconds=counts_seconds(plan, rate),
-        capture_seconds=work.forward / rate + ELEMENT_SECONDS * elements,
+        capture_seconds=capture,
         effects_seconds=kind.operations(work) / rate,
         phases_seconds=phases_seconds(plan.config.definitions, shape.d_mlp),
         groups_seconds=GROUPS_SECONDS * plan.config.n_random,
+        layers_seconds=layers_passes(plan.config, shape, work) * capture / work.n_contexts,
         last_seconds=LAST_SECONDS if plan.checkpoints[-1] in plan.open else 0.0,
         memory_gib=(4 * shape.n_params + tables + captured + LIBRARIES) / 2**30,
         disk_mib=n_open * (16 * min(work.n_contexts, 4096) * shape.d_mlp + 400 * shape.d_mlp) / 2**20,
@@ -101,6 +110,26 @@ def expected_work(plan: Plan) -> tuple[float, Workload]:
         vocab=shape.vocab,
     )
     return positions, work
+
+
+def layers_passes(config: StudyConfig, shape: ModelShape, work: Workload) -> float:
+    """Return the forward passes of a context that estimating and verifying several layers take; 0 where none are asked.
+
+    Patching ends when nothing that matters is undecided, so a number of cells is assumed that studies have needed.
+    """
+    if config.layers is None:
+        return 0.0
+    n_layers = len(layers_asked(config, shape.n_layers))
+    cells = min(config.verify * n_layers * shape.d_mlp * work.n_contexts, PATCHED_CELLS)
+    return PASSES * work.n_tokens + CELL_PASSES * cells
+
+
+def fewer_tokens(plan: Plan, e: Estimate) -> str | None:
+    """Say with how many tokens the units of all layers take an hour, where they take far longer."""
+    if e.layers_seconds < LONG_SECONDS:
+        return None
+    n = max(100, round(plan.config.tokens_wanted * LONG_SECONDS / e.layers_seconds, -2))
+    return f"with --n-tokens {n:,.0f} the layers take about {duration(LONG_SECONDS)} per checkpoint"
 
 
 def rare_per_context(config: StudyConfig) -> float:
@@ -146,9 +175,9 @@ def float32_rate(n: int = 1024, repeats: int = 3) -> float:
     return 2 * n**3 * repeats / (time.perf_counter() - start)
 
 
-def plan_as_dict(plan: Plan) -> dict[str, Any]:
+def plan_as_dict(plan: Plan, e: Estimate | None = None) -> dict[str, Any]:
     """Return the plan and its estimate as plain values for JSON."""
-    e = estimate(plan)
+    e = e or estimate(plan)
     return {
         "out": str(plan.out),
         "checkpoints": [label(c) for c in plan.checkpoints],
@@ -165,7 +194,8 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
 
 def plan_as_text(plan: Plan) -> str:
     """Return the plan and its estimate as text for a terminal."""
-    p = plan_as_dict(plan)
+    e = estimate(plan)
+    p = plan_as_dict(plan, e)
     shape = p["shape"]
     return "\n".join(
         [
@@ -180,10 +210,20 @@ def plan_as_text(plan: Plan) -> str:
             f"Time         about {duration(p['seconds'])} ({duration(p['capture_seconds'])} capture, "
             f"{duration(p['effects_seconds'])} effects, {duration(p['groups_seconds'])} groups and "
             f"{duration(p['phases_seconds'])} phases per checkpoint, at {p['gflops']:.0f} GFLOP/s measured now)",
+            *layers_lines(plan, e),
             f"Memory       about {p['memory_gib']:.1f} GiB",
             f"Disk         about {p['disk_mib']:,.0f} MiB",
         ]
     )
+
+
+def layers_lines(plan: Plan, e: Estimate) -> list[str]:
+    """Return a line about the units of other layers, where they are asked for."""
+    if plan.config.layers is None:
+        return []
+    fewer = fewer_tokens(plan, e)
+    told = f"Layers       about {duration(e.layers_seconds)} of it per checkpoint, estimates and patching that verifies"
+    return [told + (f"; {fewer}" if fewer else "")]
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Plans a study: which checkpoints to compute, and whether that is possible. No weights are read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,17 +10,18 @@ from rareneuron.embedded import SERIES
 from rareneuron.errors import RunFolderError, TooFewNeurons
 from rareneuron.maths.groups import remedy
 from rareneuron.measure.capture import HELD
-from rareneuron.measure.engines import engine_kind
-from rareneuron.measure.engines.base import Asked
+from rareneuron.measure.engines import kinds_to_try
+from rareneuron.measure.engines.base import Asked, EngineKind, refuse_reference
 from rareneuron.measure.identity import check_same_settings, check_same_weights
+from rareneuron.measure.layers import layers_asked
 from rareneuron.models.adapter import device_named
 from rareneuron.models.anatomy import family_of, layer_index
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints, pin, select_steps
 from rareneuron.models.hub import ModelFolder, is_local
-from rareneuron.models.loading import read_config, read_header
+from rareneuron.models.loading import parsed_config, read_config, read_header
 from rareneuron.models.shape import ModelShape, model_shape
 from rareneuron.models.tokenizers import load_tokenizer
-from rareneuron.runs.config import StudyConfig
+from rareneuron.runs.config import AUTO, StudyConfig
 from rareneuron.runs.files import damage, explaining
 from rareneuron.runs.layout import CONTEXTS, LOCK, PARTIAL, TOKENS, UNIGRAMS, step_folder
 from rareneuron.runs.store import RunStore
@@ -42,6 +43,7 @@ class Plan:
     damaged: tuple[str, ...]  # what was found wrong with others
     out: Path
     begun: bool = False  # the tokens are chosen
+    engines: tuple[EngineKind, ...] = ()  # that may serve open checkpoints, the best one first
 
     @property
     def whose_counts(self) -> str:
@@ -88,6 +90,7 @@ def plan_study(config: StudyConfig) -> Plan:
     store = RunStore(config.run_folder)
     with explaining(store.root, "opening"):
         begun = is_begun(store)
+        config = resolved(config, last.folder, store if begun else None)
         if begun:
             check_same_settings(store, config)
         mine = {step_folder(c.step) for c in shard_checkpoints(config, checkpoints)}  # other shards check their own
@@ -107,7 +110,7 @@ def plan_study(config: StudyConfig) -> Plan:
         begun=begun,
     )
     if plan.open:
-        check_model(plan)
+        plan = replace(plan, engines=check_model(plan))
     if not begun:
         check_data(plan)
     return plan
@@ -128,8 +131,25 @@ def is_begun(store: RunStore) -> bool:
     return False
 
 
-def check_model(plan: Plan) -> None:
-    """Refuse missing or damaged weight files, and a layer, engine or group size that the model doesn't allow."""
+def resolved(config: StudyConfig, folder: Path, begun: RunStore | None) -> StudyConfig:
+    """Return the settings with what was left to us decided: as the run has it, or as the layer needs it.
+
+    The engine of a new study is decided when its model is loaded.
+    """
+    if begun is not None:
+        theirs = begun.read_manifest().config
+        left = {name: getattr(theirs, name) for name in ("engine", "reference") if getattr(config, name) == AUTO}
+        return replace(config, **left)
+    if config.reference != AUTO:
+        return config
+    if config.layer == -1:
+        return replace(config, reference="analysed")
+    n_layers = int(parsed_config(folder).num_hidden_layers)
+    return replace(config, reference="analysed" if layer_index(config.layer, n_layers) == n_layers - 1 else "all")
+
+
+def check_model(plan: Plan) -> tuple[EngineKind, ...]:
+    """Return the engines that may serve; refuse missing or damaged weight files, and settings the model rules out."""
     for checkpoint in plan.open:
         if is_local(checkpoint.source):  # what lies on the Hub is fetched, and checked, when it is needed
             read_header(checkpoint_folder(checkpoint).folder)
@@ -149,7 +169,9 @@ def check_model(plan: Plan) -> None:
         memory=int((1 - HELD) * config.memory / sharing * 2**30),
         reference=config.reference,
     )
-    engine_kind(config.engine).refuse(asked)
+    refuse_reference(asked)
+    layers_asked(config, shape.n_layers)  # refuses those that don't exist
+    return kinds_to_try(config.engine, asked)
 
 
 def check_data(plan: Plan) -> None:

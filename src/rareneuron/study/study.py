@@ -20,7 +20,8 @@ from tqdm import tqdm
 from rareneuron.conclude.evidence import write_claims
 from rareneuron.conclude.trajectory import trajectory
 from rareneuron.errors import InvalidConfig, RunFolderError
-from rareneuron.measure.checkpoint import load_checkpoint
+from rareneuron.measure.checkpoint import load_checkpoint, load_weights
+from rareneuron.measure.engines import first_that_serves
 from rareneuron.measure.identity import canonical_names
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.memory import kept_copy
@@ -88,11 +89,11 @@ def run_study(config: StudyConfig, *, model: Any = None, tokenizer: Any = None, 
             plan = plan_study(config)
             for found in plan.damaged:
                 tqdm.write(f"rareneuron: {found}", file=sys.stderr)
-            tokens, first = tokens_stage(store, config, plan, progress)
+            tokens, first, config = tokens_stage(store, plan, progress)
             record_plan(store, plan)
             if is_whole:
                 compute_open(store, config, plan, tokens, first, progress)
-                finish(store, plan.config, len(plan.open), time.perf_counter() - started)
+                finish(store, config, len(plan.open), time.perf_counter() - started)
         if not is_whole:  # the other shards need the lock to begin
             compute_open(store, config, plan, tokens, first, progress)
     except BaseException:
@@ -130,11 +131,15 @@ def remove_unfinished(store: RunStore, made: list[Path]) -> None:
                 break
 
 
-def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:
-    """Return the analysed tokens, chosen now or read back, and the last checkpoint if it was loaded for that."""
+def tokens_stage(store: RunStore, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None, StudyConfig]:
+    """Return the analysed tokens, chosen now or read back, the last checkpoint if it was loaded, and the settings.
+
+    What the model decides about the settings is decided then.
+    """
     if store.manifest.is_file():
-        return reload_tokens(store, config, plan, show)
-    adapter = load_checkpoint(config, plan.checkpoints[-1])
+        return *reload_tokens(store, plan.config, plan, show), plan.config
+    adapter = load_weights(plan.config, plan.checkpoints[-1])
+    config = replace(plan.config, engine=first_that_serves(plan.engines, adapter, plan.config.layer).name)
     tokens = choose_tokens(config, study_corpus(config), adapter, store.root / UNIGRAMS, show=show)
     save_tokens(store, tokens)
     store.write_manifest(
@@ -148,7 +153,7 @@ def tokens_stage(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -
             n_layers=adapter.n_layers,
         )
     )
-    return tokens, adapter
+    return tokens, adapter, config
 
 
 def reload_tokens(store: RunStore, config: StudyConfig, plan: Plan, show: bool) -> tuple[TokenStage, Adapter | None]:

@@ -13,10 +13,11 @@ import pandas as pd
 from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.joint import JOINT
+from rareneuron.conclude.evidence.layers import LAYERS
 from rareneuron.conclude.evidence.phases import PHASES
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
 from rareneuron.conclude.evidence.tables import TABLES
-from rareneuron.conclude.hypotheses import HYPOTHESES, hypotheses
+from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, judge
@@ -28,12 +29,13 @@ from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
-MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT  # by the name of the hypothesis
+MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | LAYERS  # by the name of the hypothesis
 
 
 def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
-    asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign)
+    layers = case.run.has_layers()
+    asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign, layers=layers)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
     return with_warning(claims, case.run.manifest.data.n_contexts)
@@ -82,7 +84,7 @@ def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
             "definitions": run.definitions,
             "level": LEVEL,
             "seed": run.manifest.config.seed,
-            "smallest_effects": {h.name: h.smallest for h in HYPOTHESES},
+            "smallest_effects": {h.name: h.smallest for h in (*HYPOTHESES, *(OF_LAYERS if run.has_layers() else ()))},
             "differs_since": dict(zip(table["column"], since, strict=True)),
             "claims": [as_record(claim) for claim in claims.claims],
             "checks": [asdict(check) for check in claims.checks],

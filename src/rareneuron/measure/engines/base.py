@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
+from rareneuron.errors import InvalidConfig
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
@@ -91,6 +92,24 @@ class Asked:
     reference: str = "all"  # positions over which means are taken
 
 
+def refuse_reference(asked: Asked) -> None:
+    """Refuse a mean over analysed tokens for an earlier layer, where it would stand at every position."""
+    if asked.layer < asked.shape.n_layers - 1 and asked.reference != "all":
+        raise InvalidConfig(
+            f"Layer {asked.layer} acts through later positions too, so a neuron is replaced at every position of a "
+            "context, and a mean over the positions before rare targets would be out of place at the others. Use "
+            "`--reference all`, the mean over all positions."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an engine may spend."""
+
+    memory: int  # bytes of its tables
+    verify: float = 0.02  # share of the cells that it may patch to verify estimates
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """The sizes that decide what an engine costs."""
@@ -102,6 +121,7 @@ class Workload:
     n_neurons: int
     d_model: int
     vocab: int
+    verify: float = 0.02  # share of the cells that are patched at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,5 +136,5 @@ class EngineKind:
     operations: Callable[[Workload], float]  # in its matrix products
     most_pieces: Callable[[Workload], int]  # into which a checkpoint can be cut without losing speed
     table_bytes: Callable[[ModelShape], int]  # that it would hold without a memory limit
-    build: Callable[[Adapter, Selection, int, int, np.random.Generator], Engine]
-    """Takes the model, the tokens, the layer, bytes for tables, and the generator that draws the audit's sample."""
+    build: Callable[[Adapter, Selection, int, Limits, np.random.Generator], Engine]
+    """Takes the model, the tokens, the layer, what may be spent, and the generator that draws the audit's sample."""

@@ -28,6 +28,7 @@ from rareneuron.measure.engines.base import (
     EffectBlock,
     Engine,
     EngineKind,
+    Limits,
     MeanActivations,
     Workload,
 )
@@ -205,10 +206,10 @@ def copies_of_a_block(shape: ModelShape) -> int:
     return BLOCK_COPIES if shape.is_plain else block_copies(output_norm=shape.output_norm, capped=shape.capped)
 
 
-def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: np.random.Generator) -> ClosedForm:
+def build(adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator) -> ClosedForm:
     """Make the engine of a layer behind which there is a readout."""
     W_out = adapter.weights(layer).W_out
-    return ClosedForm(adapter.readout(layer), W_out, len(selection.context), memory=memory, rng=rng)
+    return ClosedForm(adapter.readout(layer), W_out, len(selection.context), memory=limits.memory, rng=rng)
 
 
 CLOSED_FORM = EngineKind(

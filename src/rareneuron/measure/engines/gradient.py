@@ -8,6 +8,7 @@ the patching engine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,39 +16,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
-from rareneuron.errors import InvalidConfig, WrongEffects
-from rareneuron.maths.certificate import Certificate, Estimated, certify
+from rareneuron.errors import WrongEffects
+from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
+from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
 from rareneuron.measure.engines.base import (
     Asked,
     EffectBlock,
     Engine,
     EngineKind,
+    Limits,
     MeanActivations,
     Verified,
     Workload,
+    refuse_reference,
 )
+from rareneuron.measure.gradient_check import gradient_check
 from rareneuron.measure.sums import as_array, statistics_of
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
 from rareneuron.models.gradient import TokenEstimates, estimates
-from rareneuron.models.replay import Replay
 from rareneuron.models.shape import ModelShape
 from rareneuron.models.sites import head_of, site_of
 from rareneuron.runs.records import Audit
 
-FLAG = 0.2  # of the residual stream's median length: a move that no gradient can be trusted with
-VERIFY = 0.02  # share of the cells that are patched besides
 N_DRAWS = 1  # random readouts of a token
 PASSES = 2.0  # forward passes of its context that an analysed token costs
-KINDS = (True, False)  # rare, common
 
 
 class Gradient(Engine):
     """Mean-ablates every neuron of one layer by gradients, and verifies what it says."""
 
-    def __init__(self, adapter: Adapter, selection: Selection, layer: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator
+    ) -> None:
+        self.verify, self.memory = limits.verify, limits.memory
         self.adapter, self.selection = adapter, selection
         self.anatomy = adapter.anatomy
         self.site, self.head = site_of(self.anatomy, layer), head_of(self.anatomy)
@@ -101,7 +105,7 @@ class Gradient(Engine):
         """Keep what verification needs of a batch."""
         kept = {"contexts": contexts, "norms": as_array(batch.resid.double().norm(dim=1))}
         kept |= {"rare_mean": as_array(means.rare), "common_mean": as_array(means.common)}
-        kept["move"] = np.maximum(totals[True].move, totals[False].move)
+        kept["move"] = np.maximum(totals[True].move, totals[False].move)  # [context, unit]
         for kind, total in totals.items():
             kept[f"{named(kind)}_tokens"] = total.n_tokens
             kept |= {f"{named(kind)}_{name}": values for name, values in total.values.items()}
@@ -121,11 +125,13 @@ class Gradient(Engine):
         """Patch the chosen cells; return how far the estimates were off there, or refuse estimates that say nothing."""
         known = joined_evidence(self.absorbed)
         kinds = [estimated(known, kind) for kind in KINDS if known[f"{named(kind)}_tokens"].any()]
-        flagged = known["move"] > FLAG * np.median(known["norms"])
+        flagged = in_doubt(known["rare_absolute"], known["move"], np.median(known["norms"]))
         cells = Cells(self, known, len(kinds))
-        n_cells = round(VERIFY * flagged.size * len(known["contexts"]))
-        self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged)
-        return audit_of(self.certificate, known["rare_tokens"])
+        n_cells = round(self.verify * flagged.size * len(known["contexts"]))
+        enough = small_enough(known["rare_absolute"], known["rare_tokens"])
+        self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged, enough=enough)
+        audit = audit_of(self.certificate, known["rare_tokens"])
+        return replace(audit, check=gradient_check(self.adapter, self.selection, self.rng, self.memory))
 
     def verified(self) -> Verified | None:
         """Return the verified sums of each context, and the half-widths of means."""
@@ -160,62 +166,30 @@ class Cells:
         self, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
     ) -> Float[np.ndarray, "outcome cell"]:
         """Return the exact sums of some cells; contexts are rows of what is known."""
+        engine, kinds = self.engine, KINDS[: self.n_kinds]
         out = np.zeros((2 * self.n_kinds, len(units)))
         for row in np.unique(contexts):
             cells = np.flatnonzero(contexts == row)
-            out[:, cells] = self.of_context(int(self.contexts[row]), units[cells])
+            context = int(self.contexts[row])
+            out[:, cells] = patched_sums(
+                engine.anatomy, engine.head, engine.site, engine.selection, context, self.means, units[cells], kinds
+            )
         return out
-
-    def of_context(self, context: int, units: Int[np.ndarray, " unit"]) -> Float[np.ndarray, "outcome unit"]:
-        """Replay one context for several units; once for both kinds of token if they share a mean."""
-        selection = self.engine.selection
-        index = np.flatnonzero(selection.context == context)
-        rare = selection.rare[index]
-        out = np.zeros((2 * self.n_kinds, len(units)))
-        shared = torch.equal(self.means[True], self.means[False])
-        for kinds in [KINDS[: self.n_kinds]] if shared else [(kind,) for kind in KINDS[: self.n_kinds]]:
-            chosen = np.isin(rare, kinds)
-            if not chosen.any():
-                continue
-            delta = self.replayed(context, selection.position[index[chosen]], self.means[kinds[0]], units)
-            for kind in kinds:
-                of_kind = delta[:, rare[chosen] == kind]
-                i = 2 * KINDS.index(kind)
-                out[i : i + 2] = np.abs(of_kind).sum(1), of_kind.sum(1)
-        return out
-
-    def replayed(
-        self, context: int, position: Int[np.ndarray, " token"], mean: Tensor, units: Int[np.ndarray, " unit"]
-    ) -> Float[np.ndarray, "unit token"]:
-        """Return Δ of each unit at some tokens of a context."""
-        engine = self.engine
-        ids = engine.anatomy.token_ids(engine.selection.windows[[context]])[0]
-        at = torch.from_numpy(position).to(ids.device)
-        replay = Replay(engine.anatomy, engine.head, engine.site, ids, at, mean.to(ids.device))
-        return replay.loss_changes(torch.from_numpy(units).to(ids.device)).delta_loss.cpu().numpy()
-
-
-def named(kind: bool) -> str:
-    """Return the word for a kind of target."""
-    return "rare" if kind else "common"
 
 
 def estimated(known: Mapping[str, np.ndarray], kind: bool) -> Estimated:
     """Return the estimates of one kind of token."""
-    sums = {name: known[f"{named(kind)}_{name}"] for name in SUMS}
+    sums = {name: known[f"{named(kind)}_{name}"] for name in SUMS} | {"move": known["move"]}
     return Estimated(sums=sums, n_tokens=int(known[f"{named(kind)}_tokens"].sum()))
 
 
 def joined_evidence(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join the contexts of several parts; means are the same in all, of moves the longest counts."""
+    """Join the contexts of several parts; means are the same in all."""
     parts = list(parts)
     out = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
-        if name.endswith("_mean"):
-            out[name] = values[0]
-        else:
-            out[name] = np.max(values, axis=0) if name == "move" else np.concatenate(values)
+        out[name] = values[0] if name.endswith("_mean") else np.concatenate(values)
     return out
 
 
@@ -243,13 +217,8 @@ def rules_out(family: Family) -> None:
 
 
 def refuse(asked: Asked) -> None:
-    """Refuse a mean over analysed tokens for an earlier layer, where it would stand at every position."""
-    if asked.layer < asked.shape.n_layers - 1 and asked.reference != "all":
-        raise InvalidConfig(
-            f"Layer {asked.layer} acts through later positions too, so a neuron is replaced at every position of a "
-            "context, and a mean over the positions before rare targets would be out of place at the others. Use "
-            "`--reference all`, the mean over all positions."
-        )
+    """Refuse a mean that can't stand at every position."""
+    refuse_reference(asked)
 
 
 def refuse_model(adapter: Adapter, layer: int) -> None:
@@ -260,7 +229,7 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 def operations(work: Workload) -> float:
     """Return the operations of the passes of every analysed token, and of replays of the cells that are verified."""
     of_context = work.forward / max(1, work.n_contexts)
-    return PASSES * of_context * work.n_tokens + VERIFY * work.forward * work.n_neurons
+    return PASSES * of_context * work.n_tokens + work.verify * work.forward * work.n_neurons
 
 
 def most_pieces(work: Workload) -> int:
@@ -273,9 +242,9 @@ def table_bytes(shape: ModelShape) -> int:
     return 0
 
 
-def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: np.random.Generator) -> Gradient:
+def build(adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator) -> Gradient:
     """Make the engine of a layer."""
-    return Gradient(adapter, selection, layer, rng)
+    return Gradient(adapter, selection, layer, limits, rng)
 
 
 GRADIENT = EngineKind(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.measure.capture import TokenBatch
-from rareneuron.measure.engines.base import Asked, EffectBlock, Engine, EngineKind, MeanActivations, Workload
+from rareneuron.measure.engines.base import Asked, EffectBlock, Engine, EngineKind, Limits, MeanActivations, Workload
 from rareneuron.measure.sums import statistics_of
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
@@ -109,7 +109,7 @@ def table_bytes(shape: ModelShape) -> int:
     return 0
 
 
-def build(adapter: Adapter, selection: Selection, layer: int, memory: int, rng: np.random.Generator) -> Patching:
+def build(adapter: Adapter, selection: Selection, layer: int, limits: Limits, rng: np.random.Generator) -> Patching:
     """Make the engine of a layer; it needs no memory of its own and draws nothing."""
     return Patching(adapter, selection, layer)
 

@@ -26,6 +26,7 @@ MODULES = (
     "deviation",
     "alpha_hill",
     "spectrum",
+    "layers",
     "claims",
 )
 FIGURES: dict[str, Figure] = {
@@ -51,4 +52,5 @@ def write_figures(run: Run, sheets: Sheets | None = None) -> list[Path]:
     """Write every figure to RUN/figures/NAME.svg, and return the paths; `sheets` are figures of it already drawn."""
     sheets = sheets or Sheets(run)
     folder = run.path / "figures"
-    return [save_figure(sheets.of(made), folder / f"{name}.svg") for name, made in FIGURES.items()]
+    shown = {name: made for name, made in FIGURES.items() if not (made.optional and made.reason(made.frame(run)))}
+    return [save_figure(sheets.of(made), folder / f"{name}.svg") for name, made in shown.items()]

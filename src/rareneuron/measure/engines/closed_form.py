@@ -40,7 +40,8 @@ from rareneuron.runs.records import Audit
 
 # Operations of a product that take as long as a pair's bounds, and as full sums and higher orders for an entry of the
 # vocabulary: between light effects (a third of it) and heavy ones (three times it), benchmarks/estimates.py.
-PAIR_OPERATIONS, ENTRY_OPERATIONS = 80_000, 7
+PAIR_OPERATIONS = 80_000
+ENTRY_OPERATIONS = {True: 4, False: 10}  # where sums may be compiled, and where a study is too small for that
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
@@ -193,7 +194,8 @@ def operations(work: Workload) -> float:
     narrow = directions + 1 + weights * directions
     per_token = narrow * work.d_model + weights * work.n_neurons
     products = 2.0 * work.vocab * (work.d_model * work.n_neurons + work.n_tokens * per_token)
-    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + ENTRY_OPERATIONS * work.vocab)
+    an_entry = ENTRY_OPERATIONS[compiling_pays(work.n_tokens, work.n_neurons, work.vocab)]
+    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + an_entry * work.vocab)
 
 
 def most_pieces(work: Workload) -> int:

@@ -74,7 +74,8 @@ def compared(config) -> dict[str, Any]:
         "closed_form": beside(expected.effects_seconds, closed),
     }
     for layer in (last, adapter.n_layers // 2):
-        by_patching = estimate(replace(plan, config=replace(config, engine="patching", layer=layer), engines=()), rate())
+        patched = replace(plan, config=replace(config, engine="patching", layer=layer), engines=())
+        by_patching = estimate(patched, rate())
         few, _ = part_of(selection, range(min(8, n)))
         spent = 0.0
         for kind, mean in ((True, means[0].rare), (False, means[0].common)):
@@ -128,7 +129,8 @@ def main() -> None:
     parser.add_argument("--counts")
     parser.add_argument("--n-tokens", type=int, default=400)
     chosen = parser.parse_args()
-    common = {"engine": "closed-form", "n_tokens": chosen.n_tokens, "max_corpus_tokens": 300_000, "out": "runs/never-written"}
+    common = {"n_tokens": chosen.n_tokens, "max_corpus_tokens": 300_000, "out": "runs/never-written"}
+    common["engine"] = "closed-form"
     if chosen.model is not None:
         config = rn.StudyConfig(model=chosen.model, data=chosen.data, counts=chosen.counts, **common)
         print(json.dumps({"model": chosen.model} | compared(config)))

@@ -47,6 +47,7 @@ def compared(config) -> dict[str, Any]:
     from rareneuron.measure.checkpoint import load_checkpoint
     from rareneuron.measure.effects import mean_activations
     from rareneuron.measure.engines import engine_kind
+    from rareneuron.measure.engines.base import Limits
     from rareneuron.measure.pieces import CapturedPieces
     from rareneuron.models.patching import patched_loss_changes
     from rareneuron.runs.seeds import generator
@@ -63,7 +64,7 @@ def compared(config) -> dict[str, Any]:
     source = CapturedPieces(adapter, part, last, memory=2**31)
     means = []
     capture = seconds_of(lambda: means.append(mean_activations(source, "analysed", lambda _: None)))
-    engine = engine_kind("closed-form").build(adapter, part, last, 2**31, generator(0, "audit"))
+    engine = engine_kind("closed-form").build(adapter, part, last, Limits(memory=2**31), generator(0, "audit"))
     first, again = (seconds_of(lambda: [None for _ in engine.blocks(source.again(), means[0])]) for _ in range(2))
     closed = first - again + again * len(selection.context) / len(part.context)  # tables are made once
     expected = estimate(plan, rate())
@@ -73,7 +74,8 @@ def compared(config) -> dict[str, Any]:
         "closed_form": beside(expected.effects_seconds, closed),
     }
     for layer in (last, adapter.n_layers // 2):
-        by_patching = estimate(replace(plan, config=replace(config, engine="patching", layer=layer)), rate())
+        patched = replace(plan, config=replace(config, engine="patching", layer=layer), engines=())
+        by_patching = estimate(patched, rate())
         few, _ = part_of(selection, range(min(8, n)))
         spent = 0.0
         for kind, mean in ((True, means[0].rare), (False, means[0].common)):
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--n-tokens", type=int, default=400)
     chosen = parser.parse_args()
     common = {"n_tokens": chosen.n_tokens, "max_corpus_tokens": 300_000, "out": "runs/never-written"}
+    common["engine"] = "closed-form"
     if chosen.model is not None:
         config = rn.StudyConfig(model=chosen.model, data=chosen.data, counts=chosen.counts, **common)
         print(json.dumps({"model": chosen.model} | compared(config)))

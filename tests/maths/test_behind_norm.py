@@ -12,6 +12,7 @@ from rareneuron.maths import behind_norm
 from rareneuron.maths.ablation import AblationEngine, ablation_engine, delta_loss
 from rareneuron.maths.behind_norm import BehindNormEngine
 from rareneuron.maths.capped_expansion import expand
+from rareneuron.maths.fused import FOLLOWING
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.pair_effects import TOLERANCE
 from rareneuron.maths.table_memory import best_layout, engine_memory, fixed_and_per_neuron
@@ -85,6 +86,21 @@ def test_kl_agrees_with_the_definition(precision, kind):
     truth = oracles.kl(case.readout, case.resid, case.shift, case.W_out, case.mlp_out)
     assert truth.max() > 0.02
     torch.testing.assert_close(effects(case, precision).kl.double(), truth, rtol=0, atol=ATOL[precision])
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("size", [0.05, 0.3, 3.0])
+def test_compiled_sums_find_the_same(size, norm):
+    case = behind_norm_case(size=size, vocab=300, norm=norm)
+    truth = effects(case, "reference")
+    loop, plain = (effects(case, compiled=compiled) for compiled in (True, False))
+    assert loop.full_share == plain.full_share > 0.05
+    for name in ("delta_loss", "direct_delta_loss", "kl"):
+        right = getattr(truth, name)
+        # The total effect may lack `FOLLOWING`; float32 rounds changes relative to the largest.
+        scale = max(1.0, right.abs().max().item())
+        torch.testing.assert_close(getattr(loop, name), getattr(plain, name), rtol=0, atol=FOLLOWING + 1e-6 * scale)
+        torch.testing.assert_close(getattr(loop, name).double(), right, rtol=0, atol=TOLERANCE + 2e-5 * scale)
 
 
 @pytest.mark.parametrize("without", ["softcap", "output_norm"])

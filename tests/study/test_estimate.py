@@ -51,3 +51,15 @@ def test_an_estimate_follows_layer_and_cap(tmp_path):
     assert first.capture_seconds == whole.capture_seconds
     assert (last.n_contexts, expected(per_context=1).n_contexts) == (80, 400)
     assert whole.capture_seconds / last.capture_seconds == pytest.approx(11 / 10)
+
+
+def test_a_norm_behind_the_mlp_and_a_cap_cost_products_of_their_own():
+    plain = Workload(forward=0.0, resumed=1.0, n_contexts=10, n_tokens=100, n_neurons=300, d_model=100, vocab=1_000)
+    operations = engine_kind("closed-form").operations
+    product = 2.0 * 1_000 * 100 * 100  # of the width of the model, for all tokens
+    normed, capped, both = (
+        operations(replace(plain, **more)) - operations(plain)
+        for more in ({"output_norm": True}, {"capped": True}, {"output_norm": True, "capped": True})
+    )
+    # The norm: H, and H A. The cap: a second weight, with G A, H A and, of thrice the width, B².
+    assert (normed, capped, both) == (2 * product, (1 + 3) * product, (2 + 2 + 3) * product)

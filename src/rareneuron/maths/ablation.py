@@ -41,24 +41,12 @@ from rareneuron.maths.expansion import (
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.fused import compiling_pays, takes_compiled_sums
+from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
 
-ELEMENTS_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once: 16 MB
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronTables:
-    """B of some neurons, and what is derived from it."""
-
-    neurons: slice
-    W: Float[Tensor, "neuron d_model"]  # ŵ
-    B: Float[Tensor, "neuron vocab"]
-    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where nothing is expanded
-    lowest: Float[Tensor, " neuron"]
-    highest: Float[Tensor, " neuron"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +55,11 @@ class Wanted:
 
     full: tuple[tuple[int, int], ...]  # in the dtype of the computation
     low: tuple[tuple[int, int], ...]  # in that of fast products
-    worth: float  # share of a neuron's tokens over the tolerance from which this costs less than full sums
+    worth: tuple[float, float]  # share of tokens over the tolerance from which it pays: beside sums by torch, compiled
 
 
-FOR_THIRD = Wanted(full=((0, 2),), low=((0, 3), (0, 4), (1, 2), (2, 1)), worth=0.03)
-FOR_FOURTH = Wanted(full=((0, 3), (1, 2), (2, 1)), low=((1, 3), (2, 2), (3, 1)), worth=0.06)
+FOR_THIRD = Wanted(full=((0, 2),), low=((0, 3), (0, 4), (1, 2), (2, 1)), worth=(0.03, 0.3))
+FOR_FOURTH = Wanted(full=((0, 3), (1, 2), (2, 1)), low=((1, 3), (2, 2), (3, 1)), worth=(0.06, 0.4))
 
 
 class AblationEngine:
@@ -156,23 +144,9 @@ class AblationEngine:
         """Tables of some neurons; held while the next call asks for the same."""
         if self._held is None or self._held.neurons != neurons:
             self._held = None  # memory holds one set
-            W = self.W_double[neurons].to(self.dtype)
-            B = W @ self.A.T
-            squared = self._squared(B) if self.expands else None
-            lowest, highest = B.aminmax(dim=1)
-            self._held = NeuronTables(neurons=neurons, W=W, B=B, B_squared=squared, lowest=lowest, highest=highest)
+            dtype = self.product_dtype if self.expands else None
+            self._held = neuron_tables(neurons, self.W_double[neurons].to(self.dtype), self.A, squared_dtype=dtype)
         return self._held
-
-    def _squared(self, B: Tensor) -> Tensor:
-        """B² in the dtype of fast products, without a float32 copy of the whole."""
-        out = torch.empty(B.shape, dtype=self.product_dtype, device=B.device)
-        for rows, part in zip(out.split(self._rows), B.split(self._rows), strict=True):
-            rows.copy_(part.square())
-        return out
-
-    @property
-    def _rows(self) -> int:
-        return max(1, ELEMENTS_AT_ONCE // len(self.A))
 
     def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
         """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
@@ -238,11 +212,14 @@ class AblationEngine:
         at = (slice(None), pairs[:, 0], pairs[:, 1])
         first = delta[at]
         delta += kl
-        farthest_B = torch.maximum(tables.highest, -tables.lowest)
         # Taken off before the sum, κ₁ leaves KL its digits; a large one would only round the sum, and stays in.
         origin = first.masked_fill(first.abs() > 1, 0)
-        how = {"fast": self.expands, "compiled": self.compiled}
-        rest = full_sums(clean, target, tables.B, farthest_B, pairs, changes, origin, **how)
+        t, neuron = pairs.T
+        b = torch.stack([c.b[t, neuron] for c in changes])
+        along = torch.stack([torch.zeros_like(b[0]) if c.a is None else c.a[t, neuron] for c in changes])[:, None]
+        farthest = clean.farthest_G[None], tables.farthest
+        seen = clean.p, clean.logp, clean.G[None], tables.B, farthest, target
+        rest = full_sums(*seen, pairs, along, b, origin, fast=self.expands, compiled=self.compiled)
         delta[at] = origin + rest
         kl[at] = rest - (first - origin)
         kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
@@ -258,8 +235,9 @@ class AblationEngine:
         neurons = torch.arange(flagged.shape[1], device=flagged.device)
         for order, wanted in ((3, FOR_THIRD), (4, FOR_FOURTH)):
             share = flagged[:, neurons].float().mean(0)
-            heavy = (share > wanted.worth).nonzero()[:, 0]
-            if share[heavy].sum() <= wanted.worth * (len(heavy) + AS_MANY_AS):
+            worth = wanted.worth[self.compiled]
+            heavy = (share > worth).nonzero()[:, 0]
+            if share[heavy].sum() <= worth * (len(heavy) + AS_MANY_AS):
                 break
             neurons = neurons[heavy]
             moments = moments.joined(self._moments(clean, tables, moments.reach[:, heavy], neurons, wanted), heavy)
@@ -291,7 +269,10 @@ class AblationEngine:
     ) -> Moments:
         """E_p[G^j B^k] of some neurons, by pieces of the vocabulary."""
         shape = (len(clean.p), len(neurons))
-        of = {jk: torch.zeros(shape, dtype=self.dtype, device=clean.p.device) for jk in (*wanted.full, *wanted.low)}
+        precise, rounded = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
+        # E B² is there already where fast products round no more than others.
+        full = [jk for jk in wanted.full if jk != (0, 2) or rounded > precise]
+        of = {jk: torch.zeros(shape, dtype=self.dtype, device=clean.p.device) for jk in (*full, *wanted.low)}
         n_powers = max(k for _, k in of)
         # Kept for all pieces, since fresh memory would be faulted in page by page each time.
         buffer = torch.empty(n_powers, len(neurons), VOCAB_AT_ONCE, dtype=self.dtype, device=clean.p.device)
@@ -304,14 +285,13 @@ class AblationEngine:
             weights = [clean.p[:, piece]]
             for _ in range(max(j for j, _ in of)):
                 weights.append(weights[-1] * clean.G[:, piece])
-            for j, k in wanted.full:
+            for j, k in full:
                 of[j, k] += weights[j] @ powers[k - 1].T  # addmm would round as one long sum does
             rough = {j: weights[j].to(self.product_dtype) for j, _ in wanted.low}
             for k in {k for _, k in wanted.low}:
                 low.copy_(powers[k - 1])
                 for j in (j for j, other in wanted.low if other == k):
                     of[j, k] += rough[j] @ low.T
-        precise, rounded = ROUNDING[self.dtype], ROUNDING[self.product_dtype]
         rounding = {2: precise, 3: precise if (0, 3) in wanted.full else rounded, 4: rounded}
         return Moments(of=of, reach=reach, rounding=rounding)
 
@@ -326,11 +306,11 @@ def ablation_engine(
 ) -> "AblationEngine | BehindNormEngine":
     """Return the engine that serves a readout: neurons may act through an output norm, and logits be soft-capped.
 
-    `compiled` is as for `AblationEngine`; the engine behind norms and caps sums with torch.
+    `compiled` is as for `AblationEngine`; behind a cap sums are torch's.
     """
     if readout.is_plain:
         return AblationEngine(readout, W_out, precision=precision, memory=memory, compiled=compiled)
-    return BehindNormEngine(readout, W_out, precision=precision, memory=memory)
+    return BehindNormEngine(readout, W_out, precision=precision, memory=memory, compiled=compiled)
 
 
 def delta_loss(

@@ -29,13 +29,15 @@ from rareneuron.maths.capped_expansion import (
     token_sums,
 )
 from rareneuron.maths.expansion import ROUGHLY_AT_ONCE, ROUNDING, VOCAB_AT_ONCE, pieces
+from rareneuron.maths.full_sum import full_sums as uncapped_sums
+from rareneuron.maths.fused import takes_compiled_sums
+from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.softcap import change_from_tanh
 from rareneuron.maths.table_memory import best_layout, fast_product_dtype
 
 ELEMENTS_AT_ONCE = 2**20  # pair · vocab in a full sum: 4 MB in float32, what a core's cache holds
-SQUARED_AT_ONCE = 2**22  # neuron · vocab squared in float32 at once
 UNDERFLOW = 50.0  # nats: e^50 · p is still nothing where p underflowed in float32
 
 
@@ -45,18 +47,6 @@ class Directions:
 
     along: Float[Tensor, "kind direction token neuron"]
     b: Float[Tensor, "kind token neuron"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tables:
-    """B of some neurons, and what is derived from it."""
-
-    neurons: slice
-    W: Float[Tensor, "neuron d_model"]  # ŵ
-    B: Float[Tensor, "neuron vocab"]
-    B_squared: Float[Tensor, "neuron vocab"] | None  # in the dtype of fast products; None where it isn't held
-    lowest: Float[Tensor, " neuron"]
-    highest: Float[Tensor, " neuron"]
 
 
 class BehindNormEngine:
@@ -73,11 +63,14 @@ class BehindNormEngine:
         precision: Precision = "fast",
         tolerance: float = TOLERANCE,
         memory: int = 4 * 2**30,
+        compiled: bool | None = None,
     ) -> None:
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.readout, self.norm, self.cap = readout, readout.output_norm, readout.softcap
+        wish = compiled if self.expands and self.cap is None else False
+        self.compiled = takes_compiled_sums(len(readout.W_U), W_out.device, wish)
         self.W = W_out.double()
         self.W_square = self.W.square().sum(-1)
         gain = 1.0 if self.norm is None else self.norm.weight.double()
@@ -92,7 +85,7 @@ class BehindNormEngine:
         self.A = readout.logits_per_direction(dtype)
         if self.cap is None:  # a constant over the vocabulary changes no probability, unless a cap bends it
             self.A -= self.A.mean(0)
-        self._held: Tables | None = None
+        self._held: NeuronTables | None = None
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
         self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
@@ -133,24 +126,13 @@ class BehindNormEngine:
             full_share=n_full / max(1, shift.numel()),
         )
 
-    def _tables(self, neurons: slice) -> Tables:
+    def _tables(self, neurons: slice) -> NeuronTables:
         """Tables of some neurons; held while the next call asks for the same."""
         if self._held is None or self._held.neurons != neurons:
             self._held = None  # memory holds one set
-            W = self.written[neurons].to(self.dtype)
-            B = W @ self.A.T
-            squared = self._squared(B) if self.holds_squares else None
-            lowest, highest = B.aminmax(dim=1)
-            self._held = Tables(neurons=neurons, W=W, B=B, B_squared=squared, lowest=lowest, highest=highest)
+            dtype = self.product_dtype if self.holds_squares else None
+            self._held = neuron_tables(neurons, self.written[neurons].to(self.dtype), self.A, squared_dtype=dtype)
         return self._held
-
-    def _squared(self, B: Tensor) -> Tensor:
-        """B² in the dtype of fast products, without a float32 copy of the whole."""
-        out = torch.empty(B.shape, dtype=self.product_dtype, device=B.device)
-        rows = max(1, SQUARED_AT_ONCE // B.shape[1])
-        for squared, part in zip(out.split(rows), B.split(rows), strict=True):
-            squared.copy_(part.square())
-        return out
 
     def _tokens(self, resid: Tensor, mlp_out: Tensor | None) -> "Residuals":
         centred = self.readout.centre(resid)
@@ -225,7 +207,7 @@ class BehindNormEngine:
         return block, token_sums(block, target, rows, self.A)
 
     def _ablate(
-        self, clean: CleanBlock, sums: TokenSums, tables: Tables, target: Tensor, change: Directions
+        self, clean: CleanBlock, sums: TokenSums, tables: NeuronTables, target: Tensor, change: Directions
     ) -> tuple[Tensor, Tensor, int]:
         """Δ for each kind of change, KL for the first, and how many pairs took the full sum."""
         if self.expands:
@@ -237,14 +219,40 @@ class BehindNormEngine:
             delta, kl = torch.empty_like(change.b), torch.empty_like(change.b[0])
             flagged = torch.ones_like(kl, dtype=torch.bool)
         pairs = flagged.nonzero()
-        full_sums(clean, sums.farthest, tables, target, pairs, change, delta, kl, fast=self.expands)
+        if self.expands and self.cap is None:
+            self._sum_uncapped(clean, sums, tables, target, moments.from_target, pairs, change, delta, kl)
+        else:
+            full_sums(clean, sums.farthest, tables, target, pairs, change, delta, kl, fast=self.expands)
         return delta, kl, len(pairs)
+
+    def _sum_uncapped(
+        self,
+        clean: CleanBlock,
+        sums: TokenSums,
+        tables: NeuronTables,
+        target: Tensor,
+        from_target: Tensor,
+        pairs: Tensor,
+        change: Directions,
+        delta: Tensor,
+        kl: Tensor,
+    ) -> None:
+        """Write Δ and KL of some pairs, summed as those of a plain readout are."""
+        t, neuron = pairs.T
+        along, b = change.along[:, :, t, neuron], change.b[:, t, neuron]
+        first = b * from_target[t, neuron] + (along * sums.X_from_target[:, t]).sum(1)
+        # As in `ablation`: κ₁ apart leaves KL its digits, unless it is large.
+        origin = first.masked_fill(first.abs() > 1, 0)
+        seen = clean.p, clean.logp, clean.X, tables.B, (sums.farthest, tables.farthest), target
+        rest = uncapped_sums(*seen, pairs, along, b, origin, fast=True, compiled=self.compiled)
+        delta[:, t, neuron] = origin + rest
+        kl[t, neuron] = (rest[0] - (first[0] - origin[0])).clamp_min(0)
 
     def _over(self, found: list[Expanded]) -> Tensor:
         """Pairs of which any effect is over the tolerance, or has a bound that isn't a number."""
         return ~torch.stack([f.bound <= self.tolerance for f in found]).all(0)
 
-    def _moments(self, sums: TokenSums, tables: Tables) -> NeuronMoments:
+    def _moments(self, sums: TokenSums, tables: NeuronTables) -> NeuronMoments:
         """Return what the expansion needs of every pair: sums over the vocabulary, as products of two widths."""
         mean = sums.mean_A @ tables.W.T
         low, high = tables.lowest, tables.highest
@@ -257,11 +265,11 @@ class BehindNormEngine:
             square=self._squares(sums.weights, tables),
             with_X=sums.XA @ tables.W.T,
             reach=torch.maximum(high - mean, mean - low),
-            farthest=torch.maximum(tables.highest, -tables.lowest),
+            farthest=tables.farthest,
             rounding=ROUNDING[self.product_dtype],
         )
 
-    def _squares(self, weights: tuple[Tensor, ...], tables: Tables) -> Float[Tensor, "weight token neuron"]:
+    def _squares(self, weights: tuple[Tensor, ...], tables: NeuronTables) -> Float[Tensor, "weight token neuron"]:
         """Σ_v w_tv B²_iv for each weight, in the dtype of fast products, by pieces of the vocabulary."""
         low = torch.cat([w.to(self.product_dtype) for w in weights])
         out = torch.zeros(len(low), len(tables.B), dtype=self.dtype, device=low.device)
@@ -301,7 +309,7 @@ def block_copies(*, output_norm: bool, capped: bool) -> int:
 def full_sums(
     clean: CleanBlock,
     farthest_X: Float[Tensor, "direction token"],
-    tables: Tables,
+    tables: NeuronTables,
     target: Int[Tensor, " token"],
     pairs: Int[Tensor, "pair 2"],
     change: Directions,
@@ -317,7 +325,7 @@ def full_sums(
     e^x may overflow or bring back a type whose p underflowed, the log-sum-exp is taken.
     """
     rows = max(1, ELEMENTS_AT_ONCE // len(clean.p[0]))
-    farthest_B, capped = torch.maximum(tables.highest, -tables.lowest), clean.capped
+    farthest_B, capped = tables.farthest, clean.capped
     counts = torch.bincount(pairs[:, 0], minlength=len(clean.p)).tolist()
     for t, of_token in enumerate(pairs[:, 1].split(counts)):
         for neurons in of_token.split(rows):

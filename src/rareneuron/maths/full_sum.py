@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rareneuron.maths.expansion import Change, CleanTokens
 from rareneuron.maths.fused import fused_sums
 
 ELEMENTS_AT_ONCE = 2**20  # pair · vocab: 4 MB in float32, what a core's cache holds
@@ -21,51 +20,51 @@ UNDERFLOW = 50.0  # nats: e^50 · p is still nothing where p underflowed in floa
 
 
 def full_sums(
-    clean: CleanTokens,
-    target: Int[Tensor, " token"],
+    p: Float[Tensor, "token vocab"],
+    logp: Float[Tensor, "token vocab"],
+    X: Float[Tensor, "direction token vocab"],
     B: Float[Tensor, "neuron vocab"],
-    farthest_B: Float[Tensor, " neuron"],
+    farthest: tuple[Float[Tensor, "direction token"], Float[Tensor, " neuron"]],
+    target: Int[Tensor, " token"],
     pairs: Int[Tensor, "pair 2"],
-    changes: tuple[Change, ...],
+    along: Float[Tensor, "kind direction pair"],
+    b: Float[Tensor, "kind pair"],
     origin: Float[Tensor, "kind pair"],
     *,
     fast: bool,
     compiled: bool = False,
 ) -> Float[Tensor, "kind pair"]:
-    """Δ − origin of some (token, neuron) pairs, in the order of tokens, for each kind of change.
+    """Return Δ − origin of some (token, neuron) pairs, in the order of tokens, for each kind of effect.
 
-    `farthest_B` is max |B_i|; `fast` allows an error of 1e-7 nats; `compiled` takes the loop of `fused`. Where exp
-    overflows or takes away most of 1, and where δ may bring back a token whose p underflowed, the log-sum-exp is taken.
+    δ = Σ along_k X_k + b B_i, and of two kinds the second is the direct effect, without X_0. `farthest` is max |X_k|
+    and max |B_i|; `fast` allows an error of 1e-7 nats; `compiled` takes the loop of `fused`. Where exp overflows or
+    takes away most of 1, and where δ may bring back a token whose p underflowed, the log-sum-exp is taken.
     """
-    a = [None if c.a is None else c.a[pairs[:, 0], pairs[:, 1]] for c in changes]
-    b = torch.stack([c.b[pairs[:, 0], pairs[:, 1]] for c in changes])
-    rise = 2 * b.abs() * farthest_B[pairs[:, 1]]  # of δ over its mean, at most
-    for x, of_G in zip(rise, a, strict=True):
-        if of_G is not None:
-            x += 2 * of_G.abs() * clean.farthest_G[pairs[:, 0]]
+    of_X, of_B = farthest[0][:, pairs[:, 0]], farthest[1][pairs[:, 1]]
+    rise = 2 * (b.abs() * of_B + (along.abs() * of_X).sum(1))  # of δ over its mean or its target, at most
     if compiled:
-        none = torch.zeros_like(b[0])
-        factors = torch.stack([b, torch.stack([none if x is None else x for x in a])], -1)
-        out = fused_sums(clean.p, B, clean.G[None], pairs, factors, target, origin).to(b.dtype)
+        found = fused_sums(p, X, B, target, pairs, along, b, origin, rise[-1] + of_X[0])
+        out = found.to(b.dtype)
     else:
         large = (rise > LARGE).all(0) & fast
-        out = sums_by_torch(clean, target, B, pairs, a, b, origin, large)
+        out = sums_by_torch(p, X, target, B, pairs, along, b, origin, large)
     for kind, pair in ((rise > UNDERFLOW) | ~(out > -0.5) | out.isinf()).nonzero().tolist():
         t, neuron = pairs[pair].tolist()
         place = slice(pair, pair + 1)
-        delta, of_G = b.new_empty(1, 1, B.shape[1]), a[kind]
-        shift_logits(B[neuron, None], clean.G[t], [None if of_G is None else of_G[place]], b[[kind], place], delta)
+        delta = b.new_empty(1, 1, B.shape[1])
+        shift_logits(B[neuron, None], X[:, t], along[[kind], :, place], b[[kind], place], delta)
         delta -= delta[0, 0, target[t]] + origin[kind, pair]
-        out[kind, pair] = (delta[0, 0] + clean.logp[t]).logsumexp(-1)
+        out[kind, pair] = (delta[0, 0] + logp[t]).logsumexp(-1)
     return out
 
 
 def sums_by_torch(
-    clean: CleanTokens,
+    p: Float[Tensor, "token vocab"],
+    X: Float[Tensor, "direction token vocab"],
     target: Int[Tensor, " token"],
     B: Float[Tensor, "neuron vocab"],
     pairs: Int[Tensor, "pair 2"],
-    a: list[Tensor | None],
+    along: Float[Tensor, "kind direction pair"],
     b: Float[Tensor, "kind pair"],
     origin: Float[Tensor, "kind pair"],
     large: Bool[Tensor, " pair"],
@@ -87,18 +86,25 @@ def sums_by_torch(
             B_of = torch.index_select(B, 0, pairs[part, 1], out=rows_of_B[:n])
             delta = buffer[: kinds * n].view(kinds, n, vocab)
             unit = LOG2_E if is_large else 1.0
-            shift_logits(B_of, clean.G[t], [None if x is None else x[part] * unit for x in a], b[:, part] * unit, delta)
+            shift_logits(B_of, X[:, t], along[:, :, part] * unit, b[:, part] * unit, delta)
             at_target = delta[..., target[t]] / unit + origin[:, part]
             if is_large:
-                out[:, part] = delta.exp2_().mul_(clean.p[t]).sum(-1).log_() - at_target
+                out[:, part] = delta.exp2_().mul_(p[t]).sum(-1).log_() - at_target
             else:
-                out[:, part] = delta.sub_(at_target[..., None]).expm1_().mul_(clean.p[t]).sum(-1).log1p_()
+                out[:, part] = delta.sub_(at_target[..., None]).expm1_().mul_(p[t]).sum(-1).log1p_()
     return out
 
 
-def shift_logits(B: Tensor, G: Tensor, a: list[Tensor | None], b: Tensor, out: Tensor) -> None:
-    """δ, written to `out` [kind, pair, vocab]."""
+def shift_logits(
+    B: Float[Tensor, "pair vocab"],
+    X: Float[Tensor, "direction vocab"],
+    along: Float[Tensor, "kind direction pair"],
+    b: Float[Tensor, "kind pair"],
+    out: Float[Tensor, "kind pair vocab"],
+) -> None:
+    """Write δ to `out`."""
     torch.mul(B, b[..., None], out=out)
-    for delta, of_G in zip(out, a, strict=True):
-        if of_G is not None:
-            delta.addr_(of_G, G)
+    for delta, factors in zip(out, along, strict=True):
+        for x, factor in zip(X, factors, strict=True):
+            if factor.any():
+                delta.addr_(factor, x)

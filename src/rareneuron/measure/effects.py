@@ -131,6 +131,7 @@ def layer_effects(
             "captured_share": source.n_positions / max(1, selection.windows.size),
             "milliseconds_per_token": 1e3 * (captured_seconds + seconds) / max(1, len(gathered.loss)),
             "full_sum_share": gathered.full_pairs / max(1, len(gathered.loss)),
+            **({} if engine.compiled is None else {"compiled_sums": float(engine.compiled)}),
             "effects_microseconds_per_pair": 1e6 * seconds / n_pairs,
         },
     )

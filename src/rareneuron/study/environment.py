@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,20 @@ def environment() -> dict[str, Any]:
         "commit": package_commit(),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
+        "numba": optional("numba"),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "command": " ".join(sys.argv),
     }
+
+
+def optional(library: str) -> str | None:
+    """Return the version of a library that changes only how sums are computed; None where it isn't installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def package_commit() -> str | None:

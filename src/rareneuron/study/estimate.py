@@ -108,6 +108,8 @@ def expected_work(plan: Plan) -> tuple[float, Workload]:
         n_neurons=shape.d_mlp,
         d_model=shape.d_model,
         vocab=shape.vocab,
+        output_norm=shape.output_norm,
+        capped=shape.capped,
     )
     return positions, work
 

@@ -60,6 +60,8 @@ class Verified:
 class Engine(ABC):
     """Computes the effects of one layer's neurons, block by block, and gathers what its audit needs."""
 
+    compiled: bool | None = None  # whether full sums take the compiled loop; None for an engine without any
+
     @abstractmethod
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects of replacing each neuron by its mean, one at a time, at the tokens of each batch."""
@@ -121,6 +123,8 @@ class Workload:
     n_neurons: int
     d_model: int
     vocab: int
+    output_norm: bool = False  # as `ModelShape` has it
+    capped: bool = False
     verify: float = 0.02  # share of the cells that are patched at most
 
 

@@ -40,7 +40,8 @@ from rareneuron.runs.records import Audit
 
 # Operations of a product that take as long as a pair's bounds, and as full sums and higher orders for an entry of the
 # vocabulary: between light effects (a third of it) and heavy ones (three times it), benchmarks/estimates.py.
-PAIR_OPERATIONS, ENTRY_OPERATIONS = 80_000, 7
+PAIR_OPERATIONS = 80_000
+ENTRY_OPERATIONS = {True: 4, False: 10}  # where sums may be compiled, and where a study is too small for that
 TOKENS_AT_ONCE = 1_024  # handed to the engine, whose tables and blocks pay off on many
 AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
@@ -64,6 +65,7 @@ class ClosedForm(Engine):
         self.audited = AuditedPairs(readout, W_out, n_tokens, rng)
         compiled = None if compiling_pays(n_tokens, len(W_out), len(readout.W_U)) else False
         self.engine = ablation_engine(readout, W_out, memory=memory, compiled=compiled)
+        self.compiled = self.engine.compiled
         self.readout, self.W_out = readout, W_out
 
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
@@ -184,10 +186,16 @@ def refuse_model(adapter: Adapter, layer: int) -> None:
 def operations(work: Workload) -> float:
     """Return the operations of the products over the vocabulary, with what else takes as long as operations.
 
-    The products are four of width d_model, one of width n_neurons, and once the table of every neuron's logits.
+    The products are one of width d_model for every direction that a token has, one for every sum over the vocabulary
+    with A, one of width n_neurons for every weight, and once the table of every neuron's logits. Behind a norm there is
+    one direction more, and behind a cap a second weight.
     """
-    products = 2.0 * work.vocab * (work.d_model * work.n_neurons + work.n_tokens * (4 * work.d_model + work.n_neurons))
-    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + ENTRY_OPERATIONS * work.vocab)
+    directions, weights = 2 if work.output_norm else 1, 2 if work.capped else 1
+    narrow = directions + 1 + weights * directions
+    per_token = narrow * work.d_model + weights * work.n_neurons
+    products = 2.0 * work.vocab * (work.d_model * work.n_neurons + work.n_tokens * per_token)
+    an_entry = ENTRY_OPERATIONS[compiling_pays(work.n_tokens, work.n_neurons, work.vocab)]
+    return products + work.n_tokens * work.n_neurons * (PAIR_OPERATIONS + an_entry * work.vocab)
 
 
 def most_pieces(work: Workload) -> int:

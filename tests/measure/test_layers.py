@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from rareneuron.errors import InvalidConfig, NotMeasured, WrongEffects
 from rareneuron.measure import pieces
 from rareneuron.measure.gradient_check import judged_check
-from rareneuron.measure.layers import LayersWork, wanted_sites
+from rareneuron.measure.layer_units import LayersWork
+from rareneuron.measure.layers import wanted_sites
 from rareneuron.models.adapter import load_model
 from rareneuron.present.report import render_report
 from rareneuron.present.summary import study_summary

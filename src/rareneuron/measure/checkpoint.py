@@ -25,7 +25,8 @@ from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
-from rareneuron.measure.layers import LayersWork, measure_layers, wanted_sites
+from rareneuron.measure.layer_units import LayersWork
+from rareneuron.measure.layers import measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
 from rareneuron.measure.weights import weight_stamps, weights_record

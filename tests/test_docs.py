@@ -30,6 +30,7 @@ from rareneuron.runs import rankings
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study import counts as study_counts
 from rareneuron.study import plan, tokens
+from rareneuron.use import model as use_model
 from tests.docs_blocks import (
     NOT_CODE,
     PAGES,
@@ -104,6 +105,7 @@ def in_place_of_the_real(there):
     with pytest.MonkeyPatch.context() as patch, serving(Hub(there.hub)) as address:
         reach(patch, address, there.folder.parent / "cache")
         patch.setattr(plan, "SERIES", there.embedded)
+        patch.setattr(use_model, "SERIES", there.embedded)
         patch.setattr(study_counts, "COUNTS", there.counts)
         patch.setattr(tokens, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
         patch.setattr(texts, "hub_corpus", lambda name, text_field: texts.open_corpus(there.text))

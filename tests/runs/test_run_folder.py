@@ -402,7 +402,7 @@ def test_a_place_where_no_folder_can_be_is_said(config, tmp_path, out):
     [
         ({"layer": 2}, OutOfRange, "has 2 layers"),
         ({"layer": -3}, OutOfRange, "has 2 layers"),
-        ({"layer": 0}, UnsupportedModel, r"come 1 more blocks.*--engine patching"),
+        ({"layer": 0, "engine": "closed-form"}, UnsupportedModel, r"come 1 more blocks.*Leave `--engine` out"),
         ({"group_size": 14}, TooFewNeurons, "need 42 neurons, and the layer has 40"),
         ({"device": "cuda:99"}, InvalidConfig, "no device 'cuda:99'"),
         ({"data": "nowhere.txt"}, MissingText, "nowhere.txt"),

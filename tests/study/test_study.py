@@ -260,9 +260,9 @@ def test_patching_serves_every_layer_and_agrees_at_the_last(config, llama, tmp_p
         assert table["neuron"][3] == "0.3"
 
 
-def test_an_earlier_layer_needs_patching(config):
-    with pytest.raises(RareNeuronError, match="--engine patching"):
-        run_study(config(layer=0))
+def test_the_closed_form_refuses_an_earlier_layer_and_says_what_serves_it(config):
+    with pytest.raises(RareNeuronError, match="Leave `--engine` out"):
+        run_study(config(layer=0, engine="closed-form"))
 
 
 def test_counts_file_decides_what_is_rare(config, tokenizer, tmp_path):

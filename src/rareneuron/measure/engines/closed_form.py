@@ -33,7 +33,7 @@ from rareneuron.measure.engines.base import (
     Workload,
 )
 from rareneuron.measure.sums import as_array, statistics_of
-from rareneuron.models.adapter import PATCHING, Adapter
+from rareneuron.models.adapter import Adapter
 from rareneuron.models.families import Family
 from rareneuron.models.shape import ModelShape
 from rareneuron.runs.records import Audit
@@ -171,7 +171,8 @@ def refuse(asked: Asked) -> None:
     if after:
         raise UnsupportedModel(
             f"After layer {asked.layer} come {after} more blocks, so the closed form doesn't hold there; it holds "
-            f"for the last layer. {PATCHING}"
+            "for the last layer. Leave `--engine` out, and effects there are estimated with intervals; `--engine "
+            "patching` computes each of them, slowly."
         )
     shape = asked.shape
     copies = copies_of_a_block(shape)

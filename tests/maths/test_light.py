@@ -18,7 +18,7 @@ NUMPY_ALONE = {
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
     *("full_sum", "fused", "head"),
-    *("interventions", "joint", "moments", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
+    *("interventions", "joint", "moments", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
     "weights",
 }  # fmt: skip
 LOOK = """

@@ -86,6 +86,15 @@ def test_without_verification_every_number_is_called_a_screen(series, text_file,
     assert set(found["kind"]) == {"neuron"}
     page = render_report(run)
     assert "Numbers marked screen are estimates that nothing verified" in page
+    assert layer_profiles(run, None, "neurons")["screen"].tolist() == [True, False]
+    told = {claim.name: claim for claim in run.claims().claims}
+    assert told["layers-share"].verdict == "inconclusive"
+    assert "a screen here" in told["layers-share"].sentence
+
+
+def test_a_study_of_an_earlier_layer_may_not_rest_on_a_screen(config):
+    with pytest.raises(InvalidConfig, match="would be a screen"):
+        run_study(config(steps=(10,), n_tokens=60, layer=0, verify=0))
 
 
 def test_an_interrupted_study_goes_on_from_its_pieces_with_the_same_bits(run, series, text_file, tmp_path, monkeypatch):

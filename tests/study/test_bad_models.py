@@ -169,7 +169,7 @@ def layer_out_of_range(case):
 
 
 def layer_before_the_last(case):
-    return {"--layer": 0}
+    return {"--layer": 0, "--engine": "closed-form"}
 
 
 def contexts_longer_than_the_model_reads(case):
@@ -199,7 +199,7 @@ BAD = [
     (not_json, r"texts\.jsonl, line 2: not JSON.*Mend or drop that line"),
     (fewer_rare_tokens_than_a_group_has_neurons, r"holds 4 rare tokens.*--group-size"),
     (layer_out_of_range, r"has 2 layers. Give one of 0…1"),
-    (layer_before_the_last, r"After layer 0 come 1 more blocks.*`--engine patching`"),
+    (layer_before_the_last, r"After layer 0 come 1 more blocks.*Leave `--engine` out"),
     (contexts_longer_than_the_model_reads, r"65.*64.*"),
 ]
 
@@ -263,7 +263,7 @@ def test_models_with_output_norms_and_caps_are_studied_in_closed_form(case, mode
     assert truth["abs_delta_loss"].max() > 1e-2
 
 
-def test_what_the_closed_form_cannot_do_patching_does(case, monkeypatch):
+def test_what_the_closed_form_cannot_do_others_do(case, monkeypatch):
     """A record that doesn't know of the norm behind the MLP."""
     monkeypatch.setitem(FAMILIES, "olmo2", replace(FAMILIES["olmo2"], mlp_norm=None))
     tokenizer = AutoTokenizer.from_pretrained(case.model)
@@ -271,7 +271,11 @@ def test_what_the_closed_form_cannot_do_patching_does(case, monkeypatch):
     size = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
     tiny_model("olmo2", dtype=torch.float32, **size).save_pretrained(case.model)
     tokenizer.save_pretrained(case.model)
-    assert_refused(case.study(), "normalised before it is added.*`--engine patching`")
+    refused = case.study({"--engine": "closed-form"})
+    assert_refused(refused, "normalised before it is added.*`--engine patching`")
+    by_itself = case.study({"--n-tokens": 12, "--group-size": 3, "--out": case.model.parent / "by-itself"})
+    assert by_itself.exit_code == 0, by_itself.stderr
+    assert "patched cells" in by_itself.stdout
     served = case.study({"--engine": "patching", "--n-tokens": 12, "--group-size": 3})
     assert served.exit_code == 0, served.stderr
     assert "patching engine" in served.stdout

@@ -57,6 +57,7 @@ def layer_profile(run: Run, step: int | None = None, kind: str = "neurons") -> p
             "here_share": by_layer["here_share"].median().to_numpy(),
             "exact": by_layer["certainty"].agg(lambda c: int((c == "exact").sum())).to_numpy(),
             "flagged": by_layer["flagged"].sum().to_numpy(),
+            "screen": by_layer["certainty"].agg(lambda c: bool((c == "screen").any())).to_numpy(),
         }
     )
     n = len(sums)

@@ -168,6 +168,7 @@ def check_model(plan: Plan) -> tuple[EngineKind, ...]:
         layer=layer_index(config.layer, shape.n_layers),
         memory=int((1 - HELD) * config.memory / sharing * 2**30),
         reference=config.reference,
+        verify=float(config.verify),
     )
     refuse_reference(asked)
     layers_asked(config, shape.n_layers)  # refuses those that don't exist

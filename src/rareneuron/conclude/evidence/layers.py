@@ -19,6 +19,8 @@ def compared(case: Case) -> Layers | Unavailable:
         return Unavailable(f"The study looked at layers {', '.join(map(str, layers))}: the last or all others miss.")
     if "neurons.layer" not in found.sums:
         return Unavailable("The study looked at attention heads alone.")
+    if (found.table["certainty"] == "screen").any():
+        return Unavailable("Effects of earlier layers are a screen here, and nothing verified them (--verify 0).")
     if not found.sums["common.n_tokens"].any():
         return Unavailable("There are no common targets to compare with.")
     return found

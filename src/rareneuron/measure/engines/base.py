@@ -92,6 +92,7 @@ class Asked:
     layer: int  # from 0
     memory: int  # bytes for its tables
     reference: str = "all"  # positions over which means are taken
+    verify: float = 0.02  # share of the cells that may be patched to verify estimates
 
 
 def refuse_reference(asked: Asked) -> None:

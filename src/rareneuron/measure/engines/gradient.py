@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rareneuron.data.selection import Selection
-from rareneuron.errors import WrongEffects
+from rareneuron.errors import InvalidConfig, WrongEffects
 from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
@@ -217,8 +217,14 @@ def rules_out(family: Family) -> None:
 
 
 def refuse(asked: Asked) -> None:
-    """Refuse a mean that can't stand at every position."""
+    """Refuse a mean that can't stand at every position, and estimates that nothing verifies."""
     refuse_reference(asked)
+    if not asked.verify:
+        raise InvalidConfig(
+            f"Without verification, effects of layer {asked.layer} would be a screen, and groups, phases and claims "
+            "would rest on it. Allow some patching (`--verify 0.02`), or screen all layers beside the last one's study "
+            "(`--layers all --verify 0`)."
+        )
 
 
 def refuse_model(adapter: Adapter, layer: int) -> None:

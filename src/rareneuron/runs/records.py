@@ -6,7 +6,7 @@ older versions, and unknown names are left out. Oracle: tests/test_fuzz_readers.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,9 +14,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from rareneuron.data import Rule
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.gauge import Gauge
-from rareneuron.runs.config import AUTO, DECIDED_LATER, FREE, StudyConfig, default_of
+from rareneuron.runs.config import AUTO, FREE, StudyConfig, default_of
 
 LARGEST = 10**15  # beyond what is counted or measured here; Python prints and converts all below
+BEFORE_AUTO = {"engine": "closed-form", "reference": "analysed"}  # what a run's settings are that don't say
 LONGEST_SHOWN = 60  # characters of a value that is refused
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
@@ -204,9 +205,9 @@ class Manifest:
     timings: tuple[StudyTiming, ...] = ()
 
     def __post_init__(self) -> None:
-        open_settings = [name for name in sorted(DECIDED_LATER) if getattr(self.config, name) == AUTO]
-        if open_settings:
-            raise ValueError(f"a run's {open_settings[0]} is decided, and not {AUTO!r}")
+        left = {name: old for name, old in BEFORE_AUTO.items() if getattr(self.config, name) == AUTO}
+        if left:  # an older run, which knew one way
+            object.__setattr__(self, "config", replace(self.config, **left))
 
     @property
     def version(self) -> str:

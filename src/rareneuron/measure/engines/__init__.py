@@ -5,7 +5,7 @@ patching.
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rareneuron.errors import InvalidConfig, UnsupportedModel
+from rareneuron.errors import InvalidConfig, RareNeuronError, UnsupportedModel
 from rareneuron.measure.engines.base import Asked, EngineKind
 from rareneuron.measure.engines.closed_form import CLOSED_FORM
 from rareneuron.measure.engines.gradient import GRADIENT
@@ -35,7 +35,7 @@ def serving_kinds(asked: Asked) -> tuple[EngineKind, ...]:
     """
     found: list[EngineKind] = []
     for kind in BY_THEMSELVES:
-        with suppress(UnsupportedModel):
+        with suppress(RareNeuronError if found else UnsupportedModel):  # what only might be used refuses nothing
             kind.refuse(asked)
             found.append(kind)
     return tuple(found)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from rareneuron.errors import InvalidConfig, NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.clusters import clusters
+from rareneuron.maths.eigen import eigenvalues_of
 from rareneuron.maths.groups import NeuronGroups, remedy
 from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
@@ -274,7 +275,7 @@ def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " dra
 
 def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance: float) -> Int[np.ndarray, "*draw"]:
     """Return the smallest d whose largest eigenvalues hold `variance` of their sum; NaN counts as no variance."""
-    eigenvalues = np.linalg.eigvalsh(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
+    eigenvalues = eigenvalues_of(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
     held = eigenvalues.cumsum(-1)
     return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
 

@@ -16,6 +16,7 @@ from scipy.special import entr
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths import Definitions
+from rareneuron.maths.eigen import eigenvalues_of
 from rareneuron.maths.significance import AgainstNull, finite
 from rareneuron.shown import Shown
 
@@ -225,7 +226,7 @@ def random_directions(size: int, d: int, n_draws: int, rng: np.random.Generator)
 
 def spectra_of(matrices: Float[np.ndarray, "draw size size"]) -> Float[np.ndarray, "draw size"]:
     """Return the eigenvalues of each matrix, largest first."""
-    return without_rounding(np.linalg.eigvalsh(matrices)[:, ::-1])
+    return without_rounding(eigenvalues_of(matrices)[:, ::-1])
 
 
 def marchenko_pastur_edge(size: int, d: int, variance: float) -> float:

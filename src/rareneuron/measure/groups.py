@@ -4,6 +4,7 @@ Groups are known only after the effects, so the activations of their neurons at 
 second moments are summed in float64. Where there are too few neurons of a sign, every part holds that reason.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
     groups = choose_groups(config, effects)
     if isinstance(groups, RareNeuronError):
         return ComparedGroups(groups=groups, balance={}, geometry=groups, spectrum=groups)
+    with ThreadPoolExecutor(2) as pool:  # neither knows of the other, and numpy leaves Python free
+        begun = [pool.submit(compute, config, source, groups) for compute in (group_geometry, group_spectrum)]
     found: list[Any] = []
-    for compute in (group_geometry, group_spectrum):
+    for part in begun:
         try:
-            found.append(compute(config, source, groups))
+            found.append(part.result())
         except NotMeasured as error:
             found.append(error)
     balance = match_quality(groups, effects[MATCHED_ON].to_numpy())

@@ -205,7 +205,7 @@ class Manifest:
     timings: tuple[StudyTiming, ...] = ()
 
     def __post_init__(self) -> None:
-        left = {name: old for name, old in BEFORE_AUTO.items() if getattr(self.config, name) == AUTO}
+        left: dict[str, Any] = {name: old for name, old in BEFORE_AUTO.items() if getattr(self.config, name) == AUTO}
         if left:  # an older run, which knew one way
             object.__setattr__(self, "config", replace(self.config, **left))
 

@@ -13,8 +13,8 @@ from rareneuron.errors import InvalidConfig, NotMeasured, OutOfRange, RareNeuron
 from rareneuron.maths import geometry as module
 from rareneuron.maths import moments
 from rareneuron.maths.activations import effective_dimension, geometry
-from rareneuron.maths.geometry import Measures, disjoint_partners, geometry_of
-from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.geometry import Measures, geometry_of
+from rareneuron.maths.groups import NeuronGroups, disjoint_partners, neuron_groups
 from rareneuron.maths.moments import SecondMoments
 from tests import geometry_oracle as oracle
 

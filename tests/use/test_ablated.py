@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import rareneuron as rn
+from rareneuron.cli import use as use_commands
 from rareneuron.errors import InvalidConfig, NotMeasured, OutOfRange
 from rareneuron.models.adapter import load_model
 from rareneuron.models.families import FAMILIES
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import load_tokens
 from rareneuron.study.study import run_study
-from rareneuron.use.units import group_units, named_units
+from rareneuron.use.units import GROUPS, group_units, named_units
 from tests.models.conftest import tiny_model
 from tests.tiny_series import study_config
 
@@ -198,3 +199,8 @@ def test_names_are_read_and_printed():
     units = named_units(["2.7", "29.511", "3.h2", "2.1"])
     assert units.names == ["2.1", "2.7", "29.511", "3.h2"]
     assert len(units) == 4
+
+
+def test_the_command_line_knows_the_same_groups():
+    """It keeps its own list, so that `--help` loads no torch."""
+    assert use_commands.GROUPS == GROUPS

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rareneuron.errors import NotMeasured
 from rareneuron.maths import Definitions
-from rareneuron.maths.geometry import Geometry, effective_dimensions, geometry_of, members, refuse_unusable
+from rareneuron.maths.eigen import effective_dimensions
+from rareneuron.maths.geometry import Geometry, geometry_of, members, refuse_unusable
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.moments import SecondMoments
 

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from rareneuron.errors import InvalidConfig, NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths import Definitions
 from rareneuron.maths.clusters import clusters
-from rareneuron.maths.eigen import eigenvalues_of
-from rareneuron.maths.groups import NeuronGroups, remedy
+from rareneuron.maths.eigen import effective_dimensions
+from rareneuron.maths.groups import NeuronGroups, disjoint_partners
 from rareneuron.maths.significance import AgainstNull, against_null, finite
 from rareneuron.shown import Shown
 
@@ -27,7 +27,6 @@ Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
 
 FEWEST_NEURONS = 3
-ROUNDING = 1e-12  # of a share of variance; the eigenvalues of 50 neurons round to about 1e-15 of their sum
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
 
@@ -273,13 +272,6 @@ def share_out(total: Float[np.ndarray, " draw"], weight: Float[np.ndarray, " dra
     return total / weight
 
 
-def effective_dimensions(matrix: Float[np.ndarray, "*draw size size"], variance: float) -> Int[np.ndarray, "*draw"]:
-    """Return the smallest d whose largest eigenvalues hold `variance` of their sum; NaN counts as no variance."""
-    eigenvalues = eigenvalues_of(np.nan_to_num(matrix))[..., ::-1].clip(min=0)
-    held = eigenvalues.cumsum(-1)
-    return np.asarray((held < (variance - ROUNDING) * held[..., -1:]).sum(-1) + 1)
-
-
 def roles(groups: NeuronGroups) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return both groups, each with the random groups matched to it."""
     matched = groups.matched
@@ -395,15 +387,3 @@ def of_pairs(measures: Measures, pairs: Int[np.ndarray, "draw both"]) -> Statist
     first, second = np.split(pairs, 2, axis=1)
     all_pairs = np.ones((first.shape[1], second.shape[1]), dtype=bool)
     return {name: mean_over(values, all_pairs) for name, values in measures.similarities(first, second).items()}
-
-
-def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
-    """Draw for every group another one, of neurons that were ever drawn, without a neuron of that group."""
-    pool, size = np.unique(draws), draws.shape[1]
-    if len(pool) < 2 * size:
-        raise TooFewNeurons(
-            f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
-            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}",
-            argument="size",
-        )
-    return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])

@@ -209,3 +209,15 @@ def neuron_groups(
         matched_on=matched_on,
         matched_pairs=pairs,
     )
+
+
+def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
+    """Draw for every group another one, of neurons that were ever drawn, without a neuron of that group."""
+    pool, size = np.unique(draws), draws.shape[1]
+    if len(pool) < 2 * size:
+        raise TooFewNeurons(
+            f"The random groups hold {len(pool)} neurons in all, fewer than two groups of {size} without a common one: "
+            f"there is no null for a comparison of two groups. {remedy((len(pool) + 2 * size) // 4)}",
+            argument="size",
+        )
+    return np.stack([rng.choice(np.setdiff1d(pool, draw), size, replace=False) for draw in draws])

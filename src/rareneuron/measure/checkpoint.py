@@ -22,6 +22,7 @@ from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.effects import LayerEffects, layer_effects
 from rareneuron.measure.engines import engine_kind
+from rareneuron.measure.engines.gradient import GRADIENT
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
@@ -249,7 +250,7 @@ def compute_layers(work: Measurement) -> Layers:
     """Estimate and verify the units of other layers, and show progress."""
     adapter, selection = work.adapter, work.selection
     sites = wanted_sites(adapter, work.config)
-    pieces, _ = cut_contexts(adapter, selection, 0, engine_kind("gradient"))
+    pieces, _ = cut_contexts(adapter, selection, 0, GRADIENT)
     with (
         bar(f"step {work.name} layers", len(selection.context), "tok", work.progress) as estimating,
         bar(f"step {work.name} verification", 0, "cell", work.progress) as verifying,

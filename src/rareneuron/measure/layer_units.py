@@ -26,7 +26,7 @@ from rareneuron.models.gradient import ROW_POSITIONS, SiteMeans, site_means
 from rareneuron.models.sites import Site, UnitKind, head_of
 from rareneuron.runs.seeds import generator
 
-SINK = 0.02  # of it: a difference between the means with and without a context's first positions that is shown
+SINK = 0.02  # of the residual stream's median length: a difference between a unit's means that is worth patching for
 RANK = {"neurons": 50, "heads": 10}  # patching decides who is among so many
 SPACE = 0.5  # share of the memory that sums of all contexts may take
 KEPT = ("abs_delta_loss", "delta_loss", "kl", "moved")  # per context and unit, of each kind of target
@@ -91,7 +91,7 @@ class VerifiedUnits:
     flagged: Bool[np.ndarray, " unit"]
     certificate: Certificate | None  # None: nothing is verified
     closed: Mapping[str, np.ndarray]  # sums of the units in closed form
-    later: Mapping[str, np.ndarray]  # mean |Δ| and Δ of flagged units with the other mean
+    later: Mapping[str, np.ndarray]  # mean |Δ| and Δ of units in doubt, with the mean of later positions
 
     @classmethod
     def of(
@@ -111,12 +111,12 @@ class VerifiedUnits:
         last = layer == work.adapter.n_layers - 1
         in_closed_form = last if kind == "neurons" and exact else np.zeros(len(layer), bool)
         flagged = (part["move"].max(0) > FAR * norm) & ~in_closed_form
-        patching = Patching(work, sites, [m.mean for m in means], exact if in_closed_form.any() else {}, progress)
+        exact_cells = ExactCells(work, sites, [m.mean for m in means], exact if in_closed_form.any() else {}, progress)
         certificate, later = None, {}
         if work.verify:
             doubtful = in_doubt(part["rare_absolute"], part["move"], norm, RANK[kind])
             whole = doubtful | in_closed_form | (last if kind == "heads" else False)
-            certificate = verified(work, kind, part, layer, whole, patching)
+            certificate = verified(work, kind, part, layer, whole, exact_cells)
             later = other_reference(work, sites, means, doubtful & ~in_closed_form, progress)
         return cls(work, kind, sites, means, part, in_closed_form, flagged, certificate, exact, later)
 
@@ -246,7 +246,7 @@ def verified(
     return certify(given, patch, rng, n_cells=n_cells, rank=RANK[kind], flagged=whole, layer=layer, enough=enough)
 
 
-class Patching:
+class ExactCells:
     """Gives exact sums of cells: of units in closed form as they are known, of others by patching."""
 
     def __init__(
@@ -298,7 +298,7 @@ def other_reference(
     work: LayersWork,
     sites: Sequence[Site],
     means: Sequence[SiteMeans],
-    flagged: Bool[np.ndarray, " unit"],
+    doubtful: Bool[np.ndarray, " unit"],
     progress: Progress,
 ) -> dict[str, np.ndarray]:
     """Return mean |Δ| and Δ of doubtful units replaced by their mean without a context's first two positions.
@@ -314,10 +314,10 @@ def other_reference(
             for s, m in zip(sites, means, strict=True)
         ]
     )
-    chosen = np.flatnonzero(flagged & (difference > SINK))
-    out = {f"{name}_later": np.full(len(flagged), np.nan) for name in KEPT[:2]}
+    chosen = np.flatnonzero(doubtful & (difference > SINK))
+    out = {f"{name}_later": np.full(len(doubtful), np.nan) for name in KEPT[:2]}
     if len(chosen):
-        patch = Patching(work, sites, [m.mean_later for m in means], {}, progress)
+        patch = ExactCells(work, sites, [m.mean_later for m in means], {}, progress)
         n_contexts = len(work.selection.windows)
         units, contexts = np.repeat(chosen, n_contexts), np.tile(np.arange(n_contexts), len(chosen))
         sums = patch(units, contexts)[:2].reshape(2, len(chosen), n_contexts).sum(-1)

@@ -1,10 +1,10 @@
 """Estimates effects of any layer by gradients, then verifies them by patching chosen cells (`maths.certificate`).
 
 Every analysed token takes one forward and two backward passes, whatever the number of neurons. At the end cells of one
-neuron in one context are patched exactly: neurons that move the residual stream far in all contexts, a random pilot,
-and what can decide who is among the largest. The table then holds verified effects with the half-width of their
-interval, and sums per context in which patched cells count as they are. Oracle: tests/measure/test_gradient_engine.py,
-the patching engine.
+neuron in one context are patched exactly: in all contexts neurons that move the residual stream far and may be among
+the largest, a random pilot, and what can decide who is among them. The table then holds verified effects with the
+half-width of their interval, and sums per context in which patched cells count as they are.
+Oracle: tests/measure/test_gradient_engine.py, the patching engine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -26,6 +26,7 @@ from rareneuron.measure.engines.gradient import GRADIENT
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
+from rareneuron.measure.kinds import with_kinds
 from rareneuron.measure.layer_units import LayersWork
 from rareneuron.measure.layers import measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
@@ -35,7 +36,7 @@ from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
 from rareneuron.runs.config import AUTO, StudyConfig
 from rareneuron.runs.experiments import write_experiments
-from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
+from rareneuron.runs.files import damage, digest, file_sums, remove, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
 from rareneuron.runs.layers import Layers, write_layers
 from rareneuron.runs.layout import (
@@ -139,6 +140,7 @@ class Measurement:
             layer=self.layer,
             weights=adapter.provenance["weights_sha256"],
             tokens=selection_digest(tokens.selection),
+            frequency=None if tokens.log_frequency is None else digest({"f": tokens.log_frequency}),
         )
         self.kept = PieceStore(store.pieces(self.name), identity, self.check)
         self.source = CapturedPieces(
@@ -203,7 +205,7 @@ def compute_effects(work: Measurement) -> LayerEffects:
         bar(f"step {work.name} capture", len(work.selection.windows), "context", work.progress) as capture_progress,
         bar(f"step {work.name} effects", len(work.selection.context), "tok", work.progress) as effects_progress,
     ):
-        return layer_effects(
+        found = layer_effects(
             work.source,
             work.kind,
             pieces,
@@ -211,10 +213,12 @@ def compute_effects(work: Measurement) -> LayerEffects:
             memory=work.engine_bytes,
             verify=float(work.config.verify),
             seed=work.config.seed,
+            log_frequency=work.tokens.log_frequency,
             capture_progress=capture_progress,
             effects_progress=effects_progress,
             observe=pieces.observe,
         )
+    return replace(found, table=with_kinds(found.table, work.adapter, work.layer, work.tokens.log_frequency))
 
 
 def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> None:

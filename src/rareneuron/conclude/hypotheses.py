@@ -106,6 +106,24 @@ HYPOTHESES = (
         source="beyond the paper",
         smallest=0.05,
     ),
+    Hypothesis(
+        name="frequency-explains",
+        title="More of either group's effect goes along token frequency than of other neurons'",
+        source="beyond the paper: token-frequency neurons",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="norm-explains",
+        title="More of either group's effect goes through the final norm than of other neurons'",
+        source="beyond the paper: entropy neurons",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="rare-beyond-frequency",
+        title="Without what goes along token frequency, too, the groups matter more at rare than at common targets",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
 )
 
 

@@ -31,6 +31,7 @@ from rareneuron.measure.layer_units import LayersWork
 from rareneuron.measure.layers import measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
+from rareneuron.measure.sums import OF_MECHANISM
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
@@ -229,7 +230,10 @@ def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> Non
     write_table(folder / EFFECTS, effects.table.assign(role=role))
     curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
     write_table(folder / RANK_CURVE, curve_table(curve, effects.table["neuron"].to_numpy()))
-    write_tensors(folder / CONTEXT_SUMS, effects.context_sums)
+    # Claims about mechanisms are judged at the last checkpoint; elsewhere their sums would double a run's size.
+    of_mechanism = () if work.is_last else {f"{kind}{name}" for kind in ("", "common_") for name in OF_MECHANISM}
+    kept = {name: sums for name, sums in effects.context_sums.items() if name not in of_mechanism}
+    write_tensors(folder / CONTEXT_SUMS, kept)
     write_tensors(folder / TOKEN_LOSS, {"loss": effects.token_loss})
 
 

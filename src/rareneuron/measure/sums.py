@@ -39,8 +39,13 @@ SHARES = {  # of mean |Δ|: by the statistic that is left without a mechanism
     "words_share": "words_abs_delta_loss",
 }
 REMAINS = ("words_share",)  # the share that is left; the others are the share that goes
-PER_CONTEXT = (*ALWAYS_PER_CONTEXT, *SHARES.values())
-STORED_PER_CONTEXT = (*ALWAYS_PER_CONTEXT, "direct_abs_delta_loss", "beyond_frequency_abs_delta_loss")
+PER_CONTEXT = (*ALWAYS_PER_CONTEXT, "abs_shift", *SHARES.values())
+# Stored where claims need them.
+OF_MECHANISM = ("abs_shift", "direct_abs_delta_loss", "beyond_frequency_abs_delta_loss")
+    "abs_shift",
+    "direct_abs_delta_loss",
+    "beyond_frequency_abs_delta_loss",
+)  # stored where claims need them
 KIND = {True: "rare.", False: "common."}
 
 
@@ -209,6 +214,6 @@ def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for prefix, kind in (("", True), ("common_", False)):
         kept = sums[kind].per_context
-        out |= {f"{prefix}{name}": kept[name] for name in STORED_PER_CONTEXT if name in kept}
+        out |= {f"{prefix}{name}": kept[name] for name in (*ALWAYS_PER_CONTEXT, *OF_MECHANISM) if name in kept}
         out[f"{prefix}n_tokens"] = sums[kind].tokens_per_row
     return out

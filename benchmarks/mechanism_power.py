@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.maths.test_neuron_kinds import judged, layer, planted  # the layers that the suite plants
 
 CONTEXTS, NEURONS, SIZE, DRAWS = 60, 400, 50, 199
+TESTS = ("uniform", "matched", "contexts")
 
 
 def study(rng: np.random.Generator, difference: float) -> list[float]:
@@ -55,7 +56,7 @@ def main() -> None:
     rows = []
     for difference in (0.0, 0.05, 0.1, 0.2):
         p = np.array([study(rng, difference) for _ in range(options.studies)])
-        row = {"difference": difference, **dict(zip(("uniform", "matched", "contexts"), (p <= 0.05).mean(0)))}
+        row = {"difference": difference, **dict(zip(TESTS, (p <= 0.05).mean(0), strict=True))}
         rows.append(row | {"all three": (p.max(1) <= 0.05).mean()})
     print(pd.DataFrame(rows).to_string(index=False))
     found = {kind: [] for kind in KINDS}

@@ -8,8 +8,8 @@ contexts: chosen for large effects at the same rare tokens, any group would seem
 tests/maths/test_specificity.py, loops over groups, contexts and neurons.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -70,14 +70,8 @@ def specificity_tests(
     return tests_beside_groups(ratio, at_rare.shape[1], groups, label, rng)
 
 
-class GroupStatistic(Protocol):
-    """A statistic of groups of neurons, with each context counted as often as the weights of a draw say."""
-
-    def __call__(
-        self, members: Int[np.ndarray, "group size"], weights: Float[np.ndarray, "draw context"], /
-    ) -> Float[np.ndarray, "draw group"]:
-        """Return the statistic of each group in each draw."""
-        ...
+# Of the groups [group, size], with each context counted as often as the weights of a draw [draw, context] say.
+GroupStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def tests_beside_groups(

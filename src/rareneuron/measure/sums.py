@@ -42,10 +42,6 @@ REMAINS = ("words_share",)  # the share that is left; the others are the share t
 PER_CONTEXT = (*ALWAYS_PER_CONTEXT, "abs_shift", *SHARES.values())
 # Stored where claims need them.
 OF_MECHANISM = ("abs_shift", "direct_abs_delta_loss", "beyond_frequency_abs_delta_loss")
-    "abs_shift",
-    "direct_abs_delta_loss",
-    "beyond_frequency_abs_delta_loss",
-)  # stored where claims need them
 KIND = {True: "rare.", False: "common."}
 
 

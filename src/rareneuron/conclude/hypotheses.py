@@ -124,6 +124,18 @@ HYPOTHESES = (
         source="beyond the paper",
         smallest=0.1,
     ),
+    Hypothesis(
+        name="type-specific",
+        title="Effects of either group belong to the target's type, more than to its context and than those of others",
+        source="beyond the paper",
+        smallest=0.05,
+    ),
+    Hypothesis(
+        name="rare-only-plateau",
+        title="The largest effects stand out more at rare than at common targets",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
 )
 
 

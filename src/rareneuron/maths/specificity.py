@@ -8,7 +8,7 @@ contexts: chosen for large effects at the same rare tokens, any group would seem
 tests/maths/test_specificity.py, loops over groups, contexts and neurons.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -55,11 +55,16 @@ def specificity_ratio(
 
 
 def specificity_tests(
-    rare: EffectPerMove, common: EffectPerMove, groups: NeuronGroups, label: str, rng: np.random.Generator
+    rare: EffectPerMove,
+    common: EffectPerMove,
+    groups: NeuronGroups,
+    label: str,
+    rng: np.random.Generator,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
     """Return the tests of either group: S beside uniform and matched groups, and above that of matched ones.
 
-    `label` names the statistic in the results.
+    `label` names the statistic in the results; `n_tokens` is the number of rare tokens behind it.
     """
     at_rare, at_common = rare.stacked(), common.stacked()
     tests, once = [], np.ones((1, at_rare.shape[1]))
@@ -69,7 +74,8 @@ def specificity_tests(
         for null, drawn in {"uniform": groups.random, "matched": matched}.items():
             draws = specificity_ratio(at_rare, at_common, drawn, once)[0]
             tests.append(against_groups(against_null(value, draws), label, role, null, above=True))
-        tests.append(beyond_matched(at_rare, at_common, members, matched[:FEW_GROUPS], label, role, rng))
+        test = beyond_matched(at_rare, at_common, members, matched[:FEW_GROUPS], label, role, rng)
+        tests.append(replace(test, n_tokens=n_tokens))
     return tests
 
 

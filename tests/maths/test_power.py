@@ -111,8 +111,8 @@ def test_four_times_the_contexts_find_half_the_effect():
         np.mean([resampled(rng, 0.0, n).noise.detectable(critical, POWER) for _ in range(60)]) for n in (60, 240)
     )
     assert few / many == pytest.approx(2, rel=0.1)
-    assert contexts_needed(60, [float(few)], float(many)) == pytest.approx(240, rel=0.2)
-    assert contexts_needed(60, [1.0], 2.0) == 60
+    assert contexts_needed(60, float(few), float(many)) == pytest.approx(240, rel=0.2)
+    assert contexts_needed(60, 1.0, 2.0) == 15
 
 
 def test_a_claim_of_both_groups_is_found_in_four_of_five_cases_or_a_little_more():

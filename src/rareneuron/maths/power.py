@@ -7,7 +7,6 @@ nulls are skewed. Assumed is that an effect moves the statistic and leaves its s
 Oracle: tests/maths/test_power.py plants effects of this size, and counts; benchmarks/power.py does so at length.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -161,6 +160,10 @@ def power_of_each(sources: int) -> float:
     return 1 - (1 - POWER) / sources
 
 
-def contexts_needed(n: int, detectable: Sequence[float], smallest: float) -> int:
-    """Return how many contexts would make the largest of these sizes as small as `smallest`: errors fall as 1/√n."""
-    return int(np.ceil(n * max(1.0, max(detectable) / smallest) ** 2))
+def contexts_needed(n: int, detectable: float, smallest: float) -> int:
+    """Return how many contexts would find the smallest effect that matters, where n find this one: errors fall as 1/√n.
+
+    >>> contexts_needed(100, 0.2, 0.1)
+    400
+    """
+    return int(np.ceil(round(n * (detectable / smallest) ** 2, 6)))

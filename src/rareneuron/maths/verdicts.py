@@ -64,7 +64,7 @@ def seen_by(hypothesis: Hypothesis, tests: Sequence[Comparison], n_tested: int) 
     contexts = tokens = None
     missed = [k for k, size in enumerate(sizes) if not size <= hypothesis.smallest]
     if missed and hypothesis.smallest > 0 and all(tests[k].n_contexts and np.isfinite(sizes[k]) for k in missed):
-        needed = [(contexts_needed(tests[k].n_contexts or 0, [sizes[k]], hypothesis.smallest), k) for k in missed]
+        needed = [(contexts_needed(tests[k].n_contexts or 0, sizes[k], hypothesis.smallest), k) for k in missed]
         contexts, k = max(needed)
         n_tokens = tests[k].n_tokens
         tokens = None if n_tokens is None else int(np.ceil(n_tokens * contexts / (tests[k].n_contexts or 1)))

@@ -68,6 +68,7 @@ def claims_text(claims: Claims) -> str:
     """Return a table of the claims, a sentence for each, and the checks of the measurement."""
     columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "smallest", "detectable", "verdict"]
     table = pd.DataFrame([asdict(claim) for claim in claims.claims])[columns]
+    table = table.astype({"smallest": float, "detectable": float})  # None in runs of older versions
     table = table.rename(columns={"smallest": "matters", "detectable": "found_from"})
     return "\n".join(
         [

@@ -27,12 +27,16 @@ class Hypothesis:
     name: str
     title: str  # the finding as a sentence
     source: str  # where the paper says so, or "beyond the paper"
-    smallest: float  # effect of interest, in the statistic's unit and the claimed direction
+    smallest: float  # effect of interest, in the statistic's unit and the claimed direction; of an absence, its margin
+    absence: bool = False  # whether it says that a difference is smaller than the margin (`maths.equivalence`)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One test of a hypothesis. `effect` is counted in the claimed direction: above 0 speaks for it."""
+    """One test of a hypothesis. `effect` is counted in the claimed direction: above 0 speaks for it.
+
+    Of an absence it is what the difference leaves of the margin, and `detectable` is a margin.
+    """
 
     statistic: str
     group: str | None
@@ -45,6 +49,7 @@ class Comparison:
     effect_size: float  # in standard deviations of the null or of the bootstrap; NaN where there is none
     p: float  # one-sided
     least_p: float  # that the test can give: 1 / (1 + draws) where there are draws
+    margin: float | None = None  # of an absence
     over: Over | None = None  # what its errors come from
     n_contexts: int | None = None  # that were resampled
     n_tokens: int | None = None  # rare ones in them
@@ -56,7 +61,8 @@ class Comparison:
 class Claim:
     """A hypothesis with what the data say. Numbers are those of its weakest test, None where there is none.
 
-    `effect` and `effect_size` keep the statistic's own sign: value less the null's mean.
+    `effect` and `effect_size` keep the statistic's own sign: value less the null's mean. Of an absence they are what is
+    left of its margin.
     """
 
     name: str
@@ -163,15 +169,8 @@ def bootstrap_test(
     `n_tokens`: rare tokens in all contexts, to say how many more would be needed. With fewer than 40 contexts its p is
     too small too often (at 20, 0.9 % of nulls have p below 0.0033): refused.
     """
+    value, draws = resampled(sums, ratio, rng, n_draws)
     n = len(sums)
-    if n < FEWEST_CONTEXTS:
-        raise InvalidConfig(
-            f"{n} contexts are too few for resampling them to give a p-value; {FEWEST_CONTEXTS} are enough. Analyse "
-            "more tokens of more text.",
-            argument="n_tokens",
-        )
-    value = float(ratio(sums.sum(0, keepdims=True))[0])
-    draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
     low, high = np.quantile(draws, expanded_levels(n))
     spread = float(draws.std(ddof=1))
     return Comparison(
@@ -191,3 +190,21 @@ def bootstrap_test(
         n_tokens=n_tokens,
         noise=context_noise(draws - value),
     )
+
+
+def resampled(
+    sums: Float[np.ndarray, "context column"],
+    ratio: Callable[[np.ndarray], np.ndarray],
+    rng: np.random.Generator,
+    n_draws: int,
+) -> tuple[float, Float[np.ndarray, " draw"]]:
+    """Return a statistic of all contexts, and of resampled ones; refuse fewer than a p-value needs."""
+    n = len(sums)
+    if n < FEWEST_CONTEXTS:
+        raise InvalidConfig(
+            f"{n} contexts are too few for resampling them to give a p-value; {FEWEST_CONTEXTS} are enough. Analyse "
+            "more tokens of more text.",
+            argument="n_tokens",
+        )
+    value = float(ratio(sums.sum(0, keepdims=True))[0])
+    return value, ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)

@@ -99,12 +99,14 @@ def verdict_of(hypothesis: Hypothesis, tests: tuple[Comparison, ...], p_holm: fl
     test = weakest_of(tests)
     verdict, why = rule(hypothesis, tests, p_holm, seen)
     against = f", {test.null} {test.null_mean:.3g}" if np.isfinite(test.null_mean) else f" ({test.null})"
+    if test.margin is not None:
+        against = f"{against}, a difference of {test.value - test.null_mean:.3g} with a margin of {test.margin:g}"
     of = "" if test.group is None else f" of {test.group}"
     sentence = f"{test.statistic}{of}: {test.value:.3g}{against}; p {test.p:.2g}, after Holm {p_holm:.2g}: {why}."
     if verdict != "supported":
         sentence = f"{sentence} {what_could_be_seen(hypothesis, seen)}"
     numbers = {name: getattr(test, name) for name in ("effect", "effect_low", "effect_high", "effect_size")}
-    if (test.value - test.null_mean) * test.effect < 0:  # it is claimed to be lower
+    if test.margin is None and (test.value - test.null_mean) * test.effect < 0:  # it is claimed to be lower
         numbers = own_sign(test)
     return Claim(
         name=hypothesis.name,
@@ -137,6 +139,8 @@ def rule(hypothesis: Hypothesis, tests: Sequence[Comparison], p_holm: float, see
     test, least_effect = weakest_of(tests), min(test.effect for test in tests)
     if p_holm <= LEVEL < p_holm * (1 + MARGIN * relative_error(test.p, test.least_p)):
         why = "too close to call: other draws of the null could give a p on the other side of what Holm asks for"
+    elif p_holm <= LEVEL and hypothesis.absence:
+        return "supported", "the difference is smaller than the margin, against every null"
     elif p_holm <= LEVEL and least_effect >= hypothesis.smallest:
         return "supported", "against every null, with an effect of the size asked for"
     elif p_holm <= LEVEL:
@@ -155,20 +159,28 @@ def rule(hypothesis: Hypothesis, tests: Sequence[Comparison], p_holm: float, see
 def what_could_be_seen(hypothesis: Hypothesis, seen: Seen) -> str:
     """Return what a claim's tests would have found, and what it would take to find the effect that matters."""
     if not seen.could:
-        return "No effect would be found, however large."
+        return "No margin would do, however wide." if hypothesis.absence else "No effect would be found, however large."
     if not np.isfinite(seen.detectable):
         return "How large an effect would be found isn't known."
-    matters = f"{hypothesis.smallest:g} matters" if hypothesis.smallest > 0 else "any would matter"
-    told = (
-        f"The smallest effect that would be found in {100 * POWER:.0f} % of such runs is {seen.detectable:.2g}, and "
-        f"{matters}."
-    )
+    told = smallest_seen(hypothesis, seen)
     if seen.detectable <= hypothesis.smallest or seen.over is None:
         return told
     if seen.contexts is not None:
         tokens = "" if seen.tokens is None else f" with {seen.tokens:,} rare tokens"
         return f"{told} That would take about {seen.contexts:,} contexts{tokens} in this test."
     return f"{told} {LIMITS[seen.over]}"
+
+
+def smallest_seen(hypothesis: Hypothesis, seen: Seen) -> str:
+    """Return a sentence on the smallest effect that would be found, or the smallest margin that would do."""
+    often = f"in {100 * POWER:.0f} % of such runs"
+    if hypothesis.absence:
+        return (
+            f"The smallest margin that no difference at all would be shown to stay within {often} is "
+            f"{seen.detectable:.2g}, and {hypothesis.smallest:g} is asked for."
+        )
+    matters = f"{hypothesis.smallest:g} matters" if hypothesis.smallest > 0 else "any would matter"
+    return f"The smallest effect that would be found {often} is {seen.detectable:.2g}, and {matters}."
 
 
 def own_sign(test: Comparison) -> dict[str, float]:

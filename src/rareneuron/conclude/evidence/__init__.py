@@ -1,8 +1,8 @@
-"""Turns a run's results into the verdicts of `maths.claims`, and writes them to `claims.json`.
+"""Turns a run's results into verdicts, and writes them to `claims.json`.
 
-The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that they are judged
-by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run lacks
-what it needs (groups, common targets, several checkpoints).
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.verdicts`; here are the statistics that they are
+judged by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run
+lacks what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
@@ -21,8 +21,9 @@ from rareneuron.conclude.evidence.tables import TABLES
 from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
-from rareneuron.maths.claims import Claims, judge
+from rareneuron.maths.claims import Claims
 from rareneuron.maths.significance import LEVEL, few_contexts
+from rareneuron.maths.verdicts import judge
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.files import read_json, write_json
 from rareneuron.runs.layout import CLAIMS

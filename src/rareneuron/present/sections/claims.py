@@ -22,8 +22,8 @@ def claims_section(found: Findings) -> Section:
                 "Each finding of the paper as a hypothesis with one direction, one statistic and one null, or the "
                 "nearest to it of several; “beyond the paper” marks those that it doesn't test. Supported: p after "
                 "Holm's correction is at most 0.05 and the effect is of the size asked for. Not supported: these data "
-                "don't show it, though they could have; that isn't a proof that it is false. Inconclusive: they can't "
-                "tell."
+                "don't show it, though an effect that matters would have been found in 80 % of such runs; that isn't a "
+                "proof that it is false. Inconclusive: they can't tell."
             )
         ),
         Definitions(items=tuple((claim.title, f"{claim.verdict.capitalize()}. {claim.sentence}") for claim in ordered)),
@@ -38,7 +38,9 @@ def table(claims: tuple[Claim, ...]) -> Table:
     return Table(
         caption=(
             "What each verdict rests on. Effect: value less the mean of the null, in the statistic's unit, with its "
-            f"interval; size: in standard deviations of the null's draws. Holm: p corrected for {len(claims)} claims."
+            f"interval; size: in standard deviations of the null's draws. Holm: p corrected for {len(claims)} claims. "
+            "Matters, found from: the smallest effect that matters, and that all tests of the claim together find in "
+            "80 % of such runs or more; both in the claimed direction."
         ),
         columns=(
             Column(head="claim", numeric=False),
@@ -49,6 +51,8 @@ def table(claims: tuple[Claim, ...]) -> Table:
             Column(head="null"),
             Column(head="effect"),
             Column(head="size"),
+            Column(head="matters"),
+            Column(head="found from"),
             Column(head="statistic", numeric=False),
             Column(head="group", numeric=False),
             Column(head="against", numeric=False),
@@ -73,6 +77,8 @@ def row(claim: Claim) -> tuple[str, ...]:
         significant(claim.null_mean),
         effect,
         significant(claim.effect_size, 2, sign=True),
+        significant(claim.smallest, 2),
+        significant(claim.detectable, 2),
         claim.statistic or NOTHING,
         claim.group or NOTHING,
         claim.null or NOTHING,

@@ -27,6 +27,7 @@ MODULES = (
     "alpha_hill",
     "spectrum",
     "layers",
+    "tasks",
     "claims",
 )
 FIGURES: dict[str, Figure] = {

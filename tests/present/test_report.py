@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from rareneuron.cli.study import study
 from rareneuron.errors import RunFolderError
 from rareneuron.present.blocks import Definitions
 from rareneuron.present.findings import findings
+from rareneuron.present.mechanism import KIND
 from rareneuron.present.report import render_report, write_report
 from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
-from rareneuron.present.wording import without_hidden
+from rareneuron.present.wording import visible, without_hidden
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json, write_table
 from rareneuron.runs.neurons import read_explorer
@@ -49,7 +49,7 @@ HOSTILE = (
 class Page(HTMLParser):
     """The elements and the text of a page; every element that is opened must be closed in order."""
 
-    VOID = ("meta", "br", "link", "input")
+    VOID = ("meta", "br", "link", "input", "wbr")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -192,25 +192,59 @@ def test_a_long_series_is_thinned_and_says_so(make_run: MakeRun, monkeypatch: py
 
 
 @pytest.mark.usefixtures("without_ink")
-def test_verdicts_stand_at_the_top_in_words(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run()
-    assert 'id="verdicts"' not in render_report(run)
+def test_every_verdict_stands_once_and_opens(claimed: Callable[..., Run], make_run: MakeRun) -> None:
+    assert "The run folder holds no verdicts." in words(render_report(make_run()))
     told = (
         ("Groups act <together>", "not supported", None, "They don't."),
         ("The plateau grows", "supported", 0.004, "From 3 to 40 neurons."),
     )
     made = [
-        Made(name="x", title=title, verdict=verdict, p_holm=p, sentence=sentence)
+        Made(name=title, title=title, verdict=verdict, p_holm=p, sentence=sentence)
         for title, verdict, p, sentence in told
     ]
-    (run.path / "claims.json").write_text("{}")
-    monkeypatch.setattr(Run, "claims", lambda _: SimpleNamespace(claims=tuple(made)), raising=False)
-    html = render_report(run)
+    html = render_report(claimed(tuple(made)))
     text = words(html)
-    assert "1 supported, 1 not supported." in text
-    assert text.index("The plateau grows supported p = 0.0040") < text.index("Groups act <together> not supported")
-    assert text.count("From 3 to 40 neurons.") == 1  # here or in the claims' own section
-    assert html.index('id="verdicts"') < html.index('id="summary"')
+    assert "Of 2 about this model: 1 supported, 1 not supported." in text
+    assert text.index("The plateau grows supported p 0.0040") < text.index("Groups act <together> not supported no p")
+    for of in made:
+        assert text.count(of.sentence) == 1
+        assert text.count(f"{of.title} {of.verdict}") == 1
+    opens = [
+        attributes["class"] for tag, attributes in Page(html).elements if tag == "details" and "class" in attributes
+    ]
+    assert opens == ["supported", "not-supported"]
+    assert html.index('id="overview"') < html.index('id="claims"') < html.index('id="neurons"')
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_first_screen_has_the_largest_neurons_with_their_words(make_run: MakeRun) -> None:
+    run = add_details(make_run())
+    table, details = run.effects().sort_values("rank"), read_explorer(run.folder())
+    assert details is not None
+    html = render_report(run)
+    rows = re.findall(r'<tr role="row" id="[^"]*">.*?</tr>', html, re.DOTALL)
+    assert len(rows) == 10
+    for (_, row), shown in zip(table.iterrows(), rows, strict=False):
+        assert f'href="#{row["neuron"]}"' in shown
+        text = words(shown)
+        for i in details.written[details.shown.tolist().index(row["index"])][:3]:
+            assert visible(details.texts[int(i)].strip(" ") or details.texts[int(i)]) in text
+    plain = words(render_report(make_run())).partition("How sure")[0]
+    assert "promotes" not in plain
+    assert "mean |Δ| 10⁻³ nats" in plain
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_a_mechanism_is_shown_where_the_run_has_one(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / "steps" / "512" / "effects.parquet"
+    table = read_table(path)
+    write_table(path, table.assign(**{KIND: np.where(table["rank"] == 2, "entropy", "")}))
+    first = words(render_report(run)).partition("How sure")[0]
+    assert first.count("entropy") == 1
+    assert "kind" in first
+    write_table(path, table)
+    assert "kind" not in words(render_report(run)).partition("How sure")[0]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +346,7 @@ def test_a_single_checkpoint_reads_right(make_run: MakeRun, step: int | None, ph
     text = words(render_report(make_run(steps=(step,))))
     assert f"6 contexts), {phrase}. A positive Δ" in text
     assert f"Neurons {phrase}" in text
-    assert "1 checkpoint 60 neurons" in text
+    assert f"60 neurons · 12 rare tokens in 6 contexts of small corpus · {phrase}" in text
     assert "None" not in text
 
 

@@ -46,7 +46,7 @@ def write_report(run: Run, found: Findings | None = None) -> Path:
 def render_report(run: Run, found: Findings | None = None) -> str:
     """Return the report as HTML; `found` is what `findings` gave of the run."""
     found = found or findings(run)
-    data, script, first = page_data(found), asset("explorer.js"), overview(found)
+    data, script, first = page_data(found), asset("panels.js") + asset("explorer.js"), overview(found)
     sections = [section for build in SECTIONS if (section := build(found)) is not None]
     return (
         page_environment()

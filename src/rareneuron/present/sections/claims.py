@@ -1,7 +1,6 @@
 """The claims with their verdicts, once: a line each with its effect beside its null, and what it rests on behind it."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ from rareneuron.maths.claims import Claim
 from rareneuron.present.blocks import Notice, Paragraph, Section, Verdict, Verdicts
 from rareneuron.present.figures.claims import LINEAR, VERDICTS, frame
 from rareneuron.present.findings import Findings
-from rareneuron.present.readable import claims_or_reason
+from rareneuron.present.readable import claims_or_reason, counted
 from rareneuron.present.wording import NOTHING, significant
 
 TITLE = "Verdicts"
@@ -30,10 +29,9 @@ def claims_section(found: Findings) -> Section:
 
 def reading(claims: tuple[Claim, ...]) -> str:
     """Say how many claims there are, what a verdict means and what it doesn't."""
-    counts = Counter(claim.verdict for claim in claims)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return (
-        f"Findings of the paper as hypotheses with one direction, one statistic and one null each: {told}. Supported: "
+        "Findings of the paper as hypotheses with one direction, one statistic and one null each: "
+        f"{counted(claims)}. Supported: "
         f"p after Holm's correction for {len(claims)} claims is at most 0.05, and the effect is of the size asked for. "
         "Not supported: these data don't show it, though they could have; that isn't a proof that it is false. "
         "Inconclusive: they can't tell. Open a line to see what it rests on."
@@ -55,8 +53,8 @@ def table(claims: list[Claim], numbers: pd.DataFrame) -> Verdicts:
     return Verdicts(
         caption=(
             "Effect: value less the mean of its null, in standard deviations of the null's draws, with its interval; "
-            "to the right of the line lies what is as claimed. The band reaches two deviations to each side, and beyond "
-            "it the axis is logarithmic."
+            "to the right of the line lies what is as claimed. The band reaches two deviations to each side; beyond it "
+            "the axis is logarithmic."
         ),
         rows=tuple(
             line(claim, [percent(x) if math.isfinite(x) else None for x in places[claim.name]]) for claim in claims

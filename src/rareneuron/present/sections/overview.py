@@ -1,6 +1,5 @@
 """What stands first: the largest neurons with their words, the curve, and how sure all that is."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +9,9 @@ from rareneuron.maths.significance import few_contexts
 from rareneuron.present.blocks import Block, Definitions, Illustration, Largest, LargestNeuron, Notice
 from rareneuron.present.engines import engine_words
 from rareneuron.present.figures import FIGURES
-from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings
 from rareneuron.present.mechanism import kinds
-from rareneuron.present.readable import claims_or_reason
+from rareneuron.present.readable import claims_or_reason, counted
 from rareneuron.present.sections.curve import illustration
 from rareneuron.present.sections.summary import signs
 from rareneuron.present.wording import at_step, scale_of, significant, unit_of, visible, with_error
@@ -173,6 +171,4 @@ def counted_claims(found: Findings) -> str:
     claims = claims_or_reason(found.run)
     if isinstance(claims, str):
         return claims
-    counts = Counter(claim.verdict for claim in claims)
-    told = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
-    return f"Of {len(claims)} about this model: {', '.join(told)}."
+    return f"Of {len(claims)} about this model: {counted(claims)}."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -19,6 +20,7 @@ from rareneuron.errors import RunFolderError
 from rareneuron.present.blocks import Definitions
 from rareneuron.present.findings import findings
 from rareneuron.present.mechanism import KIND
+from rareneuron.present.page_json import columns_of
 from rareneuron.present.report import render_report, write_report
 from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
 from rareneuron.present.wording import visible, without_hidden
@@ -119,7 +121,11 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"link", "img", "iframe", "object", "embed"}
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "page-data"}, {}], "one script, with nothing to fetch"
+    *twins, data, program = scripts
+    assert (data, program) == ({"type": "application/json", "id": "page-data"}, {}), "one script, with nothing to fetch"
+    assert all(
+        of == {"type": "application/json", "id": f"data-{of['data-of']}", "data-of": of["data-of"]} for of in twins
+    )
     assert "svg" in tags
     for tag, attributes in page.elements:
         for name, value in attributes.items():
@@ -490,3 +496,33 @@ def test_without_the_word_filter_no_words_are_claimed(make_run: MakeRun) -> None
 def test_the_report_with_every_figure_stays_small(planted: MakeRun) -> None:
     steps = tuple(range(10))
     assert len(render_report(planted(steps=steps)).encode()) < 1_000_000  # 5 MB is the limit, for 154 steps too
+
+
+def test_every_section_has_a_twin_in_json(planted: MakeRun) -> None:
+    html = render_report(planted())
+    found = dict(re.findall(r'<script type="application/json" id="data-([^"]*)" data-of="[^"]*">(.*?)</script>', html))
+    anchors = [a["id"] for tag, a in Page(html).elements if tag == "section" and "class" not in a]
+    assert list(found) == anchors
+    for text in found.values():
+        assert not set("<>&") & set(text)
+        assert text.isascii()
+    parts = [part for text in found.values() for part in json.loads(text)["parts"]]
+    figures = {part["figure"]: part for part in parts if "figure" in part}
+    curve = figures["Effect of each neuron on rare tokens, by rank"]
+    assert curve["rows"] == len(curve["columns"]["rank"]) < curve["of"]
+    assert max(curve["columns"]["abs_delta_loss"]) == pytest.approx(
+        max(planted().effects(step)["abs_delta_loss"].max() for step in (0, 512)), rel=1e-3
+    )
+    table = next(part for part in parts if part.get("columns") and part.get("caption", "").startswith("Mean loss"))
+    assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+def test_columns_of_a_figure_keep_its_ends_and_say_how_many_there_were() -> None:
+    frame = pd.DataFrame({"rank": np.arange(1, 5001), "value": np.linspace(1, 0, 5000), "step": "8", "none": np.nan})
+    found = columns_of(frame)
+    assert found["of"] == 5000
+    assert found["rows"] == len(found["columns"]["rank"]) < 1000
+    assert (found["columns"]["rank"][0], found["columns"]["rank"][-1]) == (1, 5000)
+    assert found["columns"]["step"] == "8"
+    assert found["columns"]["none"] is None
+    assert columns_of(None) == {}

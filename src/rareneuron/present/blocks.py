@@ -7,6 +7,8 @@ package draws itself, is the one exception.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pandas as pd
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paragraph:
@@ -136,6 +138,7 @@ class Illustration:
     caption: str
     svg: str
     folded: bool = False  # whether the caption opens by a click
+    frame: pd.DataFrame | None = None  # what it shows
 
 
 Block = Paragraph | Notice | Definitions | Settings | Words | Table | Largest | Verdicts | Illustration

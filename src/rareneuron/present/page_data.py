@@ -4,14 +4,11 @@ Plain data, ready for JSON: numbers to four digits, since no screen shows more, 
 so that the script only has to put it on the page. Neurons have a row each; the largest effects have details too.
 """
 
-import json
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
-from markupsafe import Markup
 
 from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.phases import Phases
@@ -22,6 +19,7 @@ from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.findings import Findings
 from rareneuron.present.ink import thin
 from rareneuron.present.mechanism import kinds, measured
+from rareneuron.present.page_json import short, shorts
 from rareneuron.present.readable import found_or_reason
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
@@ -30,7 +28,6 @@ from rareneuron.runs.neurons import NONE, QUANTILES, SAMPLED, Explorer, read_exp
 from rareneuron.runs.rankings import Found
 from rareneuron.runs.run import Run
 
-DIGITS = 4
 REACH, N_POINTS = effect_distribution.REACH, 120  # of a distribution
 MOST_STEPS = 40  # of a longer series the first, the last and evenly between
 COLUMNS = (  # of the table of effects, by the names that the script knows them by
@@ -268,7 +265,9 @@ def contexts_data(texts: Texts, details: Explorer) -> list[list[dict[str, Any]]]
     A token of the table is shown by its target, at its position + 1; places are counted from the piece's beginning.
     """
     out = []
-    for row, (top, near, delta) in enumerate(zip(details.top_token, details.near_token, details.near_delta, strict=True)):
+    for row, (top, near, delta) in enumerate(
+        zip(details.top_token, details.near_token, details.near_delta, strict=True)
+    ):
         of_neuron = []
         for k, (token, others, values) in enumerate(zip(top.tolist(), near, delta, strict=True)):
             if token == NONE:
@@ -311,31 +310,3 @@ def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) 
         "size": [shorts(row) for row in np.stack([t["abs_delta_loss"] for t in tables], 1)],
         "rank": np.stack([t["rank"] for t in tables], 1).tolist(),
     }
-
-
-def short(value: float | None) -> float | None:
-    """Return a number rounded to a few digits; None for NaN, which JSON doesn't have."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
-
-
-def shorts(values: np.ndarray | pd.Series) -> list[float | int | None]:
-    """Return many numbers rounded; whole ones without a point, which saves a fifth of the page."""
-    out: list[float | int | None] = []
-    for value in np.asarray(values, np.float64).tolist():
-        if math.isfinite(value):
-            rounded = float(f"{value:.{DIGITS}g}")
-            out.append(int(rounded) if rounded.is_integer() else rounded)
-        else:
-            out.append(None)
-    return out
-
-
-def embedded_json(data: Any) -> Markup:
-    """Return JSON that no HTML parser can take for anything else: no `<`, `>` or `&`, and ASCII throughout.
-
-    So `</script>` and `<!--` can't end or hide the element, and U+2028 and lone surrogates are escapes.
-    """
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)

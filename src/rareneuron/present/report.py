@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from rareneuron.present.blocks import Illustration, Section
 from rareneuron.present.findings import Findings, findings
-from rareneuron.present.page_data import MOST_STEPS, embedded_json, page_data
+from rareneuron.present.page_data import MOST_STEPS, page_data
+from rareneuron.present.page_json import embedded_json, twin
 from rareneuron.present.sections import SECTIONS
 from rareneuron.present.sections.overview import Overview, overview
 from rareneuron.present.style import dark_rules
@@ -58,6 +59,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
             version=found.manifest.version,
             warnings=found.manifest.warnings,
             overview=first,
+            twins={of.name: twin(of.title, of.blocks) for of in (first, *sections)},
             sections=sections,
             at_step=f" {at_step(found.steps[-1])}",
             style=asset("report.css"),

@@ -1,5 +1,6 @@
 """Puts figures on a page."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rareneuron.present.blocks import Illustration
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def illustration(figure: Figure, found: Findings) -> Illustration:
     """Return a figure of this run, for a page."""
-    return on_page(figure, found.sheets.of(figure))
+    return replace(on_page(figure, found.sheets.of(figure)), frame=found.sheets.frame_of(figure))
 
 
 def on_page(figure: Figure, sheet: "matplotlib.figure.Figure") -> Illustration:

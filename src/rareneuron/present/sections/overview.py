@@ -1,6 +1,7 @@
 """What stands first: the largest neurons with their words, the curve, and how sure all that is."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ PROMOTED, TARGETS = 3, 2  # words of a neuron in its line
 class Overview:
     """The first screen, whose parts stand side by side where there is room."""
 
+    name: ClassVar[str] = "overview"
     title: str
     notices: tuple[Block, ...]
     largest: Largest

@@ -433,7 +433,7 @@
   const go = (i) => element("a", { class: "link", href: `#${nameOf(i)}` }, nameOf(i));
   const parts = panelParts({ data, element, shape, significant, whole, nameOf, go });
 
-  function open(i, move) {
+  function open(i, move, at_once) {
     state.open = i;
     const d = detailOf.get(i);
     const place = rows.indexOf(i);
@@ -456,10 +456,10 @@
         ["common: mean |Δ|", number("common_size")], ["KL", number("kl")], [`mean ${details ? details.activation.name : "activation"}`, number("mean_act", { sign: true })],
         ["‖w_in‖", number("w_in")], ["‖w_gate‖", number("w_gate")], ["‖w_out‖", number("w_out")],
       ]),
+      part("How it acts", null, parts.mechanismBars(i)),
       element("div", { class: "two" },
-        part("How it acts", null, parts.mechanismBars(i)), part("Rare against common", null, parts.rareAgainstCommon(i))),
+        part("Rare against common", null, parts.rareAgainstCommon(i)), part("Neurons like it", null, parts.alike(i))),
       ...(d === undefined ? [element("p", { class: "notice" }, withoutDetails())] : detailed(d)),
-      part("Neurons like it", null, parts.alike(i)),
       parts.twin(`neuron-${nameOf(i)}`, () => parts.record(i, d)));
     panel.hidden = false;
     render();
@@ -467,7 +467,7 @@
     if (move) {
       if (location.hash !== `#${nameOf(i)}`) history.pushState(null, "", `#${nameOf(i)}`);
       heading.focus({ preventScroll: true });
-      panel.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+      panel.scrollIntoView({ block: "start", behavior: at_once ? "instant" : "auto" });
     }
   }
   function reveal(i) { const place = rows.indexOf(i); if (place >= 0) state.page = Math.floor(place / PER_PAGE); }
@@ -506,7 +506,7 @@
     ? "Each token is shaded, and has its exact Δ in nats below it where that is large: the change in its own loss without this neuron."
     : details.n_whole ? `Shaded are all analysed targets in the text; Δ at every token is kept for the ${whole(details.n_whole)} neurons of the first ranks.`
       : "Shaded are all analysed targets in the text: the stronger, the larger |Δ| of this neuron there. Δ at other tokens isn't measured in this run.");
-  const LARGE = 0.1; // of a text's largest |Δ|: what is written without being asked for
+  const LARGE = 0.2; // of a text's largest |Δ|: what is written without being asked for
   function context(c) {
     const deltas = new Map((c.all || []).map((delta, place) => [place, delta]));
     c.places.forEach((place, k) => deltas.set(place, c.delta[k])); // as analysed: common ones with a mean of their own
@@ -517,7 +517,7 @@
       const shown = details.vocabulary[t], word = shown.trimStart(), space = shown.slice(0, shown.length - word.length);
       const node = element("bdi", { class: `${delta > 0 ? "up" : "down"}${is ? " target" : ""}${Math.abs(delta) >= LARGE * most ? " large" : ""}`, title: `Δ = ${significant(delta, { sign: true })} nats` },
         word || shown, element("sub", {}, significant(delta, { digits: 2, sign: true })));
-      node.style.setProperty("--strength", ((Math.abs(delta) >= LARGE * most / 4 ? 0.06 : 0) + 0.52 * Math.abs(delta) / most).toFixed(3));
+      node.style.setProperty("--strength", ((Math.abs(delta) >= most / 40 ? 0.06 : 0) + 0.52 * Math.abs(delta) / most).toFixed(3));
       return word && space ? [space, node] : node;
     }));
     const at = deltas.get(c.at);
@@ -551,14 +551,13 @@
     const found = /^#(\d+)\.(\d+)$/.exec(location.hash);
     return found && Number(found[1]) === data.layer && Number(found[2]) < n ? Number(found[2]) : null;
   }
-  function follow() {
+  function follow(at_once) {
     const i = named();
     if (i === null) return;
     reveal(i);
-    open(i, true);
+    open(i, true, at_once === true);
   }
-  addEventListener("hashchange", follow);
-  addEventListener("popstate", follow);
+  addEventListener("popstate", () => follow(true)); // by a link, by hand, or back
   document.addEventListener("click", (event) => { // a link to the neuron that is named already changes no address
     const link = event.target.closest && event.target.closest('a[href^="#"]');
     if (link && link.getAttribute("href") === location.hash && named() !== null) { event.preventDefault(); follow(); }
@@ -568,5 +567,5 @@
   refresh();
   parts.addTwins();
   if (rows.length) open(named() ?? rows[0], false);
-  if (named() !== null) addEventListener("load", () => requestAnimationFrame(follow));
+  if (named() !== null) addEventListener("load", () => requestAnimationFrame(() => follow(true)));
 })();

@@ -79,7 +79,11 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
   const BEFORE = 9, AFTER = 3; // tokens of an example
   function snippet([text, at]) {
     const tokens = details.texts[text], from = Math.max(0, at - BEFORE), to = Math.min(tokens.length, at + AFTER + 1);
-    return element("span", { class: "snippet" }, from ? "…" : "", tokens.slice(from, to).map((t, k) => element("bdi", { class: from + k === at ? "target" : null }, details.vocabulary[t])), to < tokens.length ? "…" : "");
+    return element("span", { class: "snippet" }, from ? "…" : "", tokens.slice(from, to).map((t, k) => piece(details.vocabulary[t], from + k === at)), to < tokens.length ? "…" : "");
+  }
+  function piece(text, framed) {
+    const word = text.trimStart();
+    return framed && word ? [text.slice(0, text.length - word.length), element("bdi", { class: "target" }, word)] : element("bdi", { class: framed ? "target" : null }, text);
   }
   function examples(d, by) {
     const most = Math.max(1e-12, ...details.examples[d].flat().map((e) => Math.abs(e[2])));
@@ -149,6 +153,8 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     for (const script of document.querySelectorAll('script[type="application/json"][data-of]')) {
       script.parentNode.append(twin(script.dataset.of, () => JSON.parse(script.textContent)));
     }
+    document.getElementById("dynamics").append(twin("over-training", () => data.steps));
+    document.getElementById("neuron-panel").before(twin("all-neurons", () => ({ layer: data.layer, ...neurons })));
   }
   return { mechanismBars, rareAgainstCommon, alike, byQuantile, record, twin, copyButton, addTwins };
 };

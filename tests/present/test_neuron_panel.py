@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rareneuron.maths.significance import t_quantile
 from rareneuron.present.mechanism import KIND, QUANTITIES
 from rareneuron.present.report import write_report
 from rareneuron.runs.files import read_table, write_table
@@ -82,7 +83,8 @@ def with_columns(run: Run) -> Run:
     table, rng = read_table(path), np.random.default_rng(0)
     for of in QUANTITIES:
         value = rng.uniform(-0.5, 1, len(table))
-        table[of.column], table[f"{of.column}_low"], table[f"{of.column}_high"] = value, value - 0.1, value + 0.1
+        ends = {"_se": 0.1} if of.unit else {"_low": value - 0.1, "_high": value + 0.1}
+        table = table.assign(**{of.column: value}, **{f"{of.column}{end}": x for end, x in ends.items()})
     kind = np.where(table["rank"] % 2 == 1, "entropy", "")
     write_table(path, table.assign(**{KIND: kind, "move": rng.uniform(0.1, 3, len(table))}))
     return run
@@ -102,7 +104,10 @@ def test_mechanism_and_neurons_like_it_are_drawn(chromium: Any, make_run: Any, w
     assert "kind" in heads
     record = json.loads(page.run(JSON_OF, "#neuron-panel"))
     for of in QUANTITIES:
-        assert record["mechanism"][of.column]["value"] == pytest.approx(table[of.column][0], rel=1e-3)
+        found = record["mechanism"][of.column]
+        assert found["value"] == pytest.approx(table[of.column][0], rel=1e-3)
+        half = 0.1 * t_quantile(run.manifest.data.n_contexts) if of.unit else 0.1
+        assert [found["low"], found["high"]] == pytest.approx([found["value"] - half, found["value"] + half], rel=2e-3)
     distance = np.log(table["move"] / table["move"][0]).abs()
     others = table.assign(distance=distance).iloc[1:]
     others = others[(others["role"] == "other") | (others["role"] != table["role"][0])]

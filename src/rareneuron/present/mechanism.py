@@ -11,7 +11,7 @@ KIND = "kind"  # a column of words: entropy, token-frequency, prediction, suppre
 
 
 class Quantity(NamedTuple):
-    """One number about how a neuron acts; its interval's ends are in columns `…_low` and `…_high`."""
+    """One number about how a neuron acts; its 95 % interval is in columns `…_low` and `…_high`, or follows `…_se`."""
 
     column: str
     label: str
@@ -20,10 +20,11 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("norm_share", "through the norm's scale", "Share of E|Δ| that goes through the final norm's scale."),
-    Quantity("frequency_share", "along token frequency", "Share along the direction of unigram frequency (φ)."),
-    Quantity("tilt_share", "likelier by frequency", "Share of a tilt of all probabilities by a power of frequency."),
-    Quantity("entropy_change", "entropy", "Change of the entropy; above 0, the model is less sure without it.", "nats"),
+    Quantity("norm_share", "through the final norm", "What of mean |Δ| goes through the final norm's scale."),
+    Quantity("frequency_share", "along token frequency", "What goes along log frequency in the logits."),
+    Quantity("tilt_share", "as a tilt by frequency", "What multiplies probabilities by a power of frequency."),
+    Quantity("words_share", "neither way", "What stays without norm and frequency."),
+    Quantity("entropy_change", "entropy", "Above 0: the model is less sure without the neuron.", "nats"),
 )
 
 

@@ -56,7 +56,7 @@ def page_data(found: Findings) -> dict[str, Any]:
         "has_groups": bool((found.last["role"] != "other").any()),
         "steps": steps_data(found, chosen),
         "neurons": neurons_data(found, details),
-        "mechanism": mechanism_data(found.last.sort_values("index")),
+        "mechanism": mechanism_data(found.last.sort_values("index"), t_quantile(found.data.n_contexts)),
         "details": None if details is None else details_data(found, details, chosen),
     }
 
@@ -158,20 +158,18 @@ def ranks_of_all_layers(found: Findings) -> list[int]:
     return here["rank"].astype(int).tolist() if len(here) == len(found.last) else []
 
 
-def mechanism_data(effects: pd.DataFrame) -> list[dict[str, Any]]:
+def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:
     """Return what is known of how each neuron acts, in neuron order; nothing where the run lacks it."""
-    return [
-        {
-            "name": of.column,
-            "label": of.label,
-            "about": of.about,
-            "unit": of.unit,
-            "value": shorts(effects[of.column]),
-            "low": shorts(effects[f"{of.column}_low"]) if f"{of.column}_low" in effects else None,
-            "high": shorts(effects[f"{of.column}_high"]) if f"{of.column}_high" in effects else None,
-        }
-        for of in measured(effects)
-    ]
+    out: list[dict[str, Any]] = []
+    for of in measured(effects):
+        value, none = effects[of.column], pd.Series(np.nan, effects.index)
+        margin = t * effects.get(f"{of.column}_se", none)
+        low, high = (
+            effects.get(f"{of.column}_{end}", value + side * margin) for end, side in (("low", -1), ("high", 1))
+        )
+        numbers = {"value": shorts(value), "low": shorts(low), "high": shorts(high)}
+        out.append({"name": of.column, "label": of.label, "about": of.about, "unit": of.unit, **numbers})
+    return out
 
 
 def determined(effects: pd.DataFrame, gauge: Gauge) -> pd.DataFrame:

@@ -25,12 +25,12 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     return [
       neurons.kind && neurons.kind[i] ? element("p", {}, "Kind: ", element("b", {}, neurons.kind[i]), ".") : null,
       element("div", { class: "bars" }, mechanism.map((of) => {
-        const [value, low, high] = [of.value[i], of.low && of.low[i], of.high && of.high[i]];
+        const [value, low, high] = [of.value[i], of.low[i], of.high[i]];
         const end = of.unit ? most(of) : 1;
         return bar({ label: of.label, note: of.about, value, low, high, domain: [-end, end], kind: value < 0 ? "down" : "up",
           text: within(value, low, high, { digits: 2, sign: true }) + (of.unit ? ` ${of.unit}` : "") });
       })),
-      element("p", { class: "soft" }, mechanism.map((of) => of.about).join(" ")),
+      element("p", { class: "soft" }, "95 % intervals over contexts. ", mechanism.map((of) => `${of.label[0].toUpperCase()}${of.label.slice(1)}: ${of.about[0].toLowerCase()}${of.about.slice(1)}`).join(" "), " Shares needn't add up to 1."),
     ];
   }
 
@@ -106,7 +106,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
   function record(i, d) { // everything that the panel of a neuron shows
     const out = { neuron: nameOf(i), index: i };
     for (const [name, values] of Object.entries(neurons)) out[name] = values[i];
-    if (mechanism.length) out.mechanism = Object.fromEntries(mechanism.map((of) => [of.name, { value: of.value[i], low: of.low && of.low[i], high: of.high && of.high[i] }]));
+    if (mechanism.length) out.mechanism = Object.fromEntries(mechanism.map((of) => [of.name, { value: of.value[i], low: of.low[i], high: of.high[i] }]));
     out.alike = alikeOf(i).map(nameOf);
     if (d === undefined) return out;
     const words = (text) => details.texts[text].map((t) => details.vocabulary[t]);

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from rareneuron.maths.claims import Comparison
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.specificity import tests_beside_groups
+from rareneuron.maths.specificity import beside_groups
 
 
 def group_share(
@@ -46,4 +46,4 @@ def share_tests(
     def share(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return group_share(rest, whole, members, weights)
 
-    return tests_beside_groups(share, len(whole), groups, label, rng, n_tokens)
+    return beside_groups(share, len(whole), groups, label, rng, n_tokens)

@@ -6,6 +6,7 @@ make real && python benchmarks/answers.py runs/smollm2 docs/smollm2.md
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rareneuron.conclude.mechanism import mechanisms
 from rareneuron.maths.claims import Claim
@@ -18,7 +19,7 @@ LARGEST = 10
 NOTHING = "–"
 
 
-def with_interval(row: object, name: str) -> str:
+def with_interval(row: Any, name: str) -> str:
     value, low, high = (100 * getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
     return f"{value:.0f} % ({low:.0f} to {high:.0f})"
 
@@ -30,6 +31,7 @@ def neurons(run: Run) -> list[str]:
         "| neuron | mean \\|Δ\\|, nats | along frequency | through the norm | neither way | kind |",
         "|---|---|---|---|---|---|",
     ]
+    row: Any
     for row in table.head(LARGEST).itertuples():
         shares = [with_interval(row, name) for name in ("frequency_share", "norm_share", "words_share")]
         lines.append(

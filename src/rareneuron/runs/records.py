@@ -81,6 +81,7 @@ class Audit:
     max_error: float  # nats, over all three
     rms_error: float  # nats, of the total Δ
     rms_delta_loss: float  # of the same pairs, for comparison with the error
+    parts_error: float | None = None  # nats, rms: of effects without frequency, its tilt, or norm and frequency
     check: GradientCheck | None = None  # of an engine that estimates by gradient, where the last layer can tell
 
 
@@ -112,6 +113,34 @@ class LayersRecord:
     rank: Count  # how many of the largest neurons patching was to decide about
     undecided: tuple[str, ...]  # neurons that may be among them or not
     check: GradientCheck | None = None  # of estimates at the last layer; None where it has no closed form
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """How a task was scored with and without groups: `record.json`."""
+
+    name: str  # of the folder
+    tasks: tuple[str, ...]
+    step: Step
+    layer: Count
+    groups: tuple[str, ...]
+    replaced_by: str  # mean or zero
+    n_random: Count  # groups of each kind
+    seed: Count
+    scored: str  # how: by readouts of kept states, or by running the model
+    model: str
+    weights_sha256: str | None = None
+    text: str | None = None  # that items were made of
+    n_items_asked: Count | None = None
+    n_following: Count | None = None  # tokens scored behind the word
+    n_places: Count | None = None
+    n_alone: Count | None = None  # items without another word that fits
+    n_documents_left: Count | None = None  # that the study analysed nothing of
+    program: str | None = None  # and version, where another one holds the tasks
+    limit: Count | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # by what they were spent on
+    rareneuron: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +244,7 @@ class Manifest:
         return str(self.environment.get("rareneuron", "unknown"))
 
 
-def as_json(record: Manifest | StepRecord | LayersRecord) -> dict[str, Any]:
+def as_json(record: Manifest | StepRecord | LayersRecord | EvaluationRecord) -> dict[str, Any]:
     """Return a record as plain values for JSON, with only those settings that decide results."""
     out = asdict(record)
     return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out

@@ -26,7 +26,9 @@ MODULES = (
     "deviation",
     "alpha_hill",
     "spectrum",
+    "mechanism",
     "layers",
+    "tasks",
     "claims",
 )
 FIGURES: dict[str, Figure] = {

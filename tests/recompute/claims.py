@@ -100,8 +100,8 @@ def slope_kink(run, step, rng):
         return ((D * np.exp(-eta) - 1) @ kink).max(1), eta
 
     (value,), eta = scores(spacings(y[None]))
-    samples = [np.exp(eta) * rng.standard_exponential((400, len(u)))]
-    samples += [spacings(log_q(order_statistics(400, len(y), rng))) for log_q, _ in FAMILIES.values()]
+    samples = [np.exp(eta) * rng.standard_exponential((600, len(u)))]
+    samples += [spacings(log_q(order_statistics(600, len(y), rng))) for log_q, _ in FAMILIES.values()]
     return [of_groups(against(value, scores(D)[0]), above=True) for D in samples]
 
 

@@ -14,6 +14,7 @@ from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.joint import JOINT
 from rareneuron.conclude.evidence.layers import LAYERS
+from rareneuron.conclude.evidence.mechanism import MECHANISM
 from rareneuron.conclude.evidence.phases import PHASES
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
 from rareneuron.conclude.evidence.tables import TABLES
@@ -30,7 +31,7 @@ from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
-MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | LAYERS  # by the name of the hypothesis
+MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | LAYERS  # by the name of the hypothesis
 
 
 def claims_of(case: Case) -> Claims:

@@ -9,6 +9,7 @@ from rareneuron.present.sections.claims import claims_section
 from rareneuron.present.sections.curve import curve_section
 from rareneuron.present.sections.geometry import geometry_section
 from rareneuron.present.sections.layers import layers_section
+from rareneuron.present.sections.mechanism import mechanism_section
 from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.phases import phases_section
@@ -22,6 +23,7 @@ SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (  # None: the run 
     summary_section,
     claims_section,
     curve_section,
+    mechanism_section,
     phases_section,
     checkpoints_section,
     layers_section,

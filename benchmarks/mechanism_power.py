@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.neuron_kinds import KINDS
+from rareneuron.maths.known_kinds import KINDS
 from rareneuron.maths.shares import share_tests
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -72,20 +72,20 @@ def specificity_tests(
     def ratio(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return specificity_ratio(at_rare, at_common, members, weights)
 
-    return tests_beside_groups(ratio, at_rare.shape[1], groups, label, rng, n_tokens)
+    return beside_groups(ratio, at_rare.shape[1], groups, label, rng, n_tokens)
 
 
 # Of the groups [group, size], with each context counted as often as the weights of a draw [draw, context] say.
 GroupStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def tests_beside_groups(
+def beside_groups(
     statistic: GroupStatistic,
     n_contexts: int,
     groups: NeuronGroups,
     label: str,
     rng: np.random.Generator,
-    n_tokens: int | None,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
     """Return the tests of either group: its statistic beside uniform and matched groups, and above that of matched.
 

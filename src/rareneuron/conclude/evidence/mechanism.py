@@ -3,6 +3,7 @@
 Groups are chosen on other contexts than those that judge them, as for `rare-specific`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -80,8 +81,8 @@ def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
             of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
             return of_type - of_context
 
-        contexts = np.eye(len(tokens.contexts))
-        tests.append(bootstrap_test(f"{label}, less that within contexts", role, contexts, beyond_context, rng))
+        contexts, of_both = np.eye(len(tokens.contexts)), f"{label}, less that within contexts"
+        tests.append(bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(own)))
     return tests
 
 
@@ -97,7 +98,8 @@ def rare_only_plateau(case: Case, rng: np.random.Generator) -> Evidence:
     if head < 1:
         return Unavailable("The line of the rank curve begins at its first rank, so nothing stands before it.")
     ranks = Ranks(head=head, first=found.fit_first, last=found.fit_last)
-    return [rare_only_test(sums["abs_delta_loss"][both], sums["common_abs_delta_loss"][both], ranks, rng)]
+    test = rare_only_test(sums["abs_delta_loss"][both], sums["common_abs_delta_loss"][both], ranks, rng)
+    return [replace(test, n_tokens=int(sums["n_tokens"][both].sum()))]
 
 
 MECHANISM: dict[str, Maker] = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from jaxtyping import Float
 
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.specificity import FEWEST_TOKENS
@@ -67,23 +68,35 @@ def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
             f"The sample holds {tokens.n_pairs} pairs of rare targets of one type in different contexts, and "
             f"{FEWEST_PAIRS} are needed. Analyse more tokens (--n-tokens)."
         )
-    label, once = "correlation of effects between tokens of one type", np.ones((1, len(tokens.contexts)))
     tests: list[Comparison] = []
     for role in ROLES:
-        own = found[f"sum_{role}"][:, None]
-        value = float(tokens.correlations(own, once)[0, 0])
-        matched = found[f"sum_matched_{role}"]
-        for null, drawn in {"uniform": found["sum_uniform"], "matched": matched}.items():
-            draws = against_null(value, tokens.correlations(drawn, once)[0])
-            tests.append(against_groups(draws, label, role, null, above=True))
-
-        def beyond_context(weights: np.ndarray, own: np.ndarray = own) -> np.ndarray:
-            of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
-            return of_type - of_context
-
-        contexts, of_both = np.eye(len(tokens.contexts)), f"{label}, less that within contexts"
-        tests.append(bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(own)))
+        sums = found[f"sum_{role}"][:, None], found["sum_uniform"], found[f"sum_matched_{role}"]
+        tests += type_tests(tokens, *sums, role, rng)
     return tests
+
+
+def type_tests(
+    tokens: PairedTokens,
+    own: Float[np.ndarray, "token 1"],
+    uniform: Float[np.ndarray, "token group"],
+    matched: Float[np.ndarray, "token group"],
+    role: str,
+    rng: np.random.Generator,
+) -> list[Comparison]:
+    """Return the tests of one group's summed effect at each token, beside those of random groups."""
+    label, once = "correlation of effects between tokens of one type", np.ones((1, len(tokens.contexts)))
+    value = float(tokens.correlations(own, once)[0, 0])
+    tests = [
+        against_groups(against_null(value, tokens.correlations(drawn, once)[0]), label, role, null, above=True)
+        for null, drawn in {"uniform": uniform, "matched": matched}.items()
+    ]
+
+    def beyond_context(weights: np.ndarray) -> np.ndarray:
+        of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
+        return of_type - of_context
+
+    contexts, of_both = np.eye(len(tokens.contexts)), f"{label}, less that within contexts"
+    return [*tests, bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(own))]
 
 
 def rare_only_plateau(case: Case, rng: np.random.Generator) -> Evidence:

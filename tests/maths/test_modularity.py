@@ -10,7 +10,9 @@ from rareneuron.maths.equivalence import within_margin_of_groups
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.modularity import (
     NULLS,
+    BlockMoments,
     correlation_graphs,
+    jackknife_error,
     modularity,
     modularity_of_groups,
     same_strengths,
@@ -29,7 +31,7 @@ def activations(rng, strength, n_tokens=600):
     return acts
 
 
-def groups_of(rng, n_draws=199):
+def groups_of(rng, n_draws=99):
     def drawn():
         return np.stack([rng.choice(np.arange(2 * SIZE, POOL), SIZE, replace=False) for _ in range(n_draws)])
 
@@ -49,7 +51,8 @@ def moments_of(acts):
 
 
 def graphs(acts, *, signed):
-    return correlation_graphs(moments_of(acts), np.arange(acts.shape[1]).reshape(-1, SIZE), signed=signed)
+    groups = np.arange(acts.shape[1]).reshape(-1, SIZE)
+    return correlation_graphs(moments_of(acts).correlation(groups, groups), signed=signed)
 
 
 def test_without_signs_it_is_the_modularity_that_networkx_finds():
@@ -123,19 +126,45 @@ def test_shuffled_graphs_keep_strengths_of_either_sign_and_lose_clusters(signed)
     assert modularity(drawn).max() < modularity(weights[None])[0] - 0.1
 
 
+def blocks_of(acts, context):
+    blocks = BlockMoments(np.arange(2 * SIZE))
+    for part in np.array_split(np.arange(len(acts)), 3):
+        blocks.add(acts[part], context[part])
+    return blocks
+
+
+def test_the_error_over_contexts_agrees_with_leaving_them_out():
+    rng = np.random.default_rng(5)
+    acts, context = activations(rng, 0.6), np.arange(600) // 15  # 40 contexts, two in a block
+    group = np.array([3, 0, 17, 11, 12])
+    found = blocks_of(acts + 50, context).without_each(group)
+    slow = [np.corrcoef(acts[context % 20 != block][:, group].T) for block in range(20)]
+    assert np.allclose(found, slow, atol=1e-10)
+    Q = [modularity(correlation_graphs(rho[None], signed=False))[0] for rho in slow]
+    assert jackknife_error(np.array(Q)) == pytest.approx(np.sqrt(19 * np.var(Q)))
+    few = BlockMoments(np.arange(4))
+    few.add(acts[:30], context[:30])
+    assert few.without_each(np.arange(3)).shape == (2, 3, 3)  # blocks without tokens aren't left out
+    assert np.isnan(jackknife_error(np.ones(1)))
+
+
 def absences(rng, strength):
-    found = modularity_of_groups(moments_of(activations(rng, strength)), groups_of(rng), rng, signed=False)
-    return max(
-        within_margin_of_groups(float(found[role][0]), found[f"{role} {null}"], "Q", role, null, MARGIN).p
-        for role in ("boosting", "suppressing")
-        for null in NULLS
-    )
+    acts = activations(rng, strength)
+    blocks = blocks_of(acts, np.arange(len(acts)))
+    found = modularity_of_groups(moments_of(acts), blocks, groups_of(rng), rng, signed=False)
+    p = []
+    for role in ("boosting", "suppressing"):
+        error = found[f"{role} error"][0]
+        for null in NULLS:
+            draws = found[f"{role} {null}"] + error * rng.standard_normal(len(found[f"{role} {null}"]))
+            p.append(within_margin_of_groups(float(found[role][0]), draws, "Q", role, null, MARGIN).p)
+    return max(p)
 
 
 def test_planted_clusters_are_not_called_absent_and_their_absence_is_seen():
     """At the margin's edge: benchmarks/clustering.py."""
     rng = np.random.default_rng(4)
-    none = [absences(rng, 0.0) <= 0.05 for _ in range(20)]
-    clustered = [absences(rng, 1.2) <= 0.05 for _ in range(10)]
+    none = [absences(rng, 0.0) <= 0.05 for _ in range(12)]
+    clustered = [absences(rng, 1.2) <= 0.05 for _ in range(6)]
     assert np.mean(none) >= 0.9
     assert not any(clustered)

@@ -210,6 +210,7 @@ def no_clustering(run, step, rng):
     for role in ROLES:
         for null in ("matched", "same strengths"):
             value, draws = found[role][0], found[f"{role} {null}"]
+            draws = draws + found[f"{role} error"][0] * rng.standard_normal(len(draws))
             beside, n = against(value, draws), len(draws) + 1
             p = max(1 + np.sum(~(draws + 0.1 > value)), 1 + np.sum(~(draws - 0.1 < value))) / n
             ends = [value - beside["null_high"], value - beside["null_low"]]

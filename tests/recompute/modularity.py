@@ -51,7 +51,17 @@ def shuffled(w, n_draws, rng):
         yield total
 
 
-def check(run, step, groups, act, report):
+def jackknife(act, group, block):
+    """The standard error of Q over blocks of contexts, one of which is left out at a time."""
+    found = []
+    for one in np.unique(block):
+        rho = np.corrcoef(act[block != one][:, group], rowvar=False)
+        np.fill_diagonal(rho, 0)
+        found.append(greedy(rho))
+    return np.sqrt((len(found) - 1) * np.var(found))
+
+
+def check(run, step, groups, act, context, report):
     """Compares every draw."""
     stored, rng = run.at(step, "modularity.safetensors"), run.generator("modularity")
     rho = np.clip(np.corrcoef(act, rowvar=False), -1, 1)
@@ -59,6 +69,7 @@ def check(run, step, groups, act, report):
     for role, matched in zip(ROLES, np.split(groups["matched_random"], 2), strict=True):
         own = rho[np.ix_(groups[role], groups[role])]
         report.close("modularity: groups", stored[role], [greedy(own)])
+        report.close("modularity: error", stored[f"{role} error"], [jackknife(act, groups[role], context % 20)])
         alike = matched[:600]
         report.close("modularity: matched", stored[f"{role} matched"], [greedy(rho[np.ix_(g, g)]) for g in alike])
         found = [greedy(w) for w in shuffled(own, len(alike), rng)]

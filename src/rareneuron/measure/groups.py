@@ -14,7 +14,7 @@ import torch
 from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
-from rareneuron.maths.modularity import modularity_of_groups
+from rareneuron.maths.modularity import BlockMoments, modularity_of_groups
 from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.maths.weights import spectrum
@@ -71,9 +71,12 @@ def acting_together(
     (`maths.gauge`).
     """
     moments = SecondMoments(members(groups))
+    blocks = BlockMoments(np.concatenate([groups.boosting, groups.suppressing]))
     for batch in source.again():
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
+        if clustered:
+            blocks.add(batch.act[rare].cpu().numpy(), batch.context[batch.rare])
     gauge, W_out = source.adapter.gauge(source.layer), source.adapter.weights(source.layer).W_out
     geometry = geometry_of(
         moments,
@@ -85,7 +88,9 @@ def acting_together(
     )
     if not clustered:
         return geometry, None
-    return geometry, modularity_of_groups(moments, groups, generator(config.seed, "modularity"), signed=not gauge.sign)
+    return geometry, modularity_of_groups(
+        moments, blocks, groups, generator(config.seed, "modularity"), signed=not gauge.sign
+    )
 
 
 def group_spectrum(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Spectrum:

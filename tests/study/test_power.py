@@ -6,7 +6,7 @@ from rareneuron.conclude.hypotheses import hypothesis
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.estimate import plan_as_dict, plan_as_text
 from rareneuron.study.plan import plan_study
-from rareneuron.study.power import MEASURED, OF_LAYERS, needed_for
+from rareneuron.study.power import MEASURED, OF_LAYERS, ON_ALL, needed_for
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,9 @@ from rareneuron.study.power import MEASURED, OF_LAYERS, needed_for
 )
 def test_a_claim_has_the_sample_of_the_experiments(n_contexts, per_context, expected):
     for one in needed_for(StudyConfig(), n_contexts, per_context):
+        if one.claim in ON_ALL:
+            assert (one.contexts, one.tokens) == (n_contexts, n_contexts * per_context)
+            continue
         assert (one.contexts, one.tokens) == (expected, expected * per_context)
         assert one.claim not in OF_LAYERS
 

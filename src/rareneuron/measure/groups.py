@@ -4,7 +4,7 @@ Groups are known only after the effects, so the activations of their neurons at 
 second moments are summed in float64. Where there are too few neurons of a sign, every part holds that reason.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
     if isinstance(groups, RareNeuronError):
         return ComparedGroups(groups=groups, balance={}, geometry=groups, spectrum=groups)
     with ThreadPoolExecutor(2) as pool:  # neither knows of the other, and numpy leaves Python free
-        begun = [
+        begun: list[Future[Any]] = [
             pool.submit(acting_together, config, source, groups, clustered),
             pool.submit(group_spectrum, config, source, groups),
         ]

@@ -18,10 +18,16 @@ MEASURED = {  # claim → where → contexts, rare tokens in them
     "rare-specific": {SERIES: (130, 699)},
     "rare-specific-loss": {SERIES: (432, 2_322)},
     "joint-sum": {SERIES: (40, 215)},
+    "frequency-explains": {SERIES: (40, 215)},
+    "norm-explains": {SERIES: (40, 215)},
+    "rare-beyond-frequency": {SERIES: (40, 215)},
+    "type-specific": {SERIES: (19_904, 106_984)},
+    "rare-only-plateau": {SERIES: (275, 1_368)},
     "last-layer-special": {SERIES: (233, 1_043)},
     "layers-share": {SERIES: (167, 748)},
 }
-OF_LAYERS = ("last-layer-special", "layers-share")  # judged on all contexts, the others on a sample
+OF_LAYERS = ("last-layer-special", "layers-share")
+ON_ALL = ("rare-only-plateau", *OF_LAYERS)  # judged on all contexts, the others on a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ def needed_for(config: StudyConfig, n_contexts: int, per_context: float) -> list
     for claim, needed in MEASURED.items():
         if claim in OF_LAYERS and config.layers is None:
             continue
-        contexts = n_contexts if claim in OF_LAYERS else sample
+        contexts = n_contexts if claim in ON_ALL else sample
         out.append(Needed(claim=claim, contexts=contexts, tokens=round(contexts * per_context), needed=needed))
     return out
 

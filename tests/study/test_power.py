@@ -34,8 +34,8 @@ def test_claims_about_layers_have_all_contexts():
 def test_a_dry_run_says_what_claims_would_take(tmp_path):
     plan = plan_study(StudyConfig(steps=(4096,), n_tokens=400, out=str(tmp_path / "run")))
     text = plan_as_text(plan)
-    assert "of the embedded series" in text
+    assert "the embedded series" in text
     for one in plan_as_dict(plan)["power"]:
-        contexts = next(iter(one["needed"].values()))["contexts"]
-        assert f"{one['claim']} {contexts:,} contexts" in text
-        assert f"it has {one['contexts']:,} contexts with {one['tokens']:,} rare tokens" in text
+        takes = next(iter(one["needed"].values()))
+        assert f"{one['claim']} {takes['contexts']:,} ({takes['tokens']:,})" in text
+        assert f"has {one['contexts']:,} ({one['tokens']:,})" in text

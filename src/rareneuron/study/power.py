@@ -63,15 +63,17 @@ def as_values(needed: list[Needed]) -> list[dict[str, Any]]:
 
 def power_lines(needed: list[Needed]) -> list[str]:
     """Return lines for a terminal: what claims would take, and what they would have."""
-    lines = []
+    places = " or ".join(dict.fromkeys(where for one in needed for where in one.needed))
+    lines = [
+        "Power        contexts (rare tokens) that find the effect that matters in 80 % of studies, with the errors of",
+        f"             {places}; and what this study has",
+    ]
     for one in needed:
         takes = " or ".join(amount(*measured) for measured in one.needed.values())
-        lines.append(f"{one.claim} {takes}; it has {amount(one.contexts, one.tokens)}")
-    places = " or ".join(dict.fromkeys(where for one in needed for where in one.needed))
-    head = f"Power        to find the effect that matters in 80 % of studies, with errors like those of {places}, takes"
-    return [head, *(f"             {line}" for line in lines)]
+        lines.append(f"             {one.claim} {takes}; has {amount(one.contexts, one.tokens)}")
+    return lines
 
 
 def amount(contexts: int, tokens: int) -> str:
-    """Return contexts and rare tokens in words."""
-    return f"{contexts:,} contexts with {tokens:,} rare tokens"
+    """Return contexts and rare tokens, short."""
+    return f"{contexts:,} ({tokens:,})"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -97,11 +98,7 @@ def evaluate_swap(
     record = EvaluationRecord(
         name=SWAP,
         tasks=(SWAP,),
-        step=opened.step_record(step).step,
-        layer=opened.manifest.layer,
-        model=opened.step_record(step).model.source,
-        weights_sha256=opened.step_record(step).model.weights_sha256,
-        rareneuron=version("rareneuron"),
+        **of_run(opened, step),
         groups=tuple(groups),
         replaced_by=to,
         n_random=max(map(len, random.values()), default=0),
@@ -134,6 +131,18 @@ def refuse_unknown(groups: Sequence[str], to: str) -> None:
         raise InvalidConfig(f"{found}. Those of a run that can be: {', '.join(ROLES)}.")
     if to not in ("mean", "zero"):
         raise InvalidConfig(f"to = {to!r} is not known. Use mean or zero.")
+
+
+def of_run(run: Run, step: int | None) -> dict[str, Any]:
+    """Return what an evaluation's record says of the run that it is of."""
+    record = run.step_record(step)
+    return {
+        "step": record.step,
+        "layer": run.manifest.layer,
+        "model": record.model.source,
+        "weights_sha256": record.model.weights_sha256,
+        "rareneuron": version("rareneuron"),
+    }
 
 
 def compared_groups(

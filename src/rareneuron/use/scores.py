@@ -36,6 +36,7 @@ class Scores:
     kinds: tuple[str, ...]  # such as rare and common
     kind: Int[np.ndarray, " item"]
     measures: Mapping[str, Measure]  # a larger number is better
+    contrast: bool = False  # whether the first kind less the second is of interest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def parts_of(scores: Scores) -> Iterator[Part]:
         chosen = np.flatnonzero(scores.kind == k)
         if len(chosen):
             yield Part(name=name, chosen=chosen, kind=np.zeros(len(chosen), np.int64), sign=(1,))
-    if len(scores.kinds) == 2 and len(np.unique(scores.kind)) == 2:
+    if scores.contrast and len(np.unique(scores.kind)) == 2:
         first, second = scores.kinds
         every = np.arange(len(scores.kind))
         yield Part(name=f"{first} less {second}", chosen=every, kind=scores.kind, sign=(1, -1))

@@ -6,11 +6,13 @@ logs for each item. Domain: lm_eval from 0.4.9 on. Oracle: tests/use/test_harnes
 """
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,7 +31,7 @@ from rareneuron.use.ablated import ablated
 from rareneuron.use.evaluate import RANDOM_RUNS, ROLES, compared_groups, of_run, refuse_unknown
 from rareneuron.use.model import run_model
 from rareneuron.use.scores import Measure, Scores, draws_table, items_table, summary
-from rareneuron.use.units import Units, opened_run
+from rareneuron.use.units import Place, Units, opened_run
 
 LIKELIHOOD = "log-likelihood"  # of the right answer; where there are others, less that of the best of them
 BATCH_SIZE = 8
@@ -125,7 +127,8 @@ def evaluate_tasks(
     began = perf_counter()
 
     def logged(members: Int[np.ndarray, " size"] | None) -> Logged:
-        index = {} if members is None else {(opened.manifest.layer, "neurons"): members}
+        place: Place = (opened.manifest.layer, "neurons")
+        index = {} if members is None else {place: members}
         with ablated(adapter.model, opened if index else None, units=Units(index), to=to, step=step):
             return run_harness(program, adapter, tasks, manager, n_shots=n_shots, limit=limit, batch_size=batch_size)
 
@@ -204,12 +207,13 @@ def run_harness(
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Let a library say errors alone."""
+    """Let a library say errors alone, and show its progress to a terminal alone."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
+            yield
     finally:
         logger.setLevel(before)
 

@@ -11,6 +11,8 @@ import torch
 
 import rareneuron as rn
 from rareneuron.errors import InvalidConfig
+from rareneuron.present.findings import findings
+from rareneuron.present.sections.tasks import tasks_section
 from rareneuron.study.study import run_study
 from rareneuron.use import harness as harness_module
 from rareneuron.use.harness import LIKELIHOOD, likelihood, numbers
@@ -167,6 +169,9 @@ def test_each_condition_has_its_own_adapter_and_no_cache(run, task_folder, monke
     check(run, found)
     assert run.evaluations() == ["next_word"]
     assert found.record.program == "lm_eval stand-in"
+    section = tasks_section(findings(run))
+    assert [block.kind for block in section.blocks] == ["paragraph", "table"]
+    assert "next_word, acc: " in section.blocks[0].text
 
 
 def test_the_harness_itself_gives_the_models_scores(run, task_folder, monkeypatch, tmp_path):

@@ -103,6 +103,7 @@ def rows_of(scores: Scores, part: Part, name: str, measure: Measure, group: str)
         means, errors = clustered(differences, weight, part.kind, document)
         beside = beside_random(found.change, means)
         usual = float(np.median(errors)) if len(errors) else found.standard_error  # not the group's own, where known
+        usual = usual if usual > 0 else np.nan  # no item changed, so nothing is known of how much they would
         rows.append(
             common
             | {

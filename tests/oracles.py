@@ -63,3 +63,24 @@ def clustered_standard_error(values, context):
     contexts = np.unique(context)
     residual = np.array([sum(values[k] - mean for k in range(n) if context[k] == c) for c in contexts])
     return np.sqrt(len(contexts) / (len(contexts) - 1) * (residual**2).sum()) / n
+
+
+def effect_parts(readout, resid, shift, target, W_out, f, mlp_out=None):
+    """Δ without the direction of frequency, without its tilt, the direct one without the direction; and ΔH."""
+    out = torch.empty(4, *shift.shape, dtype=torch.float64)
+    unit = f / f.norm()
+    for t, y in enumerate(target):
+        clean = log_probabilities(readout, resid[t], resid[t])
+        p = clean.exp()
+        for i, w in enumerate(W_out):
+            moved = moved_residual(readout, resid[t], shift[t, i] * w, None if mlp_out is None else mlp_out[t])
+            after = log_probabilities(readout, moved, moved)
+            total = after - clean
+            direct = log_probabilities(readout, moved, resid[t]) - clean
+            mean_f, mean_change = (p * f).sum(), (p * total).sum()
+            slope = (p * (f - mean_f) * (total - mean_change)).sum() / (p * (f - mean_f) ** 2).sum()
+            changes = (total - (total @ unit) * unit, total - slope * f, direct - (direct @ unit) * unit)
+            for k, change in enumerate(changes):
+                out[k, t, i] = clean[y] - torch.log_softmax(clean + change, -1)[y]
+            out[3, t, i] = (p * clean).sum() - (after.exp() * after).sum()
+    return out

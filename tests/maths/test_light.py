@@ -19,8 +19,8 @@ NUMPY_ALONE = {
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
     *("full_sum", "fused", "head"),
-    *("interventions", "joint", "margins", "moments", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap"),
-    *("table_memory", "weights"),
+    *("interventions", "joint", "margins", "moments", "neuron_tables", "output_norm", "pair_effects", "readout"),
+    *("softcap", "table_memory", "weights"),
 }  # fmt: skip
 LOOK = """
 import json, sys

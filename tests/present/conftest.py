@@ -221,7 +221,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def without_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else; tests of words leave it out."""
-    for section in ("curve", "phases", "spectrum", "claims"):
+    for section in ("overview", "mechanism", "phases", "spectrum", "layers"):
         monkeypatch.setattr(
             f"rareneuron.present.sections.{section}.illustration", lambda *_: Paragraph(text="(a figure)")
         )

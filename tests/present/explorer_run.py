@@ -1,9 +1,22 @@
 """Adds what the neuron explorer shows to a made-up run, with token texts that would harm a careless page."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from rareneuron.runs.files import write_table, write_tensors
-from rareneuron.runs.neurons import N_BINS, N_CONTEXTS, N_NEIGHBOURS, N_TOKENS, NONE, Explorer, write_explorer
+from rareneuron.runs.neurons import (
+    AFTER,
+    BEFORE,
+    N_BINS,
+    N_CONTEXTS,
+    N_NEIGHBOURS,
+    N_TOKENS,
+    NONE,
+    QUANTILES,
+    Explorer,
+    write_explorer,
+)
 from rareneuron.runs.run import Run
 
 HOSTILE = (
@@ -32,10 +45,16 @@ HOSTILE = (
     "word",
 )
 CONTEXT_LENGTH = 80
+WHOLE = 5  # neurons with Δ at every token of their texts
 
 
-def add_details(run: Run, *, most: int | None = None, readout: bool = True, gated: bool = False, seed: int = 0) -> Run:
-    """Details of the neurons of the last checkpoint, of the `most` first ranks where that is given."""
+def add_details(
+    run: Run, *, most: int | None = None, readout: bool = True, gated: bool = False, older: bool = False, seed: int = 0
+) -> Run:
+    """Details of the neurons of the last checkpoint, of the `most` first ranks where that is given.
+
+    An `older` version kept no examples by quantile and no effects outside analysed tokens.
+    """
     rng = np.random.default_rng(seed)
     effects, tokens = run.effects(), run.tokens()
     n_contexts = int(tokens["context"].max()) + 1
@@ -68,5 +87,12 @@ def add_details(run: Run, *, most: int | None = None, readout: bool = True, gate
         no_readout=None if readout else "There is no readout here, so there is no such list.",
         texts=dict(enumerate(HOSTILE)),
     )
+    if not older:
+        example = rng.choice(rare, (n, 2, len(QUANTILES)))
+        values = np.sort(rng.normal(size=(2, *example.shape)), axis=-1)
+        text = rng.normal(size=(min(n, WHOLE), N_CONTEXTS, BEFORE + 1 + AFTER))
+        explorer = replace(
+            explorer, example_token=example, example_delta=values[0], example_act=values[1], text_delta=text
+        )
     write_explorer(run.path / "steps" / str(run.steps[-1] if run.steps[-1] is not None else "final"), explorer)
     return run

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -19,9 +19,11 @@ from rareneuron.cli.study import study
 from rareneuron.errors import RunFolderError
 from rareneuron.present.blocks import Definitions
 from rareneuron.present.findings import findings
+from rareneuron.present.mechanism import KIND
+from rareneuron.present.page_json import columns_of
 from rareneuron.present.report import render_report, write_report
 from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
-from rareneuron.present.wording import without_hidden
+from rareneuron.present.wording import visible, without_hidden
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json, write_table
 from rareneuron.runs.neurons import read_explorer
@@ -49,7 +51,7 @@ HOSTILE = (
 class Page(HTMLParser):
     """The elements and the text of a page; every element that is opened must be closed in order."""
 
-    VOID = ("meta", "br", "link", "input")
+    VOID = ("meta", "br", "link", "input", "wbr")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -119,7 +121,11 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"link", "img", "iframe", "object", "embed"}
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "page-data"}, {}], "one script, with nothing to fetch"
+    *twins, data, program = scripts
+    assert (data, program) == ({"type": "application/json", "id": "page-data"}, {}), "one script, with nothing to fetch"
+    assert all(
+        of == {"type": "application/json", "id": f"data-{of['data-of']}", "data-of": of["data-of"]} for of in twins
+    )
     assert "svg" in tags
     for tag, attributes in page.elements:
         for name, value in attributes.items():
@@ -192,25 +198,59 @@ def test_a_long_series_is_thinned_and_says_so(make_run: MakeRun, monkeypatch: py
 
 
 @pytest.mark.usefixtures("without_ink")
-def test_verdicts_stand_at_the_top_in_words(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run()
-    assert 'id="verdicts"' not in render_report(run)
+def test_every_verdict_stands_once_and_opens(claimed: Callable[..., Run], make_run: MakeRun) -> None:
+    assert "The run folder holds no verdicts." in words(render_report(make_run()))
     told = (
         ("Groups act <together>", "not supported", None, "They don't."),
         ("The plateau grows", "supported", 0.004, "From 3 to 40 neurons."),
     )
     made = [
-        Made(name="x", title=title, verdict=verdict, p_holm=p, sentence=sentence)
+        Made(name=title, title=title, verdict=verdict, p_holm=p, sentence=sentence)
         for title, verdict, p, sentence in told
     ]
-    (run.path / "claims.json").write_text("{}")
-    monkeypatch.setattr(Run, "claims", lambda _: SimpleNamespace(claims=tuple(made)), raising=False)
-    html = render_report(run)
+    html = render_report(claimed(tuple(made)))
     text = words(html)
-    assert "1 supported, 1 not supported." in text
-    assert text.index("The plateau grows supported p = 0.0040") < text.index("Groups act <together> not supported")
-    assert text.count("From 3 to 40 neurons.") == 1  # here or in the claims' own section
-    assert html.index('id="verdicts"') < html.index('id="summary"')
+    assert "Of 2 about this model: 1 supported, 1 not supported." in text
+    assert text.index("The plateau grows supported p 0.0040") < text.index("Groups act <together> not supported no p")
+    for of in made:
+        assert text.count(of.sentence) == 1
+        assert text.count(f"{of.title} {of.verdict}") == 1
+    opens = [
+        attributes["class"] for tag, attributes in Page(html).elements if tag == "details" and "class" in attributes
+    ]
+    assert opens == ["supported", "not-supported"]
+    assert html.index('id="overview"') < html.index('id="claims"') < html.index('id="neurons"')
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_the_first_screen_has_the_largest_neurons_with_their_words(make_run: MakeRun) -> None:
+    run = add_details(make_run())
+    table, details = run.effects().sort_values("rank"), read_explorer(run.folder())
+    assert details is not None
+    html = render_report(run)
+    rows = re.findall(r'<tr role="row" id="[^"]*">.*?</tr>', html, re.DOTALL)
+    assert len(rows) == 10
+    for (_, row), shown in zip(table.iterrows(), rows, strict=False):
+        assert f'href="#{row["neuron"]}"' in shown
+        text = words(shown)
+        for i in details.written[details.shown.tolist().index(row["index"])][:3]:
+            assert visible(details.texts[int(i)].strip(" ") or details.texts[int(i)]) in text
+    plain = words(render_report(make_run())).partition("How sure")[0]
+    assert "promotes" not in plain
+    assert "mean |Δ| 10⁻³ nats" in plain
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_a_mechanism_is_shown_where_the_run_has_one(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / "steps" / "512" / "effects.parquet"
+    table = read_table(path)
+    write_table(path, table.assign(**{KIND: np.where(table["rank"] == 2, "entropy", "")}))
+    first = words(render_report(run)).partition("How sure")[0]
+    assert first.count("entropy") == 1
+    assert "kind" in first
+    write_table(path, table)
+    assert "kind" not in words(render_report(run)).partition("How sure")[0]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +352,7 @@ def test_a_single_checkpoint_reads_right(make_run: MakeRun, step: int | None, ph
     text = words(render_report(make_run(steps=(step,))))
     assert f"6 contexts), {phrase}. A positive Δ" in text
     assert f"Neurons {phrase}" in text
-    assert "1 checkpoint 60 neurons" in text
+    assert f"60 neurons · 12 rare tokens in 6 contexts of small corpus · {phrase}" in text
     assert "None" not in text
 
 
@@ -456,3 +496,33 @@ def test_without_the_word_filter_no_words_are_claimed(make_run: MakeRun) -> None
 def test_the_report_with_every_figure_stays_small(planted: MakeRun) -> None:
     steps = tuple(range(10))
     assert len(render_report(planted(steps=steps)).encode()) < 1_000_000  # 5 MB is the limit, for 154 steps too
+
+
+def test_every_section_has_a_twin_in_json(planted: MakeRun) -> None:
+    html = render_report(planted())
+    found = dict(re.findall(r'<script type="application/json" id="data-([^"]*)" data-of="[^"]*">(.*?)</script>', html))
+    anchors = [a["id"] for tag, a in Page(html).elements if tag == "section" and "class" not in a]
+    assert list(found) == anchors
+    for text in found.values():
+        assert not set("<>&") & set(text)
+        assert text.isascii()
+    parts = [part for text in found.values() for part in json.loads(text)["parts"]]
+    figures = {part["figure"]: part for part in parts if "figure" in part}
+    curve = figures["Effect of each neuron on rare tokens, by rank"]
+    assert curve["rows"] == len(curve["columns"]["rank"]) < curve["of"]
+    assert max(curve["columns"]["abs_delta_loss"]) == pytest.approx(
+        max(planted().effects(step)["abs_delta_loss"].max() for step in (0, 512)), rel=1e-3
+    )
+    table = next(part for part in parts if part.get("columns") and part.get("caption", "").startswith("Mean loss"))
+    assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+def test_columns_of_a_figure_keep_its_ends_and_say_how_many_there_were() -> None:
+    frame = pd.DataFrame({"rank": np.arange(1, 5001), "value": np.linspace(1, 0, 5000), "step": "8", "none": np.nan})
+    found = columns_of(frame)
+    assert found["of"] == 5000
+    assert found["rows"] == len(found["columns"]["rank"]) < 1000
+    assert (found["columns"]["rank"][0], found["columns"]["rank"][-1]) == (1, 5000)
+    assert found["columns"]["step"] == "8"
+    assert found["columns"]["none"] is None
+    assert columns_of(None) == {}

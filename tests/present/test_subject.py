@@ -7,7 +7,7 @@ import pytest
 from rareneuron.present.card import card
 from rareneuron.present.findings import findings
 from rareneuron.present.report import render_report
-from rareneuron.present.subject import subject
+from rareneuron.present.subject import folder_name, subject
 from rareneuron.present.tables import (
     paper_table,
 )
@@ -37,7 +37,7 @@ def test_report_tables_and_card_agree_on_the_last_layer(
     run = open_run(run.path)
     words = "layer 3, the last" if is_last else "layer 3"
     assert findings(run).subject.layer_name == words
-    assert f'<p class="subtitle">{words} ·' in render_report(run)
+    assert f'<p class="subtitle">Neurons and rare tokens: {words}, 60 neurons ·' in render_report(run)
     assert f", {words}, 1,000 parameters" in paper_table(1, [run]).notes[0]
     assert f", {words}, 1,000 parameters" in card(run)
 
@@ -46,5 +46,19 @@ def test_report_tables_and_card_call_a_model_the_same(make_run: MakeRun, without
     run = make_run(model="somewhere/models/tiny")
     assert findings(run).subject.model == subject(run, None).model == "tiny"
     assert paper_table(1, [run]).rows[0][0] == "tiny, step 512"
-    assert "<h1>Neurons and rare tokens: tiny</h1>" in render_report(run)
+    assert "<h1>tiny</h1>" in render_report(run)
     assert "Rare-token neurons of tiny" in card(run)
+
+
+@pytest.mark.parametrize(
+    ("path", "resolved", "name"),
+    [
+        ("models/tiny", "/somewhere/models/tiny", "tiny"),
+        ("models/tiny/", None, "tiny"),
+        (".", "/somewhere/models/tiny", "tiny"),
+        ("/cache/models--org--a-b/snapshots/0a1b2c", "/cache/models--org--a-b/snapshots/0a1b2c", "org/a-b"),
+        ("snapshot", "/cache/models--org--m/snapshots/0a1b2c", "org/m"),
+    ],
+)  # fmt: skip
+def test_a_folder_is_called_by_its_name_or_id(path: str, resolved: str | None, name: str) -> None:
+    assert folder_name(path, resolved) == name

@@ -66,6 +66,40 @@ def layers(run: Path, step: int | None, profile: bool, units: str, top: int, as_
     emit(table_records(table), as_json, lambda: table_text(table))
 
 
+@cli.command(short_help="Show how each neuron acts: norm, frequency, words.")
+@run_argument
+@step_option
+@click.option("--top", type=click.IntRange(1), default=20, help="How many neurons, the largest first.  [default: 20]")
+@click.option("--neurons", default="", metavar="LIST", help="These instead, such as 5.17,5.204.")
+@click.option(
+    "--published",
+    type=click.Choice(["gpt2-small", "pythia-410m"]),
+    help="Compare with the neurons that Stolfo et al. (2024) list for this model.",
+)
+@json_option
+def mechanism(run: Path, step: int | None, top: int, neurons: str, published: str | None, as_json: bool) -> None:
+    """Show how neurons act: shares of mean |Δ| through the norm, along token frequency, as words, and their kind.
+
+    A share is what mean |Δ| loses without the mechanism; words_share is what is left without norm and frequency. --json
+    has the intervals. Kinds are entropy, token-frequency, prediction, suppression and partition neurons.
+
+    \b
+    rareneuron mechanism runs/embedded
+    rareneuron mechanism runs/embedded --neurons 2.702,2.798
+    """
+    from rareneuron.conclude.mechanism import beside_published
+    from rareneuron.present.terminal import mechanism_table, mechanism_text, published_text
+    from rareneuron.runs.run import open_run
+
+    opened = open_run(run)
+    if published is not None:
+        found = beside_published(opened, published, step)
+        emit(table_records(found), as_json, lambda: published_text(found, published))
+        return
+    table = mechanism_table(opened, step, top, tuple(name.strip() for name in neurons.split(",") if name.strip()))
+    emit(table_records(table), as_json, lambda: mechanism_text(table))
+
+
 @cli.command(short_help="Show how the groups act together.")
 @run_argument
 @step_option

@@ -106,6 +106,36 @@ HYPOTHESES = (
         source="beyond the paper",
         smallest=0.05,
     ),
+    Hypothesis(
+        name="frequency-explains",
+        title="More of either group's effect goes along token frequency than of other neurons'",
+        source="beyond the paper: token-frequency neurons",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="norm-explains",
+        title="More of either group's effect goes through the final norm than of other neurons'",
+        source="beyond the paper: entropy neurons",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="rare-beyond-frequency",
+        title="Without what goes along token frequency, too, the groups matter more at rare than at common targets",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
+    Hypothesis(
+        name="type-specific",
+        title="Effects of either group belong to the target's type, more than to its context and than those of others",
+        source="beyond the paper",
+        smallest=0.05,
+    ),
+    Hypothesis(
+        name="rare-only-plateau",
+        title="The largest effects stand out more at rare than at common targets",
+        source="beyond the paper",
+        smallest=0.1,
+    ),
 )
 
 

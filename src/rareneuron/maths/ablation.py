@@ -41,6 +41,7 @@ from rareneuron.maths.expansion import (
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.fused import compiling_pays, takes_compiled_sums
+from rareneuron.maths.mechanism import EffectParts, FrequencyDirection, FrequencySums, LogitChange, effect_parts
 from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
@@ -69,6 +70,7 @@ class AblationEngine:
     `reference` the same in float64. `memory` bounds, in bytes, what the engine holds beside the model and the results:
     A [vocab, d_model] and, for as many neurons at a time as fit, B and its square, [neuron, vocab]. `compiled` says
     whether full sums of `fast` take the loop that numba compiles; by default where it is installed and pays.
+    With `log_frequency` (`mechanism.log_frequency`) effects are taken apart, too.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class AblationEngine:
         tolerance: float = TOLERANCE,
         memory: int = 4 * 2**30,
         compiled: bool | None = None,
+        log_frequency: Float[Tensor, " vocab"] | None = None,
     ) -> None:
         if not readout.is_plain:
             raise ValueError(
@@ -98,10 +101,17 @@ class AblationEngine:
         self.at_zero = readout.logits_at_zero(dtype)
         self.A = readout.logits_per_direction(dtype)
         self.A -= self.A.mean(0)
+        self.frequency: FrequencyDirection | None = None
+        if log_frequency is not None:
+            self.take_apart(log_frequency)
         self._held: NeuronTables | None = None
         self.block = tokens_per_block(len(self.A))
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
         self._workspace = torch.empty(5 * self.block, len(self.A), dtype=dtype, device=self.A.device)
+
+    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> None:
+        """Take effects apart by mechanism in all later calls (`mechanism`)."""
+        self.frequency = FrequencyDirection(log_frequency, self.A)
 
     def effects(
         self,
@@ -120,16 +130,22 @@ class AblationEngine:
         delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
         kl = torch.empty_like(delta[0])
         loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
+        takes_apart = direct and self.frequency is not None
+        parts = torch.empty(len(EffectParts._fields) if takes_apart else 0, *kl.shape).to(kl)
         n_full = 0
         for first in range(0, shift.shape[1], self.neurons_at_once):
             tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
             for start in range(0, len(resid), self.block):
                 block = slice(start, start + self.block)
-                clean = self._clean(resid[block].to(self.dtype), target[block])
+                clean, of_frequency = self._clean(resid[block].to(self.dtype), target[block], takes_apart)
                 changes = self._changes(tables, resid[block].double(), shift[block, tables.neurons].double())[:kinds]
                 loss[block] = clean.loss
                 place = (block, tables.neurons)
-                delta[:, *place], kl[place], n = self._ablate(clean, tables, target[block], changes)
+                delta[:, *place], both_kl, n = self._ablate(clean, tables, target[block], changes)
+                kl[place] = both_kl[0]
+                if of_frequency is not None:
+                    of_logits = [LogitChange((c.a,), c.b) for c in changes]
+                    parts[:, *place] = effect_parts(of_frequency, tables.W, delta[:, *place], both_kl, of_logits)
                 n_full += n
             del tables  # before the next ones are made
         return AblationEffects(
@@ -138,6 +154,7 @@ class AblationEngine:
             kl=kl,
             loss=loss,
             full_share=n_full / max(1, shift.numel()),
+            parts=EffectParts(*parts) if takes_apart else None,
         )
 
     def _tables(self, neurons: slice) -> NeuronTables:
@@ -148,8 +165,13 @@ class AblationEngine:
             self._held = neuron_tables(neurons, self.W_double[neurons].to(self.dtype), self.A, squared_dtype=dtype)
         return self._held
 
-    def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
-        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
+    def _clean(
+        self, resid: Tensor, target: Tensor, takes_apart: bool = False
+    ) -> tuple[CleanTokens, FrequencySums | None]:
+        """A block of tokens, and what it knows of frequency where effects are to be taken apart.
+
+        Its large arrays lie in the workspace, so the next block overwrites them.
+        """
         logp, p, G, of_G, others = workspace = self._workspace[: 5 * len(resid)].unflatten(0, (5, -1))
         at = target[:, None]
         centred = self.readout.centre(resid)
@@ -167,7 +189,7 @@ class AblationEngine:
         GA, of_others = summed(workspace[3:].flatten(0, 1), self.A).unflatten(0, (2, -1))
         from_target = of_others - others.sum(1, keepdim=True) * self.A[target]
         powers = [of_G.mul_(G).sum(1) for _ in range(3)]
-        return CleanTokens(
+        clean = CleanTokens(
             p=p,
             logp=logp,
             G=G,
@@ -179,6 +201,11 @@ class AblationEngine:
             farthest_G=torch.maximum(G.amax(1), -G.amin(1)),
             loss=-logp.gather(1, at)[:, 0],
         )
+        if self.frequency is None or not takes_apart:
+            return clean, None
+        of_G = None if self.at_zero.any() else (clean.G_powers[[2]], clean.GA)
+        means = torch.zeros_like(clean.loss)[None], clean.mean_A
+        return clean, self.frequency.sums(p, logp, G[None], target, *means, of_G, workspace[3:])
 
     def _changes(self, tables: NeuronTables, resid: Tensor, shift: Tensor) -> tuple[Change, ...]:
         """δ of every pair: with the norm's scale following, and with it frozen.
@@ -198,7 +225,7 @@ class AblationEngine:
     def _ablate(
         self, clean: CleanTokens, tables: NeuronTables, target: Tensor, changes: tuple[Change, ...]
     ) -> tuple[Tensor, Tensor, int]:
-        """Δ for each kind of change, KL for the first, and how many pairs took the full sum."""
+        """Δ and KL for each kind of change, and how many pairs took the full sum."""
         from_target, G_target = clean.from_target @ tables.W.T, clean.G_target[:, None]
         delta = torch.stack([c.b * from_target for c in changes])
         for d, c in zip(delta, changes, strict=True):
@@ -223,7 +250,7 @@ class AblationEngine:
         delta[at] = origin + rest
         kl[at] = rest - (first - origin)
         kl.clamp_min_(0)  # by as much as `first` is rounded it may come out below
-        return delta, kl[0], len(pairs)
+        return delta, kl, len(pairs)
 
     def _expand(
         self, clean: CleanTokens, tables: NeuronTables, changes: tuple[Change, ...]
@@ -303,14 +330,14 @@ def ablation_engine(
     precision: Precision = "fast",
     memory: int = 4 * 2**30,
     compiled: bool | None = None,
+    log_frequency: Float[Tensor, " vocab"] | None = None,
 ) -> "AblationEngine | BehindNormEngine":
     """Return the engine that serves a readout: neurons may act through an output norm, and logits be soft-capped.
 
-    `compiled` is as for `AblationEngine`; behind a cap sums are torch's.
+    `compiled` and `log_frequency` are as for `AblationEngine`; behind a cap sums are torch's.
     """
-    if readout.is_plain:
-        return AblationEngine(readout, W_out, precision=precision, memory=memory, compiled=compiled)
-    return BehindNormEngine(readout, W_out, precision=precision, memory=memory, compiled=compiled)
+    engine = AblationEngine if readout.is_plain else BehindNormEngine
+    return engine(readout, W_out, precision=precision, memory=memory, compiled=compiled, log_frequency=log_frequency)
 
 
 def delta_loss(

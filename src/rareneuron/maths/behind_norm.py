@@ -31,6 +31,7 @@ from rareneuron.maths.capped_expansion import (
 from rareneuron.maths.expansion import ROUGHLY_AT_ONCE, ROUNDING, VOCAB_AT_ONCE, pieces
 from rareneuron.maths.full_sum import full_sums as uncapped_sums
 from rareneuron.maths.fused import takes_compiled_sums
+from rareneuron.maths.mechanism import EffectParts, FrequencyDirection, FrequencySums, LogitChange, effect_parts
 from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
 from rareneuron.maths.readout import Readout
@@ -64,6 +65,7 @@ class BehindNormEngine:
         tolerance: float = TOLERANCE,
         memory: int = 4 * 2**30,
         compiled: bool | None = None,
+        log_frequency: Float[Tensor, " vocab"] | None = None,
     ) -> None:
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
@@ -85,9 +87,16 @@ class BehindNormEngine:
         self.A = readout.logits_per_direction(dtype)
         if self.cap is None:  # a constant over the vocabulary changes no probability, unless a cap bends it
             self.A -= self.A.mean(0)
+        self.frequency: FrequencyDirection | None = None
+        if log_frequency is not None:
+            self.take_apart(log_frequency)
         self._held: NeuronTables | None = None
         # Kept, since fresh memory of this size would be faulted in page by page for every block.
         self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
+
+    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> None:
+        """Take effects apart by mechanism in all later calls (`mechanism`)."""
+        self.frequency = FrequencyDirection(log_frequency, self.A)
 
     def effects(
         self,
@@ -105,17 +114,22 @@ class BehindNormEngine:
         delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
         kl = torch.empty_like(delta[0])
         loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
+        takes_apart = direct and self.frequency is not None
+        parts = torch.empty(len(EffectParts._fields) if takes_apart else 0, *kl.shape).to(kl)
         n_full = 0
         for first in range(0, shift.shape[1], self.neurons_at_once):
             tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
             for start in range(0, len(resid), self.block):
                 block = slice(start, start + self.block)
                 tokens = self._tokens(resid[block].double(), None if mlp_out is None else mlp_out[block].double())
-                clean, sums = self._clean(tokens, target[block])
+                clean, sums, of_frequency = self._clean(tokens, target[block], takes_apart)
                 change = self._change(tokens, tables.neurons, shift[block, tables.neurons].double(), kinds)
                 loss[block] = sums.loss
                 place = (block, tables.neurons)
                 delta[:, *place], kl[place], n = self._ablate(clean, sums, tables, target[block], change)
+                if of_frequency is not None:
+                    found = delta[:, *place], kl[place]
+                    parts[:, *place] = parts_behind_norm(of_frequency, sums, tables.W, *found, change)
                 n_full += n
             del tables  # before the next ones are made
         return AblationEffects(
@@ -124,6 +138,7 @@ class BehindNormEngine:
             kl=kl,
             loss=loss,
             full_share=n_full / max(1, shift.numel()),
+            parts=EffectParts(*parts) if takes_apart else None,
         )
 
     def _tables(self, neurons: slice) -> NeuronTables:
@@ -180,8 +195,13 @@ class BehindNormEngine:
                 along[1, 1] = shrink
         return Directions(along=along, b=b)
 
-    def _clean(self, tokens: "Residuals", target: Tensor) -> tuple[CleanBlock, TokenSums]:
-        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
+    def _clean(
+        self, tokens: "Residuals", target: Tensor, takes_apart: bool = False
+    ) -> tuple[CleanBlock, TokenSums, FrequencySums | None]:
+        """A block of tokens, and what it knows of frequency where effects are to be taken apart.
+
+        Its large arrays lie in the workspace, so the next block overwrites them.
+        """
         directions = torch.stack([v for v in (tokens.x, tokens.u) if v is not None]) / tokens.sigma[:, None]
         K, n, vocab = len(directions), len(tokens.x), len(self.A)
         workspace = self._workspace[: self.copies * n].unflatten(0, (-1, n))
@@ -204,7 +224,13 @@ class BehindNormEngine:
             for x in X:
                 x -= torch.mul(p, x, out=rows[0]).sum(-1, keepdim=True)
         block = CleanBlock(p=p, logp=logp, X=X, capped=capped)
-        return block, token_sums(block, target, rows, self.A)
+        sums = token_sums(block, target, rows, self.A)
+        if self.frequency is None or not takes_apart:
+            return block, sums, None
+        is_G = capped is None and not self.at_zero.any()
+        of_G = (sums.gram[0, 0], sums.XA[0, 0]) if is_G else None
+        D = None if capped is None else capped.D
+        return block, sums, self.frequency.sums(p, logp, X, target, sums.mean_X, sums.mean_A, of_G, rows, D)
 
     def _ablate(
         self, clean: CleanBlock, sums: TokenSums, tables: NeuronTables, target: Tensor, change: Directions
@@ -287,6 +313,23 @@ class BehindNormEngine:
                 squared = tables.B_squared[:, piece]
             out += part.copy_(torch.mm(low[:, piece], squared.T, out=in_low))
         return out.unflatten(0, (len(weights), -1))
+
+
+def parts_behind_norm(
+    of_frequency: FrequencySums,
+    sums: TokenSums,
+    W: Float[Tensor, "neuron d_model"],
+    delta: Float[Tensor, "kind token neuron"],
+    kl: Float[Tensor, "token neuron"],
+    change: Directions,
+) -> Float[Tensor, "part token neuron"]:
+    """Take the effects of a block apart; the direct effect's KL is what it has beyond its first order."""
+    linear = change.b[1] * (sums.from_target @ W.T)
+    for c, x in zip(change.along[1], sums.X_from_target, strict=True):
+        linear.addcmul_(c, x[:, None])
+    both_kl = torch.stack([kl, (delta[1] - linear).clamp_min_(0)])
+    changes = [LogitChange(tuple(along), b) for along, b in zip(change.along, change.b, strict=True)]
+    return effect_parts(of_frequency, W, delta, both_kl, changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,23 @@ class ClusteredMean:
         return (factor * squares.clamp_min(0)).sqrt().div(self.n_tokens).cpu().numpy()
 
 
+def clustered_ratio(
+    part: Float[np.ndarray, "context neuron"], whole: Float[np.ndarray, "context neuron"]
+) -> tuple[Float[np.ndarray, " neuron"], Float[np.ndarray, " neuron"]]:
+    r"""Return the ratio of two sums over contexts for each neuron, and its standard error.
+
+    $R = \sum P_c / \sum W_c$ and, by the linear part of its change, $\mathrm{SE}^2 = \frac{C}{C-1} \sum_c
+    (P_c - R W_c)^2 / (\sum W_c)^2$. NaN where there is nothing to divide by, or a single context.
+    """
+    part, whole = part.astype(np.float64), whole.astype(np.float64)
+    n, total = len(part), whole.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = part.sum(0) / total
+        spread = np.square(part - ratio * whole).sum(0)
+        error = np.sqrt(spread * n / (n - 1)) / total if n > 1 else np.full_like(total, np.nan)
+    return np.where(total > 0, ratio, np.nan), np.where(total > 0, error, np.nan)
+
+
 def sums_by_context(
     values: Float[Tensor, "token neuron"], row: Int[Tensor, " token"], n_contexts: int
 ) -> Float[Tensor, "context neuron"]:

@@ -6,6 +6,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from rareneuron.maths.mechanism import EffectParts
 from rareneuron.shown import Shown
 
 Precision = Literal["fast", "exact", "reference"]
@@ -26,3 +27,4 @@ class AblationEffects(Shown):
     kl: Float[Tensor, "token neuron"]  # KL(clean || ablated), total effect
     loss: Float[Tensor, " token"]  # clean
     full_share: float  # of pairs summed over the whole vocabulary
+    parts: EffectParts | None = None  # where the frequency of types was given, and the direct effect was asked for

@@ -8,7 +8,8 @@ contexts: chosen for large effects at the same rare tokens, any group would seem
 tests/maths/test_specificity.py, loops over groups, contexts and neurons.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -55,39 +56,67 @@ def specificity_ratio(
 
 
 def specificity_tests(
-    rare: EffectPerMove, common: EffectPerMove, groups: NeuronGroups, label: str, rng: np.random.Generator
+    rare: EffectPerMove,
+    common: EffectPerMove,
+    groups: NeuronGroups,
+    label: str,
+    rng: np.random.Generator,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
     """Return the tests of either group: S beside uniform and matched groups, and above that of matched ones.
 
-    `label` names the statistic in the results.
+    `label` names the statistic in the results; `n_tokens` is the number of rare tokens behind it.
     """
     at_rare, at_common = rare.stacked(), common.stacked()
-    tests, once = [], np.ones((1, at_rare.shape[1]))
+
+    def ratio(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return specificity_ratio(at_rare, at_common, members, weights)
+
+    return beside_groups(ratio, at_rare.shape[1], groups, label, rng, n_tokens)
+
+
+# Of the groups [group, size], with each context counted as often as the weights of a draw [draw, context] say.
+GroupStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def beside_groups(
+    statistic: GroupStatistic,
+    n_contexts: int,
+    groups: NeuronGroups,
+    label: str,
+    rng: np.random.Generator,
+    n_tokens: int | None = None,
+) -> list[Comparison]:
+    """Return the tests of either group: its statistic beside uniform and matched groups, and above that of matched.
+
+    `n_tokens` is the number of rare tokens behind it.
+    """
+    tests, once = [], np.ones((1, n_contexts))
     for role in ROLES:
         members, matched = getattr(groups, role)[None], groups.matched[role]
-        value = float(specificity_ratio(at_rare, at_common, members, once)[0, 0])
+        value = float(statistic(members, once)[0, 0])
         for null, drawn in {"uniform": groups.random, "matched": matched}.items():
-            draws = specificity_ratio(at_rare, at_common, drawn, once)[0]
+            draws = statistic(drawn, once)[0]
             tests.append(against_groups(against_null(value, draws), label, role, null, above=True))
-        tests.append(beyond_matched(at_rare, at_common, members, matched[:FEW_GROUPS], label, role, rng))
+        test = beyond_matched(statistic, n_contexts, members, matched[:FEW_GROUPS], label, role, rng)
+        tests.append(replace(test, n_tokens=n_tokens))
     return tests
 
 
 def beyond_matched(
-    rare: Float[np.ndarray, "2 context neuron"],
-    common: Float[np.ndarray, "2 context neuron"],
+    statistic: GroupStatistic,
+    n_contexts: int,
     members: Int[np.ndarray, "1 size"],
     matched: Int[np.ndarray, "group size"],
     label: str,
     role: str,
     rng: np.random.Generator,
 ) -> Comparison:
-    """Return the test that S of a group exceeds the mean S of matched groups, by a bootstrap over contexts."""
+    """Return the test that a group's statistic exceeds the mean of matched groups, by a bootstrap over contexts."""
 
     def excess(weights: np.ndarray) -> np.ndarray:
-        own = specificity_ratio(rare, common, members, weights)[:, 0]
-        return np.asarray(own - specificity_ratio(rare, common, matched, weights).mean(1))
+        return np.asarray(statistic(members, weights)[:, 0] - statistic(matched, weights).mean(1))
 
     return bootstrap_test(
-        f"{label}, less that of matched groups", role, np.eye(rare.shape[1]), excess, rng, n_draws=CONTEXT_DRAWS
+        f"{label}, less that of matched groups", role, np.eye(n_contexts), excess, rng, n_draws=CONTEXT_DRAWS
     )

@@ -26,16 +26,18 @@ from rareneuron.measure.engines.gradient import GRADIENT
 from rareneuron.measure.experiments import experiments
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
+from rareneuron.measure.kinds import with_kinds
 from rareneuron.measure.layer_units import LayersWork
 from rareneuron.measure.layers import measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
+from rareneuron.measure.sums import OF_MECHANISM
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
 from rareneuron.runs.config import AUTO, StudyConfig
 from rareneuron.runs.experiments import write_experiments
-from rareneuron.runs.files import damage, file_sums, remove, replacing, write_json, write_table, write_tensors
+from rareneuron.runs.files import damage, digest, file_sums, remove, replacing, write_json, write_table, write_tensors
 from rareneuron.runs.groups import ComparedGroups, write_groups
 from rareneuron.runs.layers import Layers, write_layers
 from rareneuron.runs.layout import (
@@ -139,6 +141,7 @@ class Measurement:
             layer=self.layer,
             weights=adapter.provenance["weights_sha256"],
             tokens=selection_digest(tokens.selection),
+            frequency=None if tokens.log_frequency is None else digest({"f": tokens.log_frequency}),
         )
         self.kept = PieceStore(store.pieces(self.name), identity, self.check)
         self.source = CapturedPieces(
@@ -203,7 +206,7 @@ def compute_effects(work: Measurement) -> LayerEffects:
         bar(f"step {work.name} capture", len(work.selection.windows), "context", work.progress) as capture_progress,
         bar(f"step {work.name} effects", len(work.selection.context), "tok", work.progress) as effects_progress,
     ):
-        return layer_effects(
+        found = layer_effects(
             work.source,
             work.kind,
             pieces,
@@ -211,10 +214,12 @@ def compute_effects(work: Measurement) -> LayerEffects:
             memory=work.engine_bytes,
             verify=float(work.config.verify),
             seed=work.config.seed,
+            log_frequency=work.tokens.log_frequency,
             capture_progress=capture_progress,
             effects_progress=effects_progress,
             observe=pieces.observe,
         )
+    return replace(found, table=with_kinds(found.table, work.adapter, work.layer, work.tokens.log_frequency))
 
 
 def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> None:
@@ -225,7 +230,10 @@ def write_effects(folder: Path, work: Measurement, effects: LayerEffects) -> Non
     write_table(folder / EFFECTS, effects.table.assign(role=role))
     curve = rank_curve(effects.table["abs_delta_loss"].to_numpy())
     write_table(folder / RANK_CURVE, curve_table(curve, effects.table["neuron"].to_numpy()))
-    write_tensors(folder / CONTEXT_SUMS, effects.context_sums)
+    # Claims about mechanisms are judged at the last checkpoint; elsewhere their sums would double a run's size.
+    of_mechanism = () if work.is_last else {f"{kind}{name}" for kind in ("", "common_") for name in OF_MECHANISM}
+    kept = {name: sums for name, sums in effects.context_sums.items() if name not in of_mechanism}
+    write_tensors(folder / CONTEXT_SUMS, kept)
     write_tensors(folder / TOKEN_LOSS, {"loss": effects.token_loss})
 
 

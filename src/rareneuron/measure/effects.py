@@ -96,6 +96,7 @@ def layer_effects(
     memory: int = 4 * 2**30,
     verify: float = 0.02,
     seed: int = 0,
+    log_frequency: Float[np.ndarray, " vocab"] | None = None,
     capture_progress: Progress = lambda _: None,
     effects_progress: Progress = lambda _: None,
     observe: Callable[[EffectBlock], None] = lambda _: None,
@@ -103,12 +104,15 @@ def layer_effects(
     """Mean-ablate every neuron of the source's layer, one at a time, at every analysed token (Eq. 3-4).
 
     `memory`: bytes that the engine's tables may take; `verify`: share of the cells that may be patched to verify
-    estimates. `observe` is called with every block, of whole contexts.
+    estimates. With `log_frequency` effects are taken apart, where the engine can. `observe` is called with every block,
+    of whole contexts.
     """
     adapter, selection, layer = source.adapter, source.selection, source.layer
     means = mean_activations(source, reference, capture_progress)
     captured_seconds, started = source.seconds, time.perf_counter()
     engine = kind.build(adapter, selection, layer, Limits(memory=memory, verify=verify), generator(seed, "audit"))
+    if log_frequency is not None:
+        engine.take_apart(torch.from_numpy(log_frequency).to(adapter.model.device))
     gathered, seconds = gather(source, engine, pieces, means, observe, effects_progress)
     seconds += time.perf_counter() - started
     refuse_overflow(gathered.loss, adapter.model.dtype)
@@ -195,6 +199,7 @@ def effects_table(adapter: Adapter, layer: int, sums: dict[bool, EffectSums], me
             "index": np.arange(adapter.n_neurons(layer)),
             **rare,
             **sums[False].columns("common_"),
+            **sums[True].shares(),
             "mean_act": means.rare.cpu().numpy(),
             "common_mean_act": means.common.cpu().numpy(),
             "mean_abs_act": means.absolute.cpu().numpy(),

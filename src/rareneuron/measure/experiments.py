@@ -37,6 +37,7 @@ JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are in memory
 RANDOM_GROUPS = 400  # of each null
+BY_TOKEN = 799  # of each null, whose single effects are summed at every token
 GROUPS_AT_ONCE = 32  # whose moves are in memory
 
 
@@ -193,9 +194,19 @@ def joint_effects(
     random |= {f"matched_{role}": drawn[:RANDOM_GROUPS] for role, drawn in groups.matched.items()}
     n = n_joint_tokens(readout, len(rare.resid), 2 + sum(len(drawn) for drawn in random.values()))
     some = torch.linspace(0, len(rare.resid) - 1, n, dtype=torch.float64).round().long().to(rare.shift.device)
-    out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some}
+    out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some, "target": rare.target}
+    out |= {f"sum_{name}": sums_of_groups(moves.single, drawn[:BY_TOKEN]) for name, drawn in random.items()}
     joint = joint_ablation(readout, rare, some)
     return out | {f"joint_{name}": mean_joint_effects(joint, moves, some, drawn) for name, drawn in random.items()}
+
+
+def sums_of_groups(
+    single: Float[Tensor, "token neuron"], drawn: Int[np.ndarray, "group member"]
+) -> Float[Tensor, "token group"]:
+    """Return the sum of the single effects of each group's neurons at every token, in float32."""
+    within = torch.zeros(single.shape[1], len(drawn), dtype=single.dtype, device=single.device)
+    within.scatter_(0, torch.from_numpy(drawn.T.copy()).to(single.device), 1.0)
+    return (single @ within).float()
 
 
 def joint_ablation(readout: Readout, rare: Ablated, at: Int[Tensor, " token"]) -> JointAblation:

@@ -75,15 +75,17 @@ def check_same_weights(store: RunStore, finished: Iterable[Checkpoint]) -> None:
             )
 
 
-def piece_identity(config: StudyConfig, *, layer: int, weights: str | None, tokens: str) -> dict[str, Any]:
+def piece_identity(
+    config: StudyConfig, *, layer: int, weights: str | None, tokens: str, frequency: str | None = None
+) -> dict[str, Any]:
     """Return everything that the pieces of a checkpoint are computed from, except their contexts.
 
     Every setting that decides results belongs to it, unless it is listed above as making no difference here. `layer`
-    counts from 0; `weights` and `tokens` are digests.
+    counts from 0; `weights`, `tokens` and `frequency`, that of all types, are digests.
     """
     known = SEEN_IN_TOKENS | SEEN_IN_WEIGHTS | DECIDE_LATER_STAGES
     settings = {name: value for name, value in config.identity().items() if name not in known}
-    return settings | {"layer": layer, "weights": weights, "tokens": tokens}
+    return settings | {"layer": layer, "weights": weights, "tokens": tokens, "frequency": frequency}
 
 
 def refuse_removed(store: RunStore, config: StudyConfig, tokens: TokenStage) -> None:

@@ -25,6 +25,7 @@ from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource
 from rareneuron.measure.engines.base import EffectBlock
+from rareneuron.measure.text_effects import text_effects
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.neurons import (
     AFTER,
@@ -35,13 +36,16 @@ from rareneuron.runs.neurons import (
     N_NEIGHBOURS,
     N_TOKENS,
     NONE,
+    QUANTILES,
+    SAMPLED,
     Explorer,
     text_span,
 )
 
 NEURONS_AT_ONCE = 64  # of which logits over the vocabulary, or correlations with the layer, are in memory
 TOKENS_AT_ONCE = 256  # of which activations are in memory once more, in float64
-SEEN = ("sum", "low", "high", "size", "token", "delta")  # the arrays of an observer
+JOINED = ("sample", "sample_delta", "sample_act")  # arrays of an observer with a row for each token of its sample
+SEEN = ("sum", "low", "high", "size", "token", "delta", *JOINED)  # the arrays of an observer
 
 
 def tokens_near(selection: Selection) -> Int[np.ndarray, "token near"]:
@@ -63,7 +67,10 @@ class Observer:
 
     def __init__(self, selection: Selection, n_neurons: int) -> None:
         self.near = tokens_near(selection)
-        self.n_rare = int(selection.rare.sum())
+        rare = np.flatnonzero(selection.rare)
+        self.n_rare = len(rare)
+        self.drawn = np.zeros(len(selection.rare), bool)  # of the token table: the sample for examples by quantile
+        self.drawn[rare[np.linspace(0, len(rare) - 1, min(SAMPLED, len(rare))).round().astype(int)]] = True
         self._forget(n_neurons)
 
     def _forget(self, n_neurons: int) -> None:
@@ -74,6 +81,8 @@ class Observer:
         size = torch.zeros(0, n_neurons)
         self.size, self.token = size, size.long()  # |Δ| and row of the token table: [context, neuron]
         self.delta = torch.zeros(0, self.near.shape[1], n_neurons)
+        self.sample = torch.zeros(0).long()  # rows of the token table
+        self.sample_delta = self.sample_act = torch.zeros(0, n_neurons)
 
     def __call__(self, block: EffectBlock) -> None:
         """Take in a block, which holds whole contexts."""
@@ -90,12 +99,15 @@ class Observer:
             torch.maximum(self.high, act.amax(0).float()),
         )
         delta = block.statistics["delta_loss"].float()
+        drawn = torch.from_numpy(np.flatnonzero(self.drawn[batch.index])).to(device)
+        index = torch.from_numpy(batch.index).to(device)
+        for name, new in zip(JOINED, (index[drawn], delta[drawn], batch.act[drawn].float()), strict=True):
+            setattr(self, name, torch.cat([getattr(self, name), new]))
         size, row = largest_of_contexts(delta[rare].abs(), batch.context[batch.rare])
         row = rare[row]
         held = len(self.size)
         joined = torch.cat([self.size, size])
         self.size, chosen = joined.topk(min(N_CONTEXTS, len(joined)), dim=0)
-        index = torch.from_numpy(batch.index).to(device)
         token = torch.cat([self.token, index[row]])
         near = self._near_in_block(batch.index).to(device)
         neurons = torch.arange(delta.shape[1], device=device)
@@ -128,6 +140,8 @@ class Observer:
         self.size, chosen = joined.topk(min(N_CONTEXTS, len(joined)), dim=0)
         self.token = token.gather(0, chosen)
         self.delta = delta.gather(0, chosen[:, None].expand(-1, delta.shape[1], -1))
+        for name in JOINED:
+            setattr(self, name, torch.cat([getattr(self, name), given[name]]))
 
     def refuse_gaps(self) -> None:
         """Refuse to go on if some tokens weren't seen: contexts would silently be missing."""
@@ -175,6 +189,7 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
     at = torch.from_numpy(shown).to(seen.token.device)
     token = seen.token[:, at].T.cpu().numpy()
     near = np.where(token[..., None] == NONE, NONE, seen.near[token])
+    example_token, example_delta, example_act = examples(seen, at, sign * length)
     return Explorer(
         shown=shown,
         top_token=token,
@@ -190,8 +205,33 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
         written=written,
         written_logit=logit,
         no_readout=listed.why if isinstance(listed, Unavailable) else None,
-        texts=texts_of(adapter.tokenizer, adapter.vocab, shown_ids(selection, token, written)),
+        texts=texts_of(
+            adapter.tokenizer, adapter.vocab, shown_ids(selection, np.append(token, example_token), written)
+        ),
+        example_token=example_token,
+        example_delta=example_delta,
+        example_act=example_act,
+        text_delta=text_effects(source, token, shown, mean_act),
     )
+
+
+def examples(
+    seen: Observer, shown: Int[Tensor, " shown"], scale: Float[Tensor, " neuron"]
+) -> tuple[
+    Int[np.ndarray, "shown by quantile"], Float[np.ndarray, "shown by quantile"], Float[np.ndarray, "shown by quantile"]
+]:
+    """Return tokens of the sample at quantiles of Δ and of the activation, with both; activations are times `scale`.
+
+    Quantiles are order statistics, so each is a token that exists.
+    """
+    order = seen.sample.argsort()
+    token = seen.sample[order]
+    delta = seen.sample_delta[order][:, shown].T
+    act = (seen.sample_act[order][:, shown].double() * scale[shown]).T
+    place = torch.tensor([round(q * (len(token) - 1)) for q in QUANTILES], device=token.device)
+    chosen = torch.stack([of.argsort(dim=1, stable=True)[:, place] for of in (delta, act)], 1)
+    found = [of.gather(1, chosen.flatten(1)).view_as(chosen).cpu().numpy() for of in (delta, act)]
+    return token[chosen].cpu().numpy(), found[0], found[1]
 
 
 def norms(W: Float[Tensor, "neuron d_model"]) -> Float[np.ndarray, " neuron"]:
@@ -291,7 +331,7 @@ def extreme_logits(
 
 
 def shown_ids(
-    selection: Selection, token: Int[np.ndarray, "shown context"], written: Int[np.ndarray, "shown written"] | None
+    selection: Selection, token: Int[np.ndarray, " token"], written: Int[np.ndarray, "shown written"] | None
 ) -> Int[np.ndarray, " id"]:
     """Return every token id that the texts and lists contain."""
     found = [] if written is None else [written.ravel()]

@@ -242,4 +242,4 @@ class StepPieces:
         self.store.write(self._path(contexts, given), {**arrays, **{SEEN + k: v for k, v in seen.items()}})
 
     def _path(self, contexts: range, given: str) -> Path:
-        return self.store.path("effects" if self.observer is None else "effects and explorer", contexts, given)
+        return self.store.path("effects" if self.observer is None else "effects, explorer, examples", contexts, given)

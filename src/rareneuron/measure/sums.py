@@ -12,13 +12,36 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rareneuron.maths.clustered import ClusteredMean, sums_by_context
+from rareneuron.maths.clustered import ClusteredMean, clustered_ratio, sums_by_context
+from rareneuron.maths.mechanism import EffectParts
+from rareneuron.maths.significance import t_quantile
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.runs.layout import kept_rows
 
 # In the order of the table's columns, which pieces that were read back don't keep.
-STATISTICS = ("delta_loss", "abs_delta_loss", "kl", "abs_shift", "direct_delta_loss", "direct_abs_delta_loss")
-KEPT_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
+STATISTICS = (
+    "delta_loss",
+    "abs_delta_loss",
+    "kl",
+    "abs_shift",
+    "direct_delta_loss",
+    "direct_abs_delta_loss",
+    "beyond_frequency_abs_delta_loss",
+    "beyond_tilt_abs_delta_loss",
+    "words_abs_delta_loss",
+    "entropy_change",
+)
+ALWAYS_PER_CONTEXT = ("delta_loss", "abs_delta_loss")
+SHARES = {  # of mean |Δ|: by the statistic that is left without a mechanism
+    "norm_share": "direct_abs_delta_loss",
+    "frequency_share": "beyond_frequency_abs_delta_loss",
+    "tilt_share": "beyond_tilt_abs_delta_loss",
+    "words_share": "words_abs_delta_loss",
+}
+REMAINS = ("words_share",)  # the share that is left; the others are the share that goes
+PER_CONTEXT = (*ALWAYS_PER_CONTEXT, "abs_shift", *SHARES.values())
+# Stored where claims need them.
+OF_MECHANISM = ("abs_shift", "direct_abs_delta_loss", "beyond_frequency_abs_delta_loss")
 KIND = {True: "rare.", False: "common."}
 
 
@@ -36,7 +59,14 @@ class EffectSums:
     def __post_init__(self) -> None:
         rows = self._rows(self.contexts)
         self.tokens_per_row = np.zeros(len(rows), np.int64)
-        self.per_context = {name: np.zeros((len(rows), self.n_neurons), np.float32) for name in KEPT_PER_CONTEXT}
+        self.per_context: dict[str, np.ndarray] = {}
+        for name in ALWAYS_PER_CONTEXT:
+            self._kept(name)
+
+    def _kept(self, name: str) -> np.ndarray:
+        """Return the sums per context of a statistic, which are made where it is new."""
+        shape = len(self.tokens_per_row), self.n_neurons
+        return self.per_context.setdefault(name, np.zeros(shape, np.float32))
 
     def _rows(self, contexts: range) -> range:
         """Return the rows that hold some contexts' sums."""
@@ -53,8 +83,8 @@ class EffectSums:
             sums = sums_by_context(value, torch.from_numpy(row).to(value.device), len(contexts))
             mean = self.means.setdefault(name, ClusteredMean(self.n_neurons, value.device))
             mean.add(sums, torch.from_numpy(sizes).to(value.device))
-            if name in self.per_context:
-                np.add.at(self.per_context[name], kept_row, sums.cpu().numpy().astype(np.float32))
+            if name in PER_CONTEXT:
+                np.add.at(self._kept(name), kept_row, sums.cpu().numpy().astype(np.float32))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all sums, to be stored and absorbed later."""
@@ -66,8 +96,8 @@ class EffectSums:
         first = self._rows(self.contexts).start
         rows = slice(self._rows(contexts).start - first, self._rows(contexts).stop - first)
         self.tokens_per_row[rows] += part["tokens_per_row"]
-        for name, sums in self.per_context.items():
-            sums[rows] += part[name]
+        for name in (name for name in PER_CONTEXT if name in part):
+            self._kept(name)[rows] += part[name]
         means: dict[str, dict[str, np.ndarray]] = {}
         for key in (key for key in part if key.startswith("mean.")):
             _, statistic, name = key.split(".")
@@ -100,12 +130,33 @@ class EffectSums:
             out[f"{prefix}{name}_se"] = mean.standard_error
         return out
 
+    def shares(self) -> dict[str, np.ndarray]:
+        """Return the part that each mechanism has in mean |Δ| per neuron, with both ends of its 95 % interval."""
+        has = self.tokens_per_row > 0
+        whole, out = self.per_context["abs_delta_loss"][has], dict[str, np.ndarray]()
+        for share, name in SHARES.items():
+            if name not in self.per_context:
+                continue
+            ratio, error = clustered_ratio(self.per_context[name][has], whole)
+            value, half = ratio if share in REMAINS else 1 - ratio, error * t_quantile(len(whole))
+            out |= {share: value, f"{share}_low": value - half, f"{share}_high": value + half}
+        return out
 
-def statistics_of(delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tensor) -> dict[str, Tensor]:
-    """Return the reported statistics of a block of tokens; without a closed form there is no direct effect."""
+
+def statistics_of(
+    delta: Tensor, kl: Tensor, direct: Tensor | None, shift: Tensor, parts: EffectParts | None = None
+) -> dict[str, Tensor]:
+    """Return the reported statistics of a block of tokens; without a closed form there are no parts of an effect."""
     out = {"delta_loss": delta, "abs_delta_loss": delta.abs(), "kl": kl, "abs_shift": shift.abs()}
     if direct is not None:
         out |= {"direct_delta_loss": direct, "direct_abs_delta_loss": direct.abs()}
+    if parts is not None:
+        out |= {
+            "beyond_frequency_abs_delta_loss": parts.beyond_frequency.abs(),
+            "beyond_tilt_abs_delta_loss": parts.beyond_tilt.abs(),
+            "words_abs_delta_loss": parts.words.abs(),
+            "entropy_change": parts.entropy_change,
+        }
     return out
 
 
@@ -158,6 +209,7 @@ def context_sums(sums: dict[bool, EffectSums]) -> dict[str, np.ndarray]:
     """Return per-context sums and token counts of both kinds of target, for the bootstrap."""
     out: dict[str, np.ndarray] = {}
     for prefix, kind in (("", True), ("common_", False)):
-        out |= {f"{prefix}{name}": value for name, value in sums[kind].per_context.items()}
+        kept = sums[kind].per_context
+        out |= {f"{prefix}{name}": kept[name] for name in (*ALWAYS_PER_CONTEXT, *OF_MECHANISM) if name in kept}
         out[f"{prefix}n_tokens"] = sums[kind].tokens_per_row
     return out

@@ -7,6 +7,8 @@ package draws itself, is the one exception.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pandas as pd
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paragraph:
@@ -22,14 +24,6 @@ class Notice:
 
     kind: ClassVar[str] = "notice"
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tiles:
-    """A few numbers in large type."""
-
-    kind: ClassVar[str] = "tiles"
-    items: tuple[tuple[str, str], ...]  # number, what it counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +73,62 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LargestNeuron:
+    """One neuron of the list that stands first."""
+
+    name: str
+    size: str
+    part: float  # of the largest size, in per cent: the length of its bar
+    delta: str
+    boosts: bool
+    promotes: tuple[str, ...]
+    targets: tuple[str, ...]  # at which its effect is largest
+    mechanism: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """The neurons with the largest effects, each with its words."""
+
+    kind: ClassVar[str] = "largest"
+    caption: str
+    unit: str
+    rows: tuple[LargestNeuron, ...]
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """Return the names of the columns of words that any row fills."""
+        return frozenset(
+            name for name in ("promotes", "targets", "mechanism") if any(getattr(r, name) for r in self.rows)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One claim: a line, and behind it what the verdict rests on."""
+
+    name: str
+    title: str
+    verdict: str
+    p: str
+    sentence: str
+    facts: tuple[tuple[str, str], ...]
+    point: float | None  # of the effect along the axis, in per cent
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """All claims as a compact table, each of whose rows opens."""
+
+    kind: ClassVar[str] = "verdicts"
+    caption: str
+    rows: tuple[Verdict, ...]
+    zero: float  # of the axis that all rows share, in per cent
+    usual: tuple[float, float]  # where two of three draws of the null lie
+
+
+@dataclass(frozen=True, kw_only=True)
 class Illustration:
     """A figure as SVG, whose colours the page's style sheet changes on dark screens."""
 
@@ -87,9 +137,11 @@ class Illustration:
     source: str
     caption: str
     svg: str
+    folded: bool = False  # whether the caption opens by a click
+    frame: pd.DataFrame | None = None  # what it shows
 
 
-Block = Paragraph | Notice | Tiles | Definitions | Settings | Words | Table | Illustration
+Block = Paragraph | Notice | Definitions | Settings | Words | Table | Largest | Verdicts | Illustration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,12 +82,19 @@ class Sheets:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._sheets: dict[str, matplotlib.figure.Figure] = {}
+        self._frames: dict[str, pd.DataFrame] = {}
 
     def of(self, figure: Figure) -> "matplotlib.figure.Figure":
         """Return a figure of the run, ready to be written as SVG."""
         if figure.name not in self._sheets:
-            self._sheets[figure.name] = ready_sheet(figure, figure.frame(self.run))
+            self._sheets[figure.name] = ready_sheet(figure, self.frame_of(figure))
         return self._sheets[figure.name]
+
+    def frame_of(self, figure: Figure) -> pd.DataFrame:
+        """Return the data that a figure of the run shows."""
+        if figure.name not in self._frames:
+            self._frames[figure.name] = figure.frame(self.run)
+        return self._frames[figure.name]
 
 
 def ready_sheet(figure: Figure, frame: pd.DataFrame) -> "matplotlib.figure.Figure":

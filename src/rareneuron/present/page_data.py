@@ -4,14 +4,11 @@ Plain data, ready for JSON: numbers to four digits, since no screen shows more, 
 so that the script only has to put it on the page. Neurons have a row each; the largest effects have details too.
 """
 
-import json
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
-from markupsafe import Markup
 
 from rareneuron.maths.gauge import Gauge
 from rareneuron.maths.phases import Phases
@@ -21,15 +18,16 @@ from rareneuron.present.figures import effect_distribution
 from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.findings import Findings
 from rareneuron.present.ink import thin
+from rareneuron.present.mechanism import kinds, measured
+from rareneuron.present.page_json import short, shorts
 from rareneuron.present.readable import found_or_reason
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
 from rareneuron.runs.files import read_tensors
-from rareneuron.runs.neurons import NONE, Explorer, read_explorer, text_span
+from rareneuron.runs.neurons import NONE, QUANTILES, SAMPLED, Explorer, read_explorer, text_span
 from rareneuron.runs.rankings import Found
 from rareneuron.runs.run import Run
 
-DIGITS = 4
 REACH, N_POINTS = effect_distribution.REACH, 120  # of a distribution
 MOST_STEPS = 40  # of a longer series the first, the last and evenly between
 COLUMNS = (  # of the table of effects, by the names that the script knows them by
@@ -39,9 +37,12 @@ COLUMNS = (  # of the table of effects, by the names that the script knows them 
     ("size_se", "abs_delta_loss_se"),
     ("direct", "direct_delta_loss"),
     ("common", "common_delta_loss"),
+    ("common_se", "common_delta_loss_se"),
     ("common_size", "common_abs_delta_loss"),
+    ("common_size_se", "common_abs_delta_loss_se"),
     ("kl", "kl"),
     ("mean_act", "mean_act"),
+    ("move", "move"),
     ("w_out", "W_out_norm"),
 )
 
@@ -55,6 +56,7 @@ def page_data(found: Findings) -> dict[str, Any]:
         "has_groups": bool((found.last["role"] != "other").any()),
         "steps": steps_data(found, chosen),
         "neurons": neurons_data(found, details),
+        "mechanism": mechanism_data(found.last.sort_values("index"), t_quantile(found.data.n_contexts)),
         "details": None if details is None else details_data(found, details, chosen),
     }
 
@@ -137,11 +139,36 @@ def neurons_data(found: Findings, details: Explorer | None) -> dict[str, list[An
     if "common_abs_delta_loss" in table:
         with np.errstate(divide="ignore", invalid="ignore"):
             out["ratio"] = shorts(table["abs_delta_loss"].to_numpy() / table["common_abs_delta_loss"].to_numpy())
+    if any(words := kinds(table)):
+        out["kind"] = words
+    if found.run.has_layers() and len(layers := ranks_of_all_layers(found)):
+        out["rank_of_all"] = layers
     if details is not None:
         if not gauge.scale:
             out["w_in"] = shorts(details.W_in_norm)
         if details.W_gate_norm is not None and not gauge.gate_scale:
             out["w_gate"] = shorts(details.W_gate_norm)
+    return out
+
+
+def ranks_of_all_layers(found: Findings) -> list[int]:
+    """Return each neuron's rank among those of all layers; nothing where a study of layers left this one out."""
+    table = found.run.layers()
+    here = table[(table["kind"] == "neuron") & (table["layer"] == found.subject.layer)].sort_values("index")
+    return here["rank"].astype(int).tolist() if len(here) == len(found.last) else []
+
+
+def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:
+    """Return what is known of how each neuron acts, in neuron order; nothing where the run lacks it."""
+    out: list[dict[str, Any]] = []
+    for of in measured(effects):
+        value, none = effects[of.column], pd.Series(np.nan, effects.index)
+        margin = t * effects.get(f"{of.column}_se", none)
+        low, high = (
+            effects.get(f"{of.column}_{end}", value + side * margin) for end, side in (("low", -1), ("high", 1))
+        )
+        numbers = {"value": shorts(value), "low": shorts(low), "high": shorts(high)}
+        out.append({"name": of.column, "label": of.label, "about": of.about, "unit": of.unit, **numbers})
     return out
 
 
@@ -168,7 +195,8 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
     """Return what is known of the detailed neurons; each text is kept once, and tokens refer to it by number."""
     ids = np.array(sorted(details.texts), dtype=np.int64)
     number = {int(i): k for k, i in enumerate(ids)}
-    texts, spans = contexts_data(found.run, details, number)
+    texts = Texts(found.run, number)
+    contexts, shown_examples = contexts_data(texts, details), examples_data(texts, details)
     shown = details.shown
     written = details.written
     return {
@@ -177,8 +205,12 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
         "activation": activation_words(found.gauge),
         "vocabulary": [without_hidden(details.texts[int(i)]) for i in ids],
         "names": names_alone(details.texts, written, number),
-        "texts": texts,
-        "contexts": spans,
+        "texts": texts.ids,
+        "contexts": contexts,
+        "examples": shown_examples,
+        "quantiles": list(QUANTILES),
+        "n_sampled": min(SAMPLED, found.data.n_rare),
+        "n_whole": 0 if details.text_delta is None else len(details.text_delta),
         "act_low": shorts(details.act_low),
         "act_high": shorts(details.act_high),
         "histogram": details.histogram.tolist(),
@@ -199,43 +231,73 @@ def names_alone(
     return {str(number[i]): text for i, text in alone.items() if text != without_hidden(texts[i])}
 
 
-def contexts_data(
-    run: Run, details: Explorer, number: dict[int, int]
-) -> tuple[list[list[int]], list[list[dict[str, Any]]]]:
-    """Return the pieces of text, each once, and for each neuron its contexts: piece, target, Δ of the tokens in it.
+class Texts:
+    """The pieces of text that a page shows, each once; `ids` has the numbers of their tokens."""
+
+    def __init__(self, run: Run, number: dict[int, int]) -> None:
+        tokens = run.tokens()
+        self.context, self.position = tokens["context"].to_numpy(), tokens["position"].to_numpy()
+        self.windows = read_tensors(run.path / "contexts.safetensors")["windows"]
+        self.number = number
+        self.ids: list[list[int]] = []
+        self._pieces: dict[int, tuple[int, int]] = {}  # by token: piece and where it begins
+
+    def piece(self, token: int) -> tuple[int, int]:
+        """Return the number of the text around a token's target, and the position at which it begins."""
+        if token not in self._pieces:
+            span = text_span(int(self.position[token]), self.windows.shape[1])
+            self._pieces[token] = (len(self.ids), span.start)
+            window = self.windows[self.context[token], span.start : span.stop]
+            self.ids.append([self.number[int(i)] for i in window])
+        return self._pieces[token]
+
+    def place(self, token: int) -> tuple[int, int]:
+        """Return the number of the text around a token's target, and the target's place in it."""
+        piece, start = self.piece(token)
+        return piece, int(self.position[token]) + 1 - start
+
+
+def contexts_data(texts: Texts, details: Explorer) -> list[list[dict[str, Any]]]:
+    """Return each neuron's contexts: piece, target, Δ of the analysed tokens in it, and Δ of all where that is known.
 
     A token of the table is shown by its target, at its position + 1; places are counted from the piece's beginning.
     """
-    tokens = run.tokens()
-    context, position = tokens["context"].to_numpy(), tokens["position"].to_numpy()
-    windows = read_tensors(run.path / "contexts.safetensors")["windows"]
-    pieces: dict[int, int] = {}
-    texts: list[list[int]] = []
-    starts: list[int] = []
     out = []
-    for top, near, delta in zip(details.top_token, details.near_token, details.near_delta, strict=True):
+    for row, (top, near, delta) in enumerate(
+        zip(details.top_token, details.near_token, details.near_delta, strict=True)
+    ):
         of_neuron = []
-        for token, others, values in zip(top.tolist(), near, delta, strict=True):
+        for k, (token, others, values) in enumerate(zip(top.tolist(), near, delta, strict=True)):
             if token == NONE:
                 continue
-            if token not in pieces:
-                span = text_span(int(position[token]), windows.shape[1])
-                pieces[token] = len(texts)
-                starts.append(span.start)
-                texts.append([number[int(i)] for i in windows[context[token], span.start : span.stop]])
-            piece = pieces[token]
+            piece, start = texts.piece(token)
             there = others[others != NONE]
-            order = np.argsort(position[there], kind="stable")
-            of_neuron.append(
-                {
-                    "text": piece,
-                    "at": int(position[token]) + 1 - starts[piece],
-                    "places": (position[there][order] + 1 - starts[piece]).tolist(),
-                    "delta": shorts(values[others != NONE][order]),
-                }
-            )
+            order = np.argsort(texts.position[there], kind="stable")
+            found = {
+                "text": piece,
+                "at": texts.place(token)[1],
+                "places": (texts.position[there][order] + 1 - start).tolist(),
+                "delta": shorts(values[others != NONE][order]),
+            }
+            if details.text_delta is not None and row < len(details.text_delta):
+                found["all"] = shorts(details.text_delta[row, k, : len(texts.ids[piece])])
+            of_neuron.append(found)
         out.append(of_neuron)
-    return texts, out
+    return out
+
+
+def examples_data(texts: Texts, details: Explorer) -> list[list[list[list[Any]]]] | None:
+    """Return each neuron's examples by quantile of Δ, then of the activation: piece, target, Δ, activation."""
+    if details.example_token is None or details.example_delta is None or details.example_act is None:
+        return None
+    out = []
+    for tokens, deltas, acts in zip(details.example_token, details.example_delta, details.example_act, strict=True):
+        of_neuron = []
+        for token, delta, act in zip(tokens, deltas, acts, strict=True):
+            places = [texts.place(int(i)) for i in token]
+            of_neuron.append([[*place, *of] for place, *of in zip(places, shorts(delta), shorts(act), strict=True)])
+        out.append(of_neuron)
+    return out
 
 
 def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) -> dict[str, list[list[Any]]]:
@@ -246,31 +308,3 @@ def paths(found: Findings, shown: Int[np.ndarray, " shown"], chosen: list[int]) 
         "size": [shorts(row) for row in np.stack([t["abs_delta_loss"] for t in tables], 1)],
         "rank": np.stack([t["rank"] for t in tables], 1).tolist(),
     }
-
-
-def short(value: float | None) -> float | None:
-    """Return a number rounded to a few digits; None for NaN, which JSON doesn't have."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
-
-
-def shorts(values: np.ndarray | pd.Series) -> list[float | int | None]:
-    """Return many numbers rounded; whole ones without a point, which saves a fifth of the page."""
-    out: list[float | int | None] = []
-    for value in np.asarray(values, np.float64).tolist():
-        if math.isfinite(value):
-            rounded = float(f"{value:.{DIGITS}g}")
-            out.append(int(rounded) if rounded.is_integer() else rounded)
-        else:
-            out.append(None)
-    return out
-
-
-def embedded_json(data: Any) -> Markup:
-    """Return JSON that no HTML parser can take for anything else: no `<`, `>` or `&`, and ASCII throughout.
-
-    So `</script>` and `<!--` can't end or hide the element, and U+2028 and lone surrogates are escapes.
-    """
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)

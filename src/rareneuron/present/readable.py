@@ -3,6 +3,7 @@
 A page travels, so no reason names a folder of the machine where it was made.
 """
 
+from collections import Counter
 from typing import Any, Literal
 
 import pandas as pd
@@ -73,6 +74,13 @@ def claims_or_reason(run: Run) -> tuple[Claim, ...] | str:
         return tuple(run.claims().claims)
     except RunFolderError:
         return NO_CLAIMS
+
+
+def counted(claims: tuple[Claim, ...]) -> str:
+    """Say how many claims have which verdict, supported ones first."""
+    counts = Counter[str](claim.verdict for claim in claims)
+    verdicts = ("supported", "not supported", "inconclusive")
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
 
 
 def rows_or_reason(run: Run, part: Part, step: int | None) -> pd.DataFrame | str:

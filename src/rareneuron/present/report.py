@@ -8,8 +8,8 @@ the same bytes.
 """
 
 import hashlib
+import re
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from rareneuron.present.blocks import Illustration, Section
-from rareneuron.present.figures.claims import VERDICTS
 from rareneuron.present.findings import Findings, findings
-from rareneuron.present.page_data import MOST_STEPS, embedded_json, page_data
-from rareneuron.present.readable import claims_or_reason
+from rareneuron.present.page_data import MOST_STEPS, page_data
+from rareneuron.present.page_json import embedded_json, twin
 from rareneuron.present.sections import SECTIONS
+from rareneuron.present.sections.overview import Overview, overview
 from rareneuron.present.style import dark_rules
-from rareneuron.present.wording import significant, without_hidden
+from rareneuron.present.wording import at_step, without_hidden
 from rareneuron.runs.files import replacing
 from rareneuron.runs.run import Run
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import jinja2
 
 NAME = "report.html"
+BREAKS = re.compile(r"(?<=[-/_.@])(?=[^-/_.@])")
 
 
 def write_report(run: Run, found: Findings | None = None) -> Path:
@@ -46,7 +47,7 @@ def write_report(run: Run, found: Findings | None = None) -> Path:
 def render_report(run: Run, found: Findings | None = None) -> str:
     """Return the report as HTML; `found` is what `findings` gave of the run."""
     found = found or findings(run)
-    data, script, verdicts = page_data(found), asset("explorer.js"), verdicts_of(run)
+    data, script, first = page_data(found), asset("panels.js") + asset("explorer.js"), overview(found)
     sections = [section for build in SECTIONS if (section := build(found)) is not None]
     return (
         page_environment()
@@ -54,15 +55,15 @@ def render_report(run: Run, found: Findings | None = None) -> str:
         .render(
             model=found.subject.model,
             layer=found.subject.layer_name,
-            corpus=found.data.corpus,
+            facts=facts(found),
             version=found.manifest.version,
             warnings=found.manifest.warnings,
-            verdicts=verdicts,
-            verdict_counts=verdict_counts(verdicts),
+            overview=first,
+            twins={of.name: twin(of.title, of.blocks) for of in (first, *sections)},
             sections=sections,
-            told_below="claims" in {section.name for section in sections},
+            at_step=f" {at_step(found.steps[-1])}",
             style=asset("report.css"),
-            dark_rules=rules_of(sections),
+            dark_rules=rules_of([first, *sections]),
             script=script,
             script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
             data=embedded_json(data),
@@ -74,17 +75,28 @@ def render_report(run: Run, found: Findings | None = None) -> str:
     )
 
 
-def rules_of(sections: Sequence[Section]) -> Markup:
+def rules_of(sections: Sequence[Section | Overview]) -> Markup:
     """Return the CSS by which the figures of these sections change their colours on dark screens."""
     blocks = [block for section in sections for block in section.blocks]
     return Markup(dark_rules("".join(block.svg for block in blocks if isinstance(block, Illustration))))
+
+
+def facts(found: Findings) -> list[str]:
+    """Return what was measured, in a few words each."""
+    data, steps = found.data, found.steps
+    checkpoints = at_step(steps[0]) if len(steps) == 1 else f"{len(steps):,} checkpoints, the last {at_step(steps[-1])}"
+    return [
+        f"{found.subject.layer_name}, {len(found.last):,} neurons",
+        f"{data.n_rare:,} rare tokens in {data.n_contexts:,} contexts of {data.corpus}",
+        checkpoints,
+    ]
 
 
 def page_environment() -> "jinja2.Environment":
     """Return the templates of pages, which escape every string, hide nothing and refuse undefined names."""
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rareneuron.present"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -92,6 +104,8 @@ def page_environment() -> "jinja2.Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
+    return environment
 
 
 def asset(name: str) -> Markup:
@@ -99,33 +113,6 @@ def asset(name: str) -> Markup:
     text = (files("rareneuron.present") / "templates" / name).read_text(encoding="utf-8")
     assert "</" not in text, f"{name} would end its element"
     return Markup(text)
-
-
-def verdicts_of(run: Run) -> list[dict[str, str]]:
-    """Return a line for each claim, supported ones first; no lines for a run without claims."""
-    claims = claims_or_reason(run)
-    if isinstance(claims, str):
-        return []
-    ordered = sorted(claims, key=lambda claim: list(VERDICTS).index(claim.verdict))
-    return [
-        {
-            "title": claim.title,
-            "verdict": claim.verdict,
-            "sentence": claim.sentence,
-            "p": "" if claim.p_holm is None else f"p = {significant(claim.p_holm, 2)}",
-        }
-        for claim in ordered
-    ]
-
-
-def verdict_counts(verdicts: list[dict[str, str]]) -> str:
-    """Say how many claims have which verdict."""
-    counts = Counter(row["verdict"] for row in verdicts)
-    told = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
-    return (
-        f"{len(verdicts)} claims about this model, each tested against a null; p is corrected for their number (Holm). "
-        f"{', '.join(told).capitalize()}. “Not supported” means that these data don't show it, not that it is false."
-    )
 
 
 def details_note(data: dict[str, Any]) -> str:
@@ -141,6 +128,11 @@ def slider_note(found: Findings) -> str:
     if len(found.steps) <= MOST_STEPS:
         return ""
     return f" Of {len(found.steps)} checkpoints it stops at {MOST_STEPS}, evenly chosen."
+
+
+def breakable(name: str) -> Markup:
+    """Return a name as HTML whose lines may break behind its slashes, hyphens, underscores and dots."""
+    return Markup("<wbr>").join(BREAKS.split(without_hidden(name)))
 
 
 def nothing_hidden(value: Any) -> Any:

@@ -3,6 +3,7 @@
 One rule each for what a model is called and for what "the last layer" means, so that a report and its tables agree.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,20 @@ from rareneuron.present.published import paper_name
 from rareneuron.present.wording import step_name, visible, without_hidden
 from rareneuron.runs.records import StepRecord
 from rareneuron.runs.run import Run
+
+SNAPSHOT = re.compile(r"models--([^/\\]+)")  # a folder of the Hub's cache, above those of its snapshots
+
+
+def folder_name(path: str, resolved: str | None = None) -> str:
+    """Return what a model in a folder is called: its id where the folder is the Hub's cache, else the folder's name.
+
+    `resolved` is the whole path, by which `.` has a name, too.
+    """
+    cached = SNAPSHOT.search(resolved or path)
+    if cached is not None:
+        return cached[1].replace("--", "/")
+    name = Path(path).name
+    return name if name not in ("", "..") or resolved is None else Path(resolved).name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +56,7 @@ class Subject:
         """The model's name: its whole id on the Hub, or the name of its folder."""
         config = self.run.manifest.config
         name = config.model or "embedded series"
-        name = name if self.hub_id else Path(name).name
+        name = name if self.hub_id else folder_name(name, self.run.manifest.resolved.get("model"))
         return without_hidden(f"{name}@{config.revision}" if config.revision else name)
 
     @property

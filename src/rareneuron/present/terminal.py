@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rareneuron.conclude.layers import layer_profile
+from rareneuron.conclude.mechanism import SHARES, chosen_neurons, mechanisms
 from rareneuron.errors import RareNeuronError
 from rareneuron.maths.claims import Claims
 from rareneuron.maths.phases import Phases
@@ -45,6 +46,32 @@ def layer_profiles(run: Run, step: int | None, units: str) -> pd.DataFrame:
     return pd.concat([layer_profile(run, step, kind).assign(kind=kind) for kind in kinds], ignore_index=True)
 
 
+MECHANISM_COLUMNS = ["neuron", "delta_loss", "abs_delta_loss", *SHARES, "entropy_change", "null_space_share"]
+MECHANISM_COLUMNS += ["frequency_cosine", "role", "kind"]
+
+
+def mechanism_table(run: Run, step: int | None, top: int, neurons: tuple[str, ...]) -> pd.DataFrame:
+    """Return how the largest neurons act, or those that are named."""
+    table = mechanisms(run, step)
+    return chosen_neurons(table, neurons) if neurons else table.head(top)
+
+
+def mechanism_text(table: pd.DataFrame) -> str:
+    """Return the table without intervals, which --json has."""
+    shown = table[[name for name in MECHANISM_COLUMNS if name in table]]
+    return shown.to_string(index=False, na_rep="–", float_format="{:.3g}".format)
+
+
+def published_text(table: pd.DataFrame, model: str) -> str:
+    """Return the neurons of a published list beside what they are here, and how many agree."""
+    columns = ["neuron", "published", "kind", "agrees", *SHARES, "null_space_share", "frequency_cosine"]
+    shown = table[[name for name in columns if name in table]]
+    of_kind = table.groupby("published", sort=False)["agrees"].agg(["sum", "size"])
+    counts = ", ".join(f"{row['sum']} of {row['size']} {kind}" for kind, row in of_kind.iterrows())
+    text = shown.to_string(index=False, na_rep="–", float_format="{:.3g}".format)
+    return f"{text}\n\nPublished for {model} and found here: {counts} neurons."
+
+
 def beside_nulls(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Return one row per statistic and group, with the mean of each kind of null and its p as columns."""
     kinds = [kind for kind in ("uniform", "matched", "marchenko-pastur") if kind in set(rows["null"])]
@@ -66,8 +93,10 @@ def claims_record(claims: Claims) -> dict[str, Any]:
 
 def claims_text(claims: Claims) -> str:
     """Return a table of the claims, a sentence for each, and the checks of the measurement."""
-    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "verdict"]
+    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "smallest", "detectable", "verdict"]
     table = pd.DataFrame([asdict(claim) for claim in claims.claims])[columns]
+    table = table.astype({"smallest": float, "detectable": float})  # None in runs of older versions
+    table = table.rename(columns={"smallest": "matters", "detectable": "found_from"})
     return "\n".join(
         [
             table.to_string(index=False, na_rep="–", float_format="{:.3g}".format),
@@ -82,7 +111,7 @@ def claims_text(claims: Claims) -> str:
 
 def claim_tests(claims: Claims) -> pd.DataFrame:
     """Return one row per test that a claim rests on; `effect` and p are in the claimed direction."""
-    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p"]
+    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p", "detectable"]
     rows = [{"claim": claim.name, **asdict(test)} for claim in claims.claims for test in claim.tests]
     return pd.DataFrame(rows, columns=["claim", "statistic", *columns])
 

@@ -16,6 +16,9 @@ from rareneuron.runs.layout import NEURON_ARRAYS, NEURONS
 MOST_DETAILED = 1_024  # neurons, by rank: a page with more would be too heavy to mail
 N_CONTEXTS, N_TOKENS, N_BINS, N_NEIGHBOURS = 5, 8, 20, 5
 BEFORE, AFTER = 40, 12  # tokens of text shown before and after a target
+SAMPLED = 256  # rare tokens, evenly drawn, among which examples by quantile are found
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+LATER = ("example_token", "example_delta", "example_act", "text_delta")  # arrays that older versions didn't write
 NONE = -1  # fills the rows of neurons that have fewer entries
 
 
@@ -42,6 +45,11 @@ class Explorer:
     written_logit: Float[np.ndarray, "shown written"] | None  # change per unit of n/σ, relative to the mean token
     no_readout: str | None  # why there is no `written`
     texts: dict[int, str]  # of every token id that a page shows
+    # None in runs of older versions, and `text_delta` also where no readout stands behind the layer.
+    example_token: Int[np.ndarray, "shown by quantile"] | None = None  # by Δ and by activation, at `QUANTILES`
+    example_delta: Float[np.ndarray, "shown by quantile"] | None = None
+    example_act: Float[np.ndarray, "shown by quantile"] | None = None
+    text_delta: Float[np.ndarray, "some context place"] | None = None  # Δ at every token of the first neurons' texts
 
 
 def text_span(position: int, context_length: int) -> range:
@@ -70,7 +78,7 @@ def read_explorer(folder: Path) -> Explorer | None:
     if not any((folder / name).exists() for name in (NEURON_ARRAYS, NEURONS)):
         return None
     record, arrays = read_json(folder / NEURONS), read_tensors(folder / NEURON_ARRAYS)
-    optional = ("W_gate_norm", "written", "written_logit")
+    optional = ("W_gate_norm", "written", "written_logit", *LATER)
     given: dict[str, Any] = {f.name: arrays[f.name] for f in fields(Explorer) if f.name in arrays}
     given |= {name: arrays.get(name) for name in optional}
     missing = {f.name for f in fields(Explorer)} - given.keys() - {"no_readout", "texts"}

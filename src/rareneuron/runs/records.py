@@ -81,6 +81,7 @@ class Audit:
     max_error: float  # nats, over all three
     rms_error: float  # nats, of the total Δ
     rms_delta_loss: float  # of the same pairs, for comparison with the error
+    parts_error: float | None = None  # nats, rms: of effects without frequency, its tilt, or norm and frequency
     check: GradientCheck | None = None  # of an engine that estimates by gradient, where the last layer can tell
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from rareneuron.data.selection import Selection, Stage
 from rareneuron.runs.files import digest, read_table, read_tensors, write_table, write_tensors
@@ -22,15 +23,17 @@ class TokenStage:
     selection: Selection
     table: pd.DataFrame
     record: DataRecord
+    log_frequency: Float[np.ndarray, " vocab"] | None = None  # `maths.mechanism.log_frequency`; None: unknown
 
 
 def save_tokens(store: RunStore, tokens: TokenStage) -> None:
     """Write the token table and the contexts, so that a study continues without its corpus."""
     selection = tokens.selection
     write_table(store.root / TOKENS, tokens.table)
+    of_types = {} if tokens.log_frequency is None else {"log_frequency": tokens.log_frequency}
     write_tensors(
         store.root / CONTEXTS,
-        {"windows": selection.windows, "context_index": selection.context_index},
+        {"windows": selection.windows, "context_index": selection.context_index, **of_types},
         {"fingerprint": tokens.record.fingerprint},
     )
 
@@ -55,7 +58,7 @@ def load_tokens(store: RunStore) -> TokenStage:
         n_contexts_read=record.n_contexts_read,
         per_context=record.per_context,
     )
-    return TokenStage(selection=selection, table=table, record=record)
+    return TokenStage(selection=selection, table=table, record=record, log_frequency=contexts.get("log_frequency"))
 
 
 def selection_digest(selection: Selection) -> str:

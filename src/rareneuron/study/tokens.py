@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from rareneuron.data.corpus import WindowStream, too_short
-from rareneuron.data.counts import rare_by
+from rareneuron.data.counts import Unigrams, rare_by
 from rareneuron.data.rarity import RareTypes
 from rareneuron.data.selection import Selection, TokenFilter, WindowSpool, select_tokens
 from rareneuron.data.texts import Corpus, open_corpus
 from rareneuron.data.words import refuse_wordless, special_types, word_types
 from rareneuron.embedded.docstrings import analysis_texts
 from rareneuron.errors import NoRareTokens
+from rareneuron.maths.frequency import log_frequency
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.records import CountsRecord, DataRecord, RarityRecord, StageRecord
@@ -67,7 +68,23 @@ def choose_tokens(
         write_unigrams(kept, unigrams, whose.origin)
     counted = with_wrong_sides(whose.record, unigrams, rare, selection)
     record = data_record(corpus, stream, selection, counted, rare)
-    return TokenStage(selection=selection, table=token_table(selection, tokenizer, unigrams.p), record=record)
+    return TokenStage(
+        selection=selection,
+        table=token_table(selection, tokenizer, unigrams.p),
+        record=record,
+        log_frequency=frequency_of_types(unigrams, len(tokenizer)),
+    )
+
+
+def frequency_of_types(unigrams: Unigrams, n_ids: int) -> np.ndarray | None:
+    """Return how much more frequent each type is than others, in nats; None where only their order is known.
+
+    Types that were never counted, and rows of the embedding that no token has, take no part.
+    """
+    if unigrams.source == "merges":
+        return None
+    seen = np.arange(len(unigrams.p)) < n_ids if unigrams.counts is None else unigrams.counts > 0
+    return log_frequency(unigrams.p, seen) if len(np.unique(unigrams.p[seen])) > 1 else None
 
 
 def data_record(

@@ -21,7 +21,7 @@ MakeRun = Callable[..., Run]
 def test_the_report_tells_phases_after_the_rank_curve(planted: MakeRun) -> None:
     run = planted()
     html = render_report(run)
-    assert html.index('id="rank-curve"') < html.index('id="phases"') < html.index('id="checkpoints"')
+    assert html.index('id="overview"') < html.index('id="phases"') < html.index('id="checkpoints"')
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", html))
     found = run.phases()
     end, share = found.plateau_end, f"{100 * (found.plateau_share or 0):.1f} %"

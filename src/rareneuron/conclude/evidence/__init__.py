@@ -1,8 +1,8 @@
-"""Turns a run's results into the verdicts of `maths.claims`, and writes them to `claims.json`.
+"""Turns a run's results into verdicts, and writes them to `claims.json`.
 
-The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that they are judged
-by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run lacks
-what it needs (groups, common targets, several checkpoints).
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.verdicts`; here are the statistics that they are
+judged by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run
+lacks what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
@@ -16,6 +16,7 @@ from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.joint import JOINT
 from rareneuron.conclude.evidence.layers import LAYERS
+from rareneuron.conclude.evidence.mechanism import MECHANISM
 from rareneuron.conclude.evidence.phases import PHASES
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
 from rareneuron.conclude.evidence.tables import TABLES
@@ -23,8 +24,9 @@ from rareneuron.conclude.evidence.tasks import TASKS, evaluated
 from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, OF_TASKS, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
-from rareneuron.maths.claims import Claims, Hypothesis, judge
+from rareneuron.maths.claims import Claims, Hypothesis
 from rareneuron.maths.significance import LEVEL, few_contexts
+from rareneuron.maths.verdicts import judge
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.evaluations import evaluation_digest
 from rareneuron.runs.files import read_json, write_json
@@ -33,7 +35,8 @@ from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
-MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | LAYERS | TASKS  # by the name of the hypothesis
+# By the name of the hypothesis.
+MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | LAYERS | TASKS
 
 
 def claims_of(case: Case) -> Claims:

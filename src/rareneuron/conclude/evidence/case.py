@@ -63,11 +63,20 @@ class Case:
         return read_experiments(self.run.folder())
 
     @cached_property
+    def judging_rows(self) -> np.ndarray:
+        """The rows of the sums per context that hold the experiments' contexts, which judge the groups."""
+        return np.unique(kept_rows(np.unique(self.experiments["context"]), self.run.manifest.data.n_contexts))
+
+    @cached_property
+    def judging_sums(self) -> dict[str, np.ndarray]:
+        """The sums of the contexts that judge the groups."""
+        return {name: sums[self.judging_rows] for name, sums in self.run.context_sums().items()}
+
+    @cached_property
     def groups_elsewhere(self) -> NeuronGroups:
         """Groups chosen by the effects in all contexts except those of the experiments, which judge the groups."""
         sums, config = self.run.context_sums(), self.run.manifest.config
-        rows = kept_rows(np.unique(self.experiments["context"]), self.run.manifest.data.n_contexts)
-        others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), rows)
+        others = np.setdiff1d(np.flatnonzero(sums["n_tokens"] > 0), self.judging_rows)
         if not len(others):
             raise RareNeuronError(
                 "All contexts are in the sample of the experiments, so none is left to choose groups on."

@@ -62,6 +62,10 @@ class Engine(ABC):
 
     compiled: bool | None = None  # whether full sums take the compiled loop; None for an engine without any
 
+    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> bool:
+        """Return whether all later blocks take effects apart by mechanism; an engine without a readout can't."""
+        return False
+
     @abstractmethod
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects of replacing each neuron by its mean, one at a time, at the tokens of each batch."""

@@ -19,6 +19,7 @@ from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.behind_norm import block_copies
 from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.interventions import mean_shift
+from rareneuron.maths.mechanism import exact_parts
 from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import BLOCK_COPIES, engine_memory, neurons_that_fit
@@ -47,6 +48,8 @@ AUDIT_TOKENS, AUDIT_NEURONS = 32, 32
 # The error that an audited pair may have, in nats and relative: six times the tolerance, and float32 on a large effect.
 # A sound engine stays below the first by a factor of six; wrong weights or kernels and TF32 go far beyond.
 AUDIT_LIMIT, AUDIT_RELATIVE = 6 * TOLERANCE, 1e-4
+AUDIT_PARTS_TOKENS = 8  # at which effects are taken apart again, over the whole vocabulary
+N_STATISTICS, N_PARTS = 3, 3  # audited: Δ, direct Δ, KL; and Δ without frequency, without its tilt, without both
 EVIDENCE = ("resid", "shift", "target", "mlp_out", "found")
 
 
@@ -68,6 +71,12 @@ class ClosedForm(Engine):
         self.compiled = self.engine.compiled
         self.readout, self.W_out = readout, W_out
 
+    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> bool:
+        """Take effects apart by mechanism in all later blocks, and audit that too."""
+        self.engine.take_apart(log_frequency)
+        self.audited.log_frequency = log_frequency
+        return True
+
     def blocks(self, batches: Iterable[TokenBatch], means: MeanActivations) -> Iterator[EffectBlock]:
         """Yield the effects; no further forward pass is needed."""
         for batch in join_batches(batches, TOKENS_AT_ONCE):
@@ -77,7 +86,9 @@ class ClosedForm(Engine):
             self.audited.add(batch, shift, mlp_out, effects)
             yield EffectBlock(
                 batch=batch,
-                statistics=statistics_of(effects.delta_loss, effects.kl, effects.direct_delta_loss, shift),
+                statistics=statistics_of(
+                    effects.delta_loss, effects.kl, effects.direct_delta_loss, shift, effects.parts
+                ),
                 loss=effects.loss,
                 full_share=effects.full_share,
             )
@@ -104,6 +115,7 @@ class AuditedPairs:
         self.readout = readout
         self.neurons = torch.from_numpy(rng.permutation(len(W_out))[:AUDIT_NEURONS]).to(W_out.device)
         self.W_out = W_out[self.neurons]
+        self.log_frequency: Tensor | None = None  # of types, where effects are taken apart
         self.is_chosen = np.zeros(n_tokens, bool)
         self.is_chosen[rng.permutation(n_tokens)[:AUDIT_TOKENS]] = True
         self.gathered: list[tuple[Tensor, ...]] = []  # since the last call of `hand_over`
@@ -133,7 +145,7 @@ class AuditedPairs:
         resid, shift, target, m, found = join_pairs(self.absorbed)
         engine = ablation_engine(self.readout, self.W_out, precision="reference", memory=2**62)
         truth = as_statistics(engine.effects(resid, shift, target, mlp_out=m if m.shape[1] else None))
-        error = (found - truth).abs()
+        error = (found[: len(truth)] - truth).abs()
         wrong = ~(error <= AUDIT_LIMIT + AUDIT_RELATIVE * truth.abs())
         if wrong.any():
             raise WrongEffects(
@@ -142,11 +154,24 @@ class AuditedPairs:
                 "causes are reduced-precision matrix products (TF32) and faulty devices. Try --device cpu."
             )
         return Audit(
+            parts_error=self.parts_error(resid, shift, target, m, found),
             n_pairs=shift.numel(),
             max_error=error.max().item(),
             rms_error=error[0].square().mean().sqrt().item(),
             rms_delta_loss=truth[0].square().mean().sqrt().item(),
         )
+
+    def parts_error(self, resid: Tensor, shift: Tensor, target: Tensor, m: Tensor, found: Tensor) -> float | None:
+        """Return how far effects without their mechanisms are from their values in float64: root mean square, nats."""
+        parts = found[N_STATISTICS:]
+        if self.log_frequency is None or not len(parts):
+            return None
+        some = slice(0, AUDIT_PARTS_TOKENS)
+        mlp_out = m[some] if m.shape[1] else None
+        given = resid[some], shift[some], target[some], self.W_out, self.log_frequency
+        truth = exact_parts(self.readout, *given, mlp_out=mlp_out)
+        errors = [part[some] - true for part, true in zip(parts, truth[: len(parts)], strict=True)]
+        return torch.stack(errors).square().mean().sqrt().item()
 
 
 def join_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -155,10 +180,11 @@ def join_pairs(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return *(torch.cat(x) for x in given), torch.cat(found, 1)
 
 
-def as_statistics(effects: AblationEffects) -> Float[Tensor, "3 token neuron"]:
-    """Stack total Δ, direct Δ and KL."""
+def as_statistics(effects: AblationEffects) -> Float[Tensor, "statistic token neuron"]:
+    """Stack total Δ, direct Δ and KL, and what is left without a mechanism where effects were taken apart."""
     assert effects.direct_delta_loss is not None
-    return torch.stack([effects.delta_loss, effects.direct_delta_loss, effects.kl])
+    parts = () if effects.parts is None else effects.parts[:N_PARTS]
+    return torch.stack([effects.delta_loss, effects.direct_delta_loss, effects.kl, *parts])
 
 
 def rules_out(family: Family) -> str | None:

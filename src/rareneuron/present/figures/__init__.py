@@ -26,6 +26,7 @@ MODULES = (
     "deviation",
     "alpha_hill",
     "spectrum",
+    "mechanism",
     "layers",
     "tasks",
     "claims",

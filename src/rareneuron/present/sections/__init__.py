@@ -1,4 +1,4 @@
-"""The report's sections, from top to bottom: one function each, from findings to blocks."""
+"""The report's sections below its first screen, from top to bottom: one function each, from findings to blocks."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ from rareneuron.present.blocks import Section
 from rareneuron.present.findings import Findings
 from rareneuron.present.sections.checkpoints import checkpoints_section
 from rareneuron.present.sections.claims import claims_section
-from rareneuron.present.sections.curve import curve_section
 from rareneuron.present.sections.geometry import geometry_section
 from rareneuron.present.sections.layers import layers_section
+from rareneuron.present.sections.mechanism import mechanism_section
 from rareneuron.present.sections.method import method_section
 from rareneuron.present.sections.neurons import neurons_section
 from rareneuron.present.sections.phases import phases_section
@@ -22,11 +22,11 @@ from rareneuron.present.sections.tasks import tasks_section
 SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (  # None: the run has nothing of the kind
     summary_section,
     claims_section,
-    curve_section,
+    neurons_section,
+    mechanism_section,
     phases_section,
     checkpoints_section,
     layers_section,
-    neurons_section,
     geometry_section,
     spectrum_section,
     tasks_section,

@@ -1,24 +1,19 @@
-"""The rank curve of every checkpoint, as a figure."""
+"""Puts figures on a page."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rareneuron.present.blocks import Illustration, Section
+from rareneuron.present.blocks import Illustration
 from rareneuron.present.figure import Figure, inline_svg
-from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 
-def curve_section(found: Findings) -> Section:
-    """Return Fig. 1b of this run."""
-    return Section(name="rank-curve", title="Rank curve", blocks=(illustration(FIGURES["rank-curve"], found),))
-
-
 def illustration(figure: Figure, found: Findings) -> Illustration:
     """Return a figure of this run, for a page."""
-    return on_page(figure, found.sheets.of(figure))
+    return replace(on_page(figure, found.sheets.of(figure)), frame=found.sheets.frame_of(figure))
 
 
 def on_page(figure: Figure, sheet: "matplotlib.figure.Figure") -> Illustration:

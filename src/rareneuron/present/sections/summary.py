@@ -2,58 +2,20 @@
 
 import pandas as pd
 
-from rareneuron.maths.significance import few_contexts, t_quantile
-from rareneuron.present.blocks import Block, Notice, Paragraph, Section, Tiles
+from rareneuron.maths.significance import t_quantile
+from rareneuron.present.blocks import Block, Paragraph, Section
 from rareneuron.present.findings import Findings
 from rareneuron.present.wording import at_step, significant, step_name, with_error
-from rareneuron.runs.records import DataRecord
 
 BEYOND = 0.05  # share of neurons without an effect whose 95 % interval misses zero
 
 
 def summary_section(found: Findings) -> Section:
-    """Return what stands first on the page."""
-    data, last = found.data, found.last
-    blocks: list[Block] = []
-    if not found.is_finished:
-        blocks.append(
-            Notice(
-                text=(
-                    f"The study has not come to its end: this report covers the {len(found.steps)} checkpoints that "
-                    "are finished. Run the same study again to continue it."
-                )
-            )
-        )
-    if data.n_rare < data.n_requested:
-        blocks.append(Notice(text=fewer_than_asked(data)))
-    few = few_contexts(data.n_contexts)
-    if few is not None:
-        blocks.append(Notice(text=f"{few}."))
-    blocks += [
-        Tiles(
-            items=(
-                (f"{data.n_rare:,}", "rare tokens"),
-                (f"{data.n_contexts:,}", "contexts"),
-                (f"{len(found.steps):,}", "checkpoint" if len(found.steps) == 1 else "checkpoints"),
-                (f"{len(last):,}", f"neurons of layer {found.subject.layer}"),
-            )
-        ),
-        Paragraph(text=f"{measurement(found)} {signs(found)}"),
-        Paragraph(text=strongest(found)),
-    ]
+    """Return what was done and the largest effects as sentences."""
+    blocks: list[Block] = [Paragraph(text=measurement(found)), Paragraph(text=strongest(found))]
     if found.has_common:
-        blocks.append(Paragraph(text=contrast(last)))
-    return Section(name="summary", title="Summary", blocks=tuple(blocks))
-
-
-def fewer_than_asked(data: DataRecord) -> str:
-    """Say why there are fewer rare tokens than were asked for."""
-    used = (
-        "all of them are used"
-        if data.n_rare == data.n_available
-        else f"{data.n_rare:,} are used, since a context gives {data.per_context} at most (--per-context)"
-    )
-    return f"{data.n_requested:,} rare tokens were asked for and the corpus holds {data.n_available:,}: {used}."
+        blocks.append(Paragraph(text=contrast(found.last)))
+    return Section(name="summary", title="In words", blocks=tuple(blocks))
 
 
 def measurement(found: Findings) -> str:

@@ -1,4 +1,3 @@
-"use strict";
 // The step slider and the neuron explorer. No request, no HTML from text: everything is put in by textContent.
 (() => {
   const data = JSON.parse(document.getElementById("page-data").textContent);
@@ -305,9 +304,14 @@
   byId("step-back").addEventListener("click", () => showStep(Math.max(0, current - 1)));
   byId("step-on").addEventListener("click", () => showStep(Math.min(steps.length - 1, current + 1)));
   if (steps.length === 1) byId("step-control").hidden = true;
-  let before = current;
-  addEventListener("beforeprint", () => { before = current; showStep(steps.length - 1); });
-  addEventListener("afterprint", () => showStep(before));
+  let before = current, closed = [];
+  addEventListener("beforeprint", () => {
+    before = current;
+    showStep(steps.length - 1);
+    closed = [...document.querySelectorAll("details:not([open]):not(.twin)")];
+    for (const node of closed) node.open = true;
+  });
+  addEventListener("afterprint", () => { showStep(before); for (const node of closed) node.open = false; });
 
   // --- the table of neurons ----------------------------------------------------------------------------------------
   const n = neurons.rank.length;
@@ -332,6 +336,7 @@
     pureNumber("direct", "direct Δ", unit, nats(true)),
     pureNumber("common_size", "|Δ|, common", unit, nats(false)),
     pureNumber("ratio", "ratio", "rare : common", (x) => significant(x)),
+    { key: "kind", head: "kind", note: "", value: (i) => neurons.kind[i] || null, text: (i) => neurons.kind[i] || NOTHING, rising: true },
     pureNumber("w_in", "‖w_in‖", "", (x) => significant(x)),
     pureNumber("w_gate", "‖w_gate‖", "", (x) => significant(x)),
     pureNumber("w_out", "‖w_out‖", "", (x) => significant(x)),
@@ -425,9 +430,10 @@
   const alone = (t) => details.names[t] ?? details.vocabulary[t];
   const part = (title, note, ...content) => element("section", { class: "part" }, element("h4", {}, title), note ? element("p", { class: "soft" }, note) : null, ...content);
   const facts = (pairs) => element("dl", { class: "facts" }, ...pairs.filter(([, v]) => v !== NOTHING).map(([k, v]) => element("div", {}, element("dt", {}, k), element("dd", {}, v))));
-  const go = (i) => element("button", { type: "button", class: "link", onclick: () => open(i, true) }, nameOf(i));
+  const go = (i) => element("a", { class: "link", href: `#${nameOf(i)}` }, nameOf(i));
+  const parts = panelParts({ data, element, shape, significant, whole, nameOf, go });
 
-  function open(i, move) {
+  function open(i, move, at_once) {
     state.open = i;
     const d = detailOf.get(i);
     const place = rows.indexOf(i);
@@ -436,11 +442,13 @@
       return element("button", { type: "button", "aria-label": label, title: label, disabled: other === undefined, onclick: () => { reveal(other); open(other, true); } }, text);
     };
     const heading = element("h3", { tabindex: "-1", id: "neuron-title" }, `Neuron ${nameOf(i)}`);
+    const code = `with rn.ablated(model, run, units="${nameOf(i)}"):`;
     const number = (key, options) => (neurons[key] ? significant(neurons[key][i], options) : NOTHING);
     panel.replaceChildren(
-      element("div", { class: "panel-head" }, heading,
+      element("div", { class: "panel-head" }, heading, element("a", { class: "permalink", href: `#${nameOf(i)}`, title: "Link to this neuron", "aria-label": `Link to neuron ${nameOf(i)}` }, "#"),
         element("span", { class: "pager" }, beside(-1, "Previous neuron of the table", "‹"), beside(1, "Next neuron of the table", "›"))),
       element("p", { class: "soft" }, sentence(i)),
+      element("p", { class: "code-line" }, element("code", {}, code), parts.copyButton(() => code, "Copy")),
       facts([
         ["mean Δ (nats)", number("delta", { sign: true })],
         ["95 % interval", neurons.low[i] === null ? NOTHING : `${significant(neurons.low[i], { sign: true })} … ${significant(neurons.high[i], { sign: true })}`],
@@ -448,17 +456,22 @@
         ["common: mean |Δ|", number("common_size")], ["KL", number("kl")], [`mean ${details ? details.activation.name : "activation"}`, number("mean_act", { sign: true })],
         ["‖w_in‖", number("w_in")], ["‖w_gate‖", number("w_gate")], ["‖w_out‖", number("w_out")],
       ]),
-      ...(d === undefined ? [element("p", { class: "notice" }, withoutDetails())] : detailed(d)));
+      part("How it acts", null, parts.mechanismBars(i)),
+      element("div", { class: "two" },
+        part("Rare against common", null, parts.rareAgainstCommon(i)), part("Neurons like it", null, parts.alike(i))),
+      ...(d === undefined ? [element("p", { class: "notice" }, withoutDetails())] : detailed(d)),
+      parts.twin(`neuron-${nameOf(i)}`, () => parts.record(i, d)));
     panel.hidden = false;
     render();
     if (d !== undefined) draw(d);
     if (move) {
+      if (location.hash !== `#${nameOf(i)}`) history.pushState(null, "", `#${nameOf(i)}`);
       heading.focus({ preventScroll: true });
-      panel.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+      panel.scrollIntoView({ block: "start", behavior: at_once ? "instant" : "auto" });
     }
   }
   function reveal(i) { const place = rows.indexOf(i); if (place >= 0) state.page = Math.floor(place / PER_PAGE); }
-  const sentence = (i) => `Rank ${whole(neurons.rank[i])} of ${whole(n)} by mean |Δ|. ` + (neurons.delta[i] > 0
+  const sentence = (i) => `Rank ${whole(neurons.rank[i])} of ${whole(n)} by mean |Δ|${neurons.rank_of_all ? `, ${whole(neurons.rank_of_all[i])} among those of all layers` : ""}. ` + (neurons.delta[i] > 0
     ? "Without it the loss at rare tokens rises: on average it boosts them." : neurons.delta[i] < 0
       ? "Without it the loss at rare tokens falls: on average it suppresses them." : "Without it the loss at rare tokens stays as it is.");
   const withoutDetails = () => (details
@@ -477,10 +490,10 @@
     const numbers = element("input", { type: "checkbox", onchange: (event) => contexts.classList.toggle("numbers", event.target.checked) });
     const contexts = element("ol", { class: "contexts" }, ...details.contexts[d].map(context));
     return [
-      part("Where it matters most",
-        details.contexts[d].length ? "The contexts with the largest |Δ| at a rare target, which is framed. Shaded are all analysed targets in the text: the stronger, the larger |Δ| of this neuron there." : null,
-        element("p", { class: "legend" }, element("span", { class: "up" }, "boosts (Δ > 0)"), element("span", { class: "down" }, "suppresses (Δ < 0)"), element("label", {}, numbers, " show every Δ")),
+      part("Where it matters most", details.contexts[d].length ? shadedWords(d) : null,
+        element("p", { class: "legend" }, element("span", { class: "up" }, "boosts (Δ > 0)"), element("span", { class: "down" }, "suppresses (Δ < 0)"), element("label", {}, numbers, " write every Δ")),
         contexts),
+      part("Where it matters more and less", details.examples ? `Of ${whole(details.n_sampled)} rare tokens, evenly drawn: those at quantiles of Δ, and of n, the ${details.activation.name}.` : null, parts.byQuantile(d)),
       part("What it writes", details.no_readout || `Tokens whose logits rise and fall most per unit of ${details.activation.unit}, before the final norm's scale, against the mean token. ${details.activation.sign}When the activation is below zero the two change places.`,
         details.written ? element("div", { class: "two" }, element("div", {}, element("h5", {}, "promotes"), list(0)), element("div", {}, element("h5", {}, "demotes"), list(half))) : null),
       element("div", { class: "two" },
@@ -489,16 +502,22 @@
       part("Neurons that act with it", "The largest correlations of activations over the analysed rare tokens.", neighbours(d)),
     ];
   }
+  const shadedWords = (d) => "The contexts with the largest |Δ| at a rare target, which is framed. " + (details.contexts[d].every((c) => c.all)
+    ? "Each token is shaded, and has its exact Δ in nats below it where that is large: the change in its own loss without this neuron."
+    : details.n_whole ? `Shaded are all analysed targets in the text; Δ at every token is kept for the ${whole(details.n_whole)} neurons of the first ranks.`
+      : "Shaded are all analysed targets in the text: the stronger, the larger |Δ| of this neuron there. Δ at other tokens isn't measured in this run.");
+  const LARGE = 0.2; // of a text's largest |Δ|: what is written without being asked for
   function context(c) {
-    const deltas = new Map(c.places.map((place, k) => [place, c.delta[k]]));
-    const most = Math.max(...c.delta.map((x) => Math.abs(x ?? 0))) || 1;
+    const deltas = new Map((c.all || []).map((delta, place) => [place, delta]));
+    c.places.forEach((place, k) => deltas.set(place, c.delta[k])); // as analysed: common ones with a mean of their own
+    const most = Math.max(...[...deltas.values()].map((x) => Math.abs(x ?? 0))) || 1;
     const text = element("p", { class: "text" }, details.texts[c.text].map((t, place) => {
       const delta = deltas.get(place), is = place === c.at;
       if (delta === undefined || delta === null) return element("bdi", {}, details.vocabulary[t]);
       const shown = details.vocabulary[t], word = shown.trimStart(), space = shown.slice(0, shown.length - word.length);
-      const node = element("bdi", { class: `${delta > 0 ? "up" : "down"}${is ? " target" : ""}`, title: `Δ = ${significant(delta, { sign: true })} nats` },
+      const node = element("bdi", { class: `${delta > 0 ? "up" : "down"}${is ? " target" : ""}${Math.abs(delta) >= LARGE * most ? " large" : ""}`, title: `Δ = ${significant(delta, { sign: true })} nats` },
         word || shown, element("sub", {}, significant(delta, { digits: 2, sign: true })));
-      node.style.setProperty("--strength", (0.08 + 0.5 * Math.abs(delta) / most).toFixed(3));
+      node.style.setProperty("--strength", ((Math.abs(delta) >= most / 40 ? 0.06 : 0) + 0.52 * Math.abs(delta) / most).toFixed(3));
       return word && space ? [space, node] : node;
     }));
     const at = deltas.get(c.at);
@@ -527,7 +546,26 @@
     })).draw();
   }
 
+  // --- links to neurons --------------------------------------------------------------------------------------------
+  function named() { // the neuron that the address names, such as #29.511
+    const found = /^#(\d+)\.(\d+)$/.exec(location.hash);
+    return found && Number(found[1]) === data.layer && Number(found[2]) < n ? Number(found[2]) : null;
+  }
+  function follow(at_once) {
+    const i = named();
+    if (i === null) return;
+    reveal(i);
+    open(i, true, at_once === true);
+  }
+  addEventListener("popstate", () => follow(true)); // by a link, by hand, or back
+  document.addEventListener("click", (event) => { // a link to the neuron that is named already changes no address
+    const link = event.target.closest && event.target.closest('a[href^="#"]');
+    if (link && link.getAttribute("href") === location.hash && named() !== null) { event.preventDefault(); follow(); }
+  });
+
   showStep(current);
   refresh();
-  if (rows.length) open(rows[0], false);
+  parts.addTwins();
+  if (rows.length) open(named() ?? rows[0], false);
+  if (named() !== null) addEventListener("load", () => requestAnimationFrame(() => follow(true)));
 })();

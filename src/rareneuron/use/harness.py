@@ -28,7 +28,7 @@ from rareneuron.runs.evaluations import Evaluation, write_evaluation
 from rareneuron.runs.records import EvaluationRecord
 from rareneuron.runs.run import Run
 from rareneuron.use.ablated import ablated
-from rareneuron.use.evaluate import RANDOM_RUNS, ROLES, compared_groups, of_run, refuse_unknown
+from rareneuron.use.evaluate import RANDOM_RUNS, ROLES, compared_groups, of_run, refuse_unknown, shared_members
 from rareneuron.use.model import run_model
 from rareneuron.use.scores import Measure, Scores, draws_table, items_table, summary
 from rareneuron.use.units import Place, Units, opened_run
@@ -148,6 +148,7 @@ def evaluate_tasks(
         program=f"lm_eval {program.version}",
         limit=limit,
         seconds={"scores": perf_counter() - began},
+        warnings=shared_members(named, random),
     )
     found = Evaluation(
         record=record,

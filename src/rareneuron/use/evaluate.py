@@ -179,9 +179,9 @@ def shared_members(named: Groups, random: Groups) -> tuple[str, ...]:
         share = 0.0 if matched is None else float(np.isin(matched, members).mean())
         if share > MOST_SHARED:
             out.append(
-                f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it holds most "
-                "neurons that move the residual stream as far, so a comparison with matched groups says little. A "
-                "study with a smaller --group-size leaves others to compare with."
+                f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it "
+                "holds most neurons that move the residual stream as far, so a comparison with matched groups says little. "
+                "A study with a smaller --group-size leaves others to compare with."
             )
     return tuple(out)
 

@@ -85,7 +85,7 @@ def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
     `over_steps` is the run's trajectory, where it is at hand.
     """
     path = run.path / CLAIMS
-    rests_on = {"steps": list(run.steps)}
+    rests_on: dict[str, Any] = {"steps": list(run.steps)}
     if evaluated(run) is not None:
         rests_on["evaluation"] = evaluation_digest(run.path)
     try:

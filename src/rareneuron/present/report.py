@@ -49,6 +49,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
     found = found or findings(run)
     data, script, first = page_data(found), asset("panels.js") + asset("explorer.js"), overview(found)
     sections = [section for build in SECTIONS if (section := build(found)) is not None]
+    parts: list[Section | Overview] = [first, *sections]
     return (
         page_environment()
         .get_template("report.html.j2")
@@ -59,11 +60,11 @@ def render_report(run: Run, found: Findings | None = None) -> str:
             version=found.manifest.version,
             warnings=found.manifest.warnings,
             overview=first,
-            twins={of.name: twin(of.title, of.blocks) for of in (first, *sections)},
+            twins={of.name: twin(of.title, of.blocks) for of in parts},
             sections=sections,
             at_step=f" {at_step(found.steps[-1])}",
             style=asset("report.css"),
-            dark_rules=rules_of([first, *sections]),
+            dark_rules=rules_of(parts),
             script=script,
             script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
             data=embedded_json(data),

@@ -88,9 +88,14 @@ def facts(found: Findings) -> list[str]:
     checkpoints = at_step(steps[0]) if len(steps) == 1 else f"{len(steps):,} checkpoints, the last {at_step(steps[-1])}"
     return [
         f"{found.subject.layer_name}, {len(found.last):,} neurons",
-        f"{data.n_rare:,} rare tokens in {data.n_contexts:,} contexts of {data.corpus}",
+        f"{data.n_rare:,} rare tokens in {data.n_contexts:,} contexts of {corpus_name(data.corpus)}",
         checkpoints,
     ]
+
+
+def corpus_name(corpus: str) -> str:
+    """Return what a corpus is called: a file or folder by its name, since a page travels and a path doesn't."""
+    return Path(corpus).name if corpus.startswith(("/", ".", "~")) else corpus
 
 
 def page_environment() -> "jinja2.Environment":

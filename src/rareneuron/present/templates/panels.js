@@ -24,7 +24,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     const most = (of) => Math.max(1e-12, ...of.value.filter((x) => x !== null).map(Math.abs));
     return [
       neurons.kind && neurons.kind[i] ? element("p", {}, "Kind: ", element("b", {}, neurons.kind[i]), ".") : null,
-      element("div", { class: "bars" }, mechanism.map((of) => {
+      element("div", { class: "bars with-intervals" }, mechanism.map((of) => {
         const [value, low, high] = [of.value[i], of.low[i], of.high[i]];
         const end = of.unit ? most(of) : 1;
         return bar({ label: of.label, note: of.about, value, low, high, domain: [-end, end], kind: value < 0 ? "down" : "up",
@@ -71,7 +71,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
         element("thead", {}, element("tr", {}, heads.map((head, k) => element("th", { scope: "col", class: k ? "number" : null }, head)))),
         element("tbody", {}, [i, ...found].map((k) => element("tr", { "aria-current": k === i ? "true" : null },
           element("th", { scope: "row" }, k === i ? nameOf(k) : go(k)), cells(k).map((text) => element("td", { class: "number" }, text))))))),
-      element("p", { class: "soft" }, "Its ablation and theirs move the residual stream about as far (E|n̄ − n| · ‖w_out‖); none is of its group. If it matters more than they do, distance isn't why."),
+      element("p", { class: "soft" }, "Outside its group, those whose ablation moves the residual stream most nearly as far (E|n̄ − n| · ‖w_out‖). Where they move it as far and matter less, distance isn't why it matters."),
     ];
   }
 

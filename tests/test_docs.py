@@ -31,6 +31,7 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.study import counts as study_counts
 from rareneuron.study import plan, tokens
 from rareneuron.use import model as use_model
+from rareneuron.use import swap as use_swap
 from tests.docs_blocks import (
     NOT_CODE,
     PAGES,
@@ -107,6 +108,7 @@ def in_place_of_the_real(there):
         patch.setattr(plan, "SERIES", there.embedded)
         patch.setattr(use_model, "SERIES", there.embedded)
         patch.setattr(study_counts, "COUNTS", there.counts)
+        patch.setattr(use_swap, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
         patch.setattr(tokens, "analysis_texts", lambda: iter([there.text.read_text(encoding="utf-8")]))
         patch.setattr(texts, "hub_corpus", lambda name, text_field: texts.open_corpus(there.text))
         patch.setattr(rankings, "fit_phases", few_draws)

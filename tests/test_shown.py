@@ -10,7 +10,8 @@ import torch
 
 import rareneuron as rn
 from rareneuron.errors import Unavailable
-from rareneuron.maths.claims import Check, Claims, judge
+from rareneuron.maths.claims import Check, Claims
+from rareneuron.maths.verdicts import judge
 from rareneuron.shown import MOST_SHOWN, Shown, html_table, value_text
 
 

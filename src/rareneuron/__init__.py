@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rareneuron.study.study import run_study
     from rareneuron.use.ablated import ablated
     from rareneuron.use.attempt import Attempt, try_text
+    from rareneuron.use.evaluate import evaluate_swap
     from rareneuron.use.export import export_model
 
 _HOMES = {
@@ -65,6 +66,7 @@ _HOMES = {
     "run_study": "study.study",
     "Attempt": "use.attempt",
     "ablated": "use.ablated",
+    "evaluate_swap": "use.evaluate",
     "export_model": "use.export",
     "try_text": "use.attempt",
     "SideBySide": "present.compare",
@@ -96,6 +98,7 @@ __all__ = [
     "compare",
     "delta_loss",
     "effective_dimension",
+    "evaluate_swap",
     "export_model",
     "figure",
     "fit_phases",

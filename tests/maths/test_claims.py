@@ -12,14 +12,20 @@ from rareneuron.maths.claims import (
     Hypothesis,
     against_groups,
     bootstrap_test,
-    judge,
 )
+from rareneuron.maths.power import GroupNoise, Quantiles
 from rareneuron.maths.significance import FEWEST_CONTEXTS, against_null
+from rareneuron.maths.verdicts import judge
 
 CLAIMED = Hypothesis(name="claimed", title="It is so", source="Table 0", smallest=0.1)
 
 
-def made(p=0.001, effect=0.5, least_p=0.0005, **other):
+def noise(spread):
+    """Normal errors."""
+    return GroupNoise(null=Quantiles(probability=(0.025, 0.975), value=(-1.96 * spread, 1.96 * spread)))
+
+
+def made(p=0.001, effect=0.5, least_p=0.0005, spread=0.02, **other):
     return Comparison(
         statistic="ρ",
         group="boosting",
@@ -32,7 +38,7 @@ def made(p=0.001, effect=0.5, least_p=0.0005, **other):
         effect_size=5.0,
         p=p,
         least_p=least_p,
-        **other,
+        **{"over": "groups", "noise": noise(spread)} | other,
     )
 
 
@@ -42,7 +48,9 @@ def made(p=0.001, effect=0.5, least_p=0.0005, **other):
         (made(), "supported", "every null"),
         (made(effect=0.05), "inconclusive", "smaller than what matters"),
         (made(p=0.03), "inconclusive", "not after correction"),
-        (made(p=0.3), "not supported", "could have"),
+        (made(p=0.3), "not supported", "though they could have"),
+        (made(p=0.3, spread=0.03), "inconclusive", "could have missed it"),
+        (made(p=0.3, noise=None), "inconclusive", "isn't known"),
         (made(p=0.3, least_p=0.02), "inconclusive", "too few draws"),
         (made(p=0.004, least_p=0.001), "inconclusive", "too close to call"),
         (made(p=0.004, least_p=0.00001), "supported", "every null"),
@@ -62,6 +70,7 @@ def test_all_tests_of_a_claim_must_hold_and_the_weakest_speaks():
     assert judge([(CLAIMED, [good, good])])[0].verdict == "supported"
     claim = judge([(CLAIMED, [good, bad])])[0]
     assert claim.verdict == "not supported"
+    assert claim.detectable <= CLAIMED.smallest
     assert claim.null == "matched random groups"
 
 
@@ -85,9 +94,10 @@ def test_lower_is_told_as_lower():
     assert claim.effect_low < claim.effect < claim.effect_high < 0
     assert claim.effect_size < 0
     wrong_side = against_groups(against_null(9.0, draws), "d_eff", "boosting", "uniform", above=False)
-    claim = judge([(CLAIMED, [wrong_side])])[0]
+    claim = judge([(replace(CLAIMED, smallest=4.0), [wrong_side])])[0]
     assert claim.verdict == "not supported"
     assert claim.effect > 0
+    assert 2 < claim.detectable < 4  # counted in the claimed direction; the draws have a standard deviation of 1
 
 
 @pytest.mark.slow
@@ -133,7 +143,7 @@ def test_of_equal_p_the_smaller_effect_speaks():
         claim = judge([(CLAIMED, tests)])[0]
         assert claim.null == "matched random groups"
         assert claim.effect == 0.3
-        assert claim.tests == tuple(tests)
+        assert [test.null for test in claim.tests] == [test.null for test in tests]
 
 
 def ratio_of(totals):

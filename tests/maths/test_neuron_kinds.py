@@ -10,7 +10,8 @@ from rareneuron.maths import neuron_kinds
 from rareneuron.maths.ablation import AblationEngine
 from rareneuron.maths.clustered import clustered_ratio
 from rareneuron.maths.frequency import log_frequency
-from rareneuron.maths.neuron_kinds import KINDS, discovery, kinds_of, null_space, written
+from rareneuron.maths.known_kinds import KINDS
+from rareneuron.maths.neuron_kinds import discovery, kinds_of, null_space, written
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.significance import t_quantile
 

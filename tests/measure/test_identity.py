@@ -20,7 +20,7 @@ def test_every_setting_is_free_or_known_otherwise_or_part_of_the_name():
     assert names > FREE | NOT_NAMED
     assert not FREE & NOT_NAMED
     assert set(OTHER) == names - FREE - NOT_NAMED, "a new setting: does it change effects? Then add it here."
-    assert set(identity_of(StudyConfig())) == set(OTHER) | {"weights", "tokens"}
+    assert set(identity_of(StudyConfig())) == set(OTHER) | {"weights", "tokens", "frequency"}
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))

@@ -73,6 +73,7 @@ class Hub:
         private: dict[str, str] | None = None,  # id -> the token that opens it
     ) -> None:
         self.repositories, self.gated, self.private = repositories, gated, private or {}
+        self.past: dict[str, dict[str, Path]] = {}  # id -> commit -> folder; a branch that moves leaves its commits
         self.requests: list[str] = []  # method and path
         self.served: list[str] = []  # files whose content was asked for
         self.ranges: list[str] = []
@@ -86,6 +87,8 @@ class Hub:
         with self._lock:
             self.requests.append(f"{method} {path}")
             assert len(self.requests) < MOST_REQUESTS
+            for name, branches in self.repositories.items():
+                self.past.setdefault(name, {}).update({commit_of(folder): folder for folder in branches.values()})
             token = headers.get("authorization", "").removeprefix("Bearer ")
             (self.tokens_elsewhere if path.startswith("/cdn/") else self.tokens).update({token} - {""})
             answer = self._right_answer(method, path, token)
@@ -104,8 +107,7 @@ class Hub:
     def _right_answer(self, method: str, path: str, token: str) -> Answer:
         if path.startswith("/cdn/"):
             folder, _, file = path.removeprefix("/cdn/").partition("/")
-            (content,) = {(f / file).read_bytes() for b in self.repositories.values() for f in b.values()
-                          if commit_of(f) == folder}  # fmt: skip
+            (content,) = {(f / file).read_bytes() for b in self.past.values() for c, f in b.items() if c == folder}
             if method == "GET":
                 self.served.append(file)
             return Answer(200, {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Accept-Ranges": "bytes"}, content)
@@ -129,7 +131,7 @@ class Hub:
             listed = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": commit_of(f)} for b, f in branches.items()]
             return as_json({"branches": listed, "converts": [], "tags": []})
         revision, _, file = revision.partition("/") if kind in ("resolve", "tree") else (revision, "", "")
-        folder = branches.get(unquote(revision) or "main") or {commit_of(f): f for f in branches.values()}.get(revision)
+        folder = branches.get(unquote(revision) or "main") or self.past[repo].get(revision)
         if folder is None:
             return Answer(404, {"X-Error-Code": "RevisionNotFound"})
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

@@ -23,6 +23,7 @@ from rareneuron.study.fetch import fetch
 from tests.models.conftest import tiny_model
 
 gguf = pytest.importorskip("gguf", reason="needs the package `gguf`, of the extra of that name")
+pytest.importorskip("accelerate", reason="needs the package `accelerate`, of the extra `gguf`")
 
 # Rows of Q8_0 are cut into blocks of 32.
 SHAPE = {
@@ -228,14 +229,16 @@ def test_what_cannot_be_read_is_refused(tmp_path, file, original, tokenizer):
     assert not [path for path in cache_folder("models").iterdir() if path.is_dir()]
 
 
-def test_without_the_library_the_extra_is_named(file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UnsupportedModel, match=r"rareneuron\[gguf\]"):
+@pytest.mark.parametrize("library", module.LIBRARIES)
+def test_without_a_library_the_extra_is_named(file, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UnsupportedModel, match=rf"needs the package `{library}`.*rareneuron\[gguf\]"):
         load_model(file)
 
 
-def test_without_the_library_nothing_is_downloaded(shop, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
+@pytest.mark.parametrize("library", module.LIBRARIES)
+def test_without_a_library_nothing_is_downloaded(shop, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UnsupportedModel, match=r"SmolLM2-135M-Instruct is in a GGUF file.*rareneuron\[gguf\]"):
         fetch("smollm2")
     assert shop[1] == []

@@ -3,9 +3,11 @@
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from packaging.version import Version
 
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
 from rareneuron.models import hub as hub_module
@@ -18,6 +20,8 @@ from .hub_server import Fault, Hub, corrupts, drops, etag, limits, says, serving
 from .test_hub import closed_port, reach
 
 WEIGHTS = r"GET /cdn/.*safetensors"
+# Before 2.0 the client takes the names of files from what it is told of a revision, and asks for no listing.
+LISTING = "/tree/" if Version(huggingface_hub.__version__) >= Version("2") else "revision/step16"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ PASSING = {
     "429 with its own wait": ("revision/step16", says(429, Retry_After="7"), 1),
     "500 of the weights": (WEIGHTS, says(500), 2),
     "503 of the revision": ("revision/step16", says(503), 2),
-    "500 of the listing": ("/tree/", says(500), 1),
+    "500 of the listing": (LISTING, says(500), 1),
     "500 of a size": ("HEAD .*config.json", says(500), 1),
     "connection dropped": (WEIGHTS, drops(1000), 2),
     "connection dropped at once": (WEIGHTS, drops(0), 3),

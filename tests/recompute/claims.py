@@ -1,17 +1,21 @@
 """claims.json: every test, Holm's correction and verdict, and the checks, from the other files (docs/claims.md)."""
 
 import numpy as np
-from folder import ROLES, against, levels
+from folder import OUTER, ROLES, against, levels, outer_levels
 from groups import draw_all, top
 from phases import FAMILIES, TINY, order_statistics
-from scipy.stats import rankdata
+from scipy.interpolate import PchipInterpolator
+from scipy.stats import norm, rankdata
 
 NOT_TESTED = "plateau-grows"  # needs six checkpoints
 KINK = 1e-4  # the fit of the cubic stops at 1e-10 of the likelihood, so its scores have about five digits; p is exact
 
 
-def one_test(value, null_mean, effect, p, least, low=np.nan, high=np.nan):
+def one_test(value, null_mean, effect, p, least, low=np.nan, high=np.nan, source=None, found_from=None):
+    """A test's numbers; what its errors come from; and the effect that it finds at some p with some power."""
     return {
+        "source": source,
+        "found_from": found_from,
         "value": value,
         "null_mean": null_mean,
         "effect": effect,
@@ -22,22 +26,53 @@ def one_test(value, null_mean, effect, p, least, low=np.nan, high=np.nan):
     }
 
 
-def of_groups(found, above):
+def of_groups(found, above, source=None, step=0):
     """The one-sided test of a value against draws of groups, its interval the value less 95 % of the draws."""
     sign = 1 if above else -1
     value = found["value"]
     low, high = sorted((sign * (value - found["null_high"]), sign * (value - found["null_low"])))
     p = found["p_above" if above else "p_below"]
     effect = sign * (value - found["null_mean"])
-    return one_test(value, found["null_mean"], effect, p, 1 / (1 + found["n_draws"]), low, high)
+    level = [*outer_levels(found["n_draws"]), 0.025, 0.975]
+    at = [found[name] - found["null_mean"] for name in (*OUTER, "null_low", "null_high")]
+    quantile = curve(level, at) if above else curve(1 - np.array(level), -np.array(at))
+
+    def found_from(p, power):
+        return quantile(1 - p) + step - quantile(1 - power)
+
+    return one_test(value, found["null_mean"], effect, p, 1 / (1 + found["n_draws"]), low, high, source, found_from)
 
 
-def of_contexts(sums, ratio, rng, n_draws=1999):
+def of_contexts(sums, ratio, rng, n_draws=1999, source=None):
     """The test that a statistic is above 0, contexts resampled."""
     n, value = len(sums), ratio(sums.sum(0, keepdims=True))[0]
     draws = ratio(rng.multinomial(n, np.full(n, 1 / n), size=n_draws) @ sums)
     low, high = np.quantile(draws, levels(n))
-    return one_test(value, 0.0, value, (1 + np.sum(draws <= 0)) / (1 + n_draws), 1 / (1 + n_draws), low, high)
+    error = np.sort(draws - value)
+    quantile = curve(np.arange(1, n_draws + 1) / (n_draws + 1), error)
+    skewness = np.mean(((error - error.mean()) / error.std()) ** 3)
+
+    def found_from(p, power):
+        return -quantile(p) * max(1, 1 + skewness / 2 * norm.ppf(1 - power)) - quantile(1 - power)
+
+    p = (1 + np.sum(draws <= 0)) / (1 + n_draws)
+    return one_test(value, 0.0, value, p, 1 / (1 + n_draws), low, high, source, found_from)
+
+
+def curve(level, at):
+    """A distribution's quantiles, interpolated over normal scores, with normal tails beyond them."""
+    order = np.argsort(level)
+    z, at = norm.ppf(np.asarray(level)[order]), np.asarray(at)[order]
+    inside = PchipInterpolator(z, at)
+
+    def quantile(p):
+        x = norm.ppf(p)
+        if z[0] <= x <= z[-1]:
+            return float(inside(x))
+        i, j = (0, 1) if x < z[0] else (-1, -2)
+        return at[i] + (at[i] - at[j]) / (z[i] - z[j]) * (x - z[i])
+
+    return quantile
 
 
 def three_phases(run, step, rng):
@@ -88,7 +123,7 @@ def fitted(D, smooth):
     return eta
 
 
-def of_rows(name, statistic, of, above, **where):
+def of_rows(name, statistic, of, above, step=0, **where):
     def tests(run, step, rng):
         rows = [
             r
@@ -102,7 +137,7 @@ def of_rows(name, statistic, of, above, **where):
             for r in rows
             if (r["group"], r["null"]) == (group, null)
         ]
-        return [of_groups(row, above) for row in found]
+        return [of_groups(row, above, row["group"], step) for row in found]
 
     return tests
 
@@ -135,12 +170,12 @@ def specificity(suffix):
         for role, matched in zip(ROLES, np.split(groups["matched_random"], 2), strict=True):
             own = groups[role][None]
             value, drawn = S(own, once)[0, 0], (groups["random"], matched)
-            out += [of_groups(against(value, S(some, once)[0]), above=True) for some in drawn]
+            out += [of_groups(against(value, S(some, once)[0]), above=True, source=role) for some in drawn]
 
             def excess(weights, own=own, matched=matched):
                 return S(own, weights)[:, 0] - S(matched[:200], weights).mean(1)
 
-            out.append(of_contexts(np.eye(len(parts[0])), excess, rng, 1000))
+            out.append(of_contexts(np.eye(len(parts[0])), excess, rng, 1000, f"{role}, contexts"))
         return out
 
     return tests
@@ -152,7 +187,7 @@ def joint_sum(run, step, rng):
     for role, sign in zip(ROLES, (1, -1), strict=True):
         excess = sign * (arrays[f"joint_{role}"] - arrays[f"sum_{role}"])
         sums = np.stack([np.bincount(row, x) for x in (excess, arrays[f"abs_sum_{role}"])], 1)
-        out.append(of_contexts(sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
+        out.append(of_contexts(sums, lambda totals: totals[:, 0] / totals[:, 1], rng, source=role))
     return out
 
 
@@ -164,7 +199,7 @@ def joint_random(run, step, rng):
         value = excess / arrays[f"abs_sum_{role}"][at].sum()
         for null in ("uniform", f"matched_{role}"):
             together, alone, size = arrays[f"joint_{null}"].T
-            out.append(of_groups(against(value, sign * (together - alone) / size), above=True))
+            out.append(of_groups(against(value, sign * (together - alone) / size), above=True, source=role))
     return out
 
 
@@ -174,7 +209,7 @@ TESTS = {
     "slope-kink": slope_kink,
     "correlation-within": of_rows("geometry.json", "correlation", ROLES, True),
     "correlation-random": of_rows("geometry.json", "correlation", WITH_RANDOM, False),
-    "dimension": of_rows("geometry.json", "d_eff_zscored", ROLES, False),
+    "dimension": of_rows("geometry.json", "d_eff_zscored", ROLES, False, step=1),
     "cosine-within": of_rows("geometry.json", "cosine", ROLES, True),
     "cosine-across": of_rows("geometry.json", "cosine", ("boosting-suppressing",), True),
     "cosine-random": of_rows("geometry.json", "cosine", WITH_RANDOM, False),
@@ -195,14 +230,28 @@ def holm(p):
     return out
 
 
+def largest_p(least, n_tested):
+    """The largest p that Holm accepts at its hardest, and that isn't too close to call."""
+    wanted = [k for k in range(1, 1000) if k == 1 or k * least < 1]
+    error = [0.0 if k == 1 else np.sqrt((1 - k * least) / k) for k in wanted]
+    found = [k * least for k, e in zip(wanted, error, strict=True) if k * least * n_tested * (1 + 1.96 * e) <= 0.05]
+    return max(found, default=np.nan)
+
+
 def verdict(tests, weakest, p_holm, smallest, n_tested):
-    """The rule of docs/claims.md, in its order."""
+    """The rule of docs/claims.md, in its order, and the effect that all tests find in 80 % of cases."""
     p, least = weakest["p"], weakest["least_p"]
+    levels = [largest_p(t["least_p"], n_tested) for t in tests]
+    could = all(np.isfinite(levels))
+    power = 1 - 0.2 / len({t["source"] for t in tests})
+    sizes = [
+        t["found_from"](x, power) if t["found_from"] and could else np.nan for t, x in zip(tests, levels, strict=True)
+    ]
     error = 0.0 if round(p / least) <= 1 else np.sqrt((1 - p) * least / p)
     if p_holm <= 0.05 and p_holm * (1 + 1.96 * error) <= 0.05 and min(t["effect"] for t in tests) >= smallest:
-        return "supported"
-    could = max(t["least_p"] for t in tests) * n_tested <= 0.05
-    return "not supported" if p_holm > 0.05 and p > 0.05 and could else "inconclusive"
+        return "supported", max(sizes)
+    earned = could and max(sizes) <= smallest
+    return "not supported" if p_holm > 0.05 and p > 0.05 and earned else "inconclusive", max(sizes)
 
 
 def check(run, report):
@@ -214,7 +263,7 @@ def check(run, report):
     for name, tests in found.items():
         report.same(f"claims: {name}, number of tests", len(stored[name]["tests"]), len(tests))
         for one, other in zip(stored[name]["tests"], tests, strict=True):
-            for column, number in other.items():
+            for column, number in list(other.items())[2:]:
                 kept = np.nan if one[column] is None else one[column]
                 report.close(f"claims: {name}, {column}", kept, number, KINK if name == "slope-kink" else 1e-6)
     weakest = {name: max(tests, key=lambda t: (t["p"], -t["effect"])) for name, tests in found.items()}
@@ -222,8 +271,12 @@ def check(run, report):
     for (name, worst), p_holm in zip(weakest.items(), adjusted, strict=True):
         report.close("claims: p", stored[name]["p"], worst["p"])
         report.close("claims: p_holm", stored[name]["p_holm"], p_holm)
-        said = verdict(found[name], worst, p_holm, record["smallest_effects"][name], len(found))
+        said, size = verdict(found[name], worst, p_holm, record["smallest_effects"][name], len(found))
         report.same(f"claims: verdict, {name}", stored[name]["verdict"], said)
+        kept = stored[name]["detectable"]
+        report.close(
+            "claims: detectable", np.nan if kept is None else kept, size, KINK if name == "slope-kink" else 1e-6
+        )
     for stored_check in record["checks"]:
         value = CHECKS[stored_check["name"]](run, step, run.generator("checks", stored_check["name"]))
         ends = [stored_check[name] for name in ("low", "value", "high")]

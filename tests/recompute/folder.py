@@ -85,7 +85,15 @@ def against(value, draws):
         "p_above": above / n,
         "p_below": below / n,
         "n_draws": len(draws),
-    }
+    } | dict(zip(OUTER, np.quantile(known, outer_levels(len(draws)), method="weibull"), strict=True))
+
+
+OUTER = ("null_lowest", "null_q01", "null_q20", "null_q80", "null_q99", "null_highest")
+
+
+def outer_levels(n_draws):
+    end = max(0.001, 1 / (n_draws + 1))
+    return np.array([end, 0.01, 0.2, 0.8, 0.99, 1 - end])
 
 
 NUMBERS = tuple(against(0.0, np.arange(2.0)))

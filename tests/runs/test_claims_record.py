@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from rareneuron.errors import Unavailable
-from rareneuron.maths.claims import judge
+from rareneuron.maths.verdicts import judge
 from rareneuron.runs.claims import as_record, from_record
 from tests.maths.test_claims import CLAIMED, made
 

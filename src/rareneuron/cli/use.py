@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries, run_argument, step_option
+from rareneuron.cli.base import Place, cli, emit, json_option, quiet_libraries, run_argument, step_option, table_records
 
 GROUPS = ("boosting", "suppressing", "random", "matched-boosting", "matched-suppressing")  # of `use.units`
 
@@ -82,3 +82,65 @@ def export(
     quiet_libraries()
     folder = export_model(run, output, group=group, units=units, to=to, seed=seed, step=step)
     emit({"folder": str(folder)}, as_json, lambda: f"The edited model is in {folder}.")
+
+
+@cli.command(short_help="Score a task with and without the groups.")
+@run_argument
+@click.option("--swap", is_flag=True, help="The rare-word swap.  [default, unless --tasks are given]")
+@click.option("--groups", default="boosting,suppressing", show_default=True, help="Groups of the run to switch off.")
+@click.option("--random", "n_random", type=click.IntRange(0), help="Random groups of each kind.  [default: 1000]")
+@click.option("--to", type=click.Choice(["mean", "zero"]), default="mean", help="What replaces them.")
+@click.option(
+    "--items", "n_items", type=click.IntRange(1), default=500, help="With rare words, at most.  [default: 500]"
+)
+@click.option(
+    "--following", "n_following", type=click.IntRange(0), default=0, help="Tokens behind the word, scored too."
+)
+@click.option("--data", metavar="TEXT", help="Text to make items of.  [default: what the study left of its own]")
+@click.option("--text-field", help="Where its records have the text.")
+@click.option("--max-tokens", type=click.IntRange(1), default=2_000_000, help="Read so much of it.  [default: 2000000]")
+@click.option("--seed", type=int, default=0, help="Which items are drawn.")
+@step_option
+@json_option
+def evaluate(
+    run: Path,
+    swap: bool,
+    groups: str,
+    n_random: int | None,
+    to: str,
+    n_items: int,
+    n_following: int,
+    data: str | None,
+    text_field: str | None,
+    max_tokens: int,
+    seed: int,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Score a task with and without the groups of RUN, beside random groups, and keep the result in the run.
+
+    The rare-word swap is made of the run's own text, of documents that its study analysed nothing of: does the model
+    prefer the word that was written to another as frequent? `rareneuron claims` and `rareneuron report` show it then.
+
+    \b
+    rareneuron evaluate runs/embedded
+    rareneuron evaluate runs/embedded --following 4 --random 100
+    """
+    from rareneuron.present.tasks import evaluation_text
+    from rareneuron.use.evaluate import evaluate_swap
+
+    quiet_libraries()
+    found = evaluate_swap(
+        run,
+        groups=groups.split(","),
+        n_random=n_random,
+        n_items=n_items,
+        n_following=n_following,
+        to=to,
+        data=data,
+        text_field=text_field,
+        max_tokens=max_tokens,
+        step=step,
+        seed=seed,
+    )
+    emit(table_records(found.table), as_json, lambda: evaluation_text(found))

@@ -2,7 +2,7 @@
 that matters.
 
 They were stated before any data; docs/claims.md gives the reasons. Effects are in the unit of the statistic: a
-correlation, a cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects.
+correlation, a cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects, nats.
 """
 
 from dataclasses import replace
@@ -155,6 +155,15 @@ OF_LAYERS = (  # asked of studies of several layers
     ),
 )
 
+OF_TASKS = (  # asked of runs whose last checkpoint was evaluated on the rare-word swap
+    Hypothesis(
+        name="tasks-need-the-group",
+        title="Without the boosting group the model prefers a rare word that was written less to another as frequent",
+        source="beyond the paper, whose limits name it",
+        smallest=0.1,
+    ),
+)
+
 OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and |correlation| and |cosine| are judged
     "correlation-within": "Neurons of either group are correlated, with either sign, more than random ones",
     "correlation-random": (
@@ -168,15 +177,16 @@ OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and
 }
 
 
-def hypotheses(*, gated: bool, signed: bool, layers: bool = False) -> list[Hypothesis]:
+def hypotheses(*, gated: bool, signed: bool, layers: bool = False, tasks: bool = False) -> list[Hypothesis]:
     """Return those that are asked of a model with or without a gate, whose neurons have signs or leave them open.
 
-    `layers`: whether the study looked at several layers.
+    `layers`: whether the study looked at several layers; `tasks`: whether its groups were evaluated.
     """
-    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"] + list(OF_LAYERS if layers else ())
+    asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
+    asked += [*(OF_LAYERS if layers else ()), *(OF_TASKS if tasks else ())]
     return asked if signed else [replace(h, title=OF_SIZES.get(h.name, h.title)) for h in asked]
 
 
 def hypothesis(name: str) -> Hypothesis:
     """Return the hypothesis of this name."""
-    return next(h for h in (*HYPOTHESES, *OF_LAYERS) if h.name == name)
+    return next(h for h in (*HYPOTHESES, *OF_LAYERS, *OF_TASKS) if h.name == name)

@@ -9,7 +9,7 @@ Oracle: tests/geometry_oracle.py, loops over activation vectors. docs/geometry.m
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,7 @@ Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statisti
 
 FEWEST_NEURONS = 3
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
+NULL_COLUMNS += ("null_lowest", "null_q01", "null_q20", "null_q80", "null_q99", "null_highest")
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
 
 
@@ -311,7 +312,7 @@ def in_share(count: Compared, size: int) -> Compared:
     """Return a count as a share of the group; effect size and p stay."""
 
     def scaled(null: AgainstNull | None) -> AgainstNull | None:
-        names = ("value", "null_mean", "null_low", "null_high")
+        names = [f.name for f in fields(AgainstNull) if f.name == "value" or f.name.startswith("null_")]
         return null and replace(null, **{name: getattr(null, name) / size for name in names})
 
     return Compared(value=count.value / size, uniform=scaled(count.uniform), matched=scaled(count.matched))

@@ -11,6 +11,7 @@ as often as both of its contexts do. Oracle: tests/maths/test_intraclass.py, loo
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 
 
 class PairedTokens:
@@ -33,13 +34,14 @@ class PairedTokens:
         self, of_cells: Float[np.ndarray, "cell column"], weights: Float[np.ndarray, "draw context"], label: np.ndarray
     ) -> Float[np.ndarray, "draw column"]:
         """Return Σ over pairs of tokens that share a label and no cell, of the product of their values."""
+        counts = weights[:, self.context_of_cell]
+        has_label = csr_array((np.ones(len(label)), (np.arange(len(label)), label)))
         out = []
-        for w in weights:
-            weighted = w[self.context_of_cell, None] * of_cells
-            total = np.zeros((label.max() + 1, of_cells.shape[1]))
-            np.add.at(total, label, weighted)
-            out.append((np.square(total).sum(0) - np.square(weighted).sum(0)) / 2)
-        return np.stack(out)
+        for values in of_cells.T:
+            weighted = counts * values
+            total = weighted @ has_label
+            out.append((np.square(total).sum(1) - np.square(weighted).sum(1)) / 2)
+        return np.stack(out, 1)
 
     def correlations(
         self,

@@ -63,17 +63,35 @@ class JointAblation:
             return torch.cat(parts).unflatten(0, move.shape[:-2])
         return self._delta_loss(move[None])[0]
 
-    def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
+    def delta_margin(
+        self, move: Float[Tensor, "group token d_model"], other: Int[Tensor, " token"]
+    ) -> Float[Tensor, "group token"]:
+        """Return by how much log p of the target less that of another token changes: two logits, in float64."""
+        change = self._change(move)
+        return self._delta_at(change, self.target) - self._delta_at(change, other)
+
+    def _change(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token d_model"]:
+        """Return x̂′ − x̂, in float64."""
         norm = self.readout.output_norm
         if norm is not None:
             assert self.mlp_out is not None
             move = norm.move(self.mlp_out, move)
         moved = self.centred + self.readout.centre(move.double())
-        change = moved / self.readout.sigma(moved)[..., None] - self.direction
-        at_target = (change * self.A[self.target]).sum(-1)
-        if self.scaled is not None and self.readout.softcap is not None:
-            scaled = self.scaled.gather(1, self.target[:, None])[:, 0].double()
-            at_target = capped_change(at_target, scaled, self.readout.softcap)
+        return moved / self.readout.sigma(moved)[..., None] - self.direction
+
+    def _delta_at(
+        self, change: Float[Tensor, "group token d_model"], ids: Int[Tensor, " token"]
+    ) -> Float[Tensor, "group token"]:
+        """Return the change of one logit of each token, in float64."""
+        delta = (change * self.A[ids]).sum(-1)
+        if self.scaled is None or self.readout.softcap is None:
+            return delta
+        scaled = self.scaled.gather(1, ids[:, None])[:, 0].double()
+        return capped_change(delta, scaled, self.readout.softcap)
+
+    def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
+        change = self._change(move)
+        at_target = self._delta_at(change, self.target)
         delta = self._delta(change, self.scaled)
         rise = growth(delta).mul_(self.p).sum(-1).double()  # in place: these arrays are the time and the memory
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp

@@ -96,5 +96,5 @@ def slope_discontinuity(
     for name, D in samples.items():
         found = against_null(float(value[0]), largest_scores(D, of)[0])
         test = against_groups(found, "largest score of a kink in the slope", "all neurons", name, above=True)
-        tests.append(replace(test, null=f"{name} samples"))
+        tests.append(replace(test, null=f"{name} samples", over="samples"))
     return tests

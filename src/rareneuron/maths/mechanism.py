@@ -60,7 +60,7 @@ class FrequencyDirection:
 
     def __init__(self, f: Float[Tensor, " vocab"], A: Float[Tensor, "vocab d_model"]) -> None:
         self.unit = (f.double() / f.double().norm()).to(A)
-        self.powers = torch.stack([self.unit, self.unit.square()], 1)
+        self.squared = self.unit.square()
         self.A, self.along_A = A, (self.unit @ A)[None]
 
     def sums(
@@ -80,7 +80,7 @@ class FrequencyDirection:
         `of_G` are the covariances of G with X_k and A, where log p is G and a constant: they are those of log p.
         `rows` is memory for two arrays, or three behind a cap.
         """
-        mean, square = (p @ self.powers).unbind(1)
+        mean, square = p @ self.unit, p @ self.squared  # two vectors are faster than a narrow matrix
         weights = [torch.mul(p, self.unit, out=rows[0])]
         if of_G is None:
             weights.append(torch.mul(p, logp, out=rows[1]))
@@ -90,7 +90,7 @@ class FrequencyDirection:
             weights.append(torch.mul(D, self.unit, out=rows[len(weights)]))
         # In one go: what is rounded here by 1e-6 of itself multiplies a neuron's effect.
         with_A = (rows[: len(weights)].flatten(0, 1) @ self.A).unflatten(0, (len(weights), -1))
-        with_X = torch.stack([torch.stack([torch.einsum("tv,tv->t", w, x) for x in X]) for w in weights])
+        with_X = torch.stack([torch.stack([torch.linalg.vecdot(w, x) for x in X]) for w in weights])
         if of_G is None:
             of_G = with_X[1] - mean_log * mean_X, with_A[1] - mean_log[:, None] * mean_A
         return FrequencySums(

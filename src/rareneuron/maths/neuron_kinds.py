@@ -27,16 +27,13 @@ from jaxtyping import Bool, Float
 from scipy.stats import beta, false_discovery_control, norm
 from torch import Tensor
 
+from rareneuron.maths.known_kinds import KINDS, LEAST_FREQUENCY_SHARE, LEAST_NORM_SHARE, PEAKED
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.significance import LEVEL
 
 SMALLEST = 0.01  # of all directions: those that the unembedding hears least
-LEAST_NORM_SHARE = 0.5  # of an entropy neuron
-LEAST_FREQUENCY_SHARE = 0.25  # of a token-frequency neuron
-PEAKED = 10.0  # kurtosis of a neuron that is about few types; a Gaussian has 3
 OF_GAUSSIAN = 1.4826  # standard deviations to a median absolute deviation
 ENTRIES_AT_ONCE = 2**24  # neuron · type
-KINDS = ("entropy", "token-frequency", "prediction", "suppression", "partition")
 
 
 @dataclass(frozen=True, kw_only=True)

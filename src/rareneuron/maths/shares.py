@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from rareneuron.maths.claims import Comparison
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.specificity import tests_beside_groups
+from rareneuron.maths.specificity import beside_groups
 
 
 def group_share(
@@ -36,10 +36,14 @@ def share_tests(
     groups: NeuronGroups,
     label: str,
     rng: np.random.Generator,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
-    """Return the tests of either group: its share beside uniform and matched groups, and above that of matched ones."""
+    """Return the tests of either group: its share beside uniform and matched groups, and above that of matched ones.
+
+    `label` names the statistic in the results; `n_tokens` is the number of rare tokens behind it.
+    """
 
     def share(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return group_share(rest, whole, members, weights)
 
-    return tests_beside_groups(share, len(whole), groups, label, rng)
+    return beside_groups(share, len(whole), groups, label, rng, n_tokens)

@@ -17,6 +17,7 @@ from rareneuron.errors import InvalidConfig
 LEVEL = 0.05  # at which a p-value speaks
 Z = 1.959964  # standard deviations to either end of a normal 95 % interval
 FEWEST_DRAWS = 99  # of a null
+TAIL = 0.001  # of the draws of a null, whose quantile is kept: p-values after Holm are decided there
 FEWEST_CONTEXTS = 40  # behind an interval or a verdict; with fewer, p is too small too often (docs/contexts.md)
 
 
@@ -28,6 +29,12 @@ class AgainstNull:
     null_mean: float
     null_low: float  # 2.5 % of the draws lie below
     null_high: float  # and 2.5 % above
+    null_lowest: float = np.nan  # 0.1 % of the draws lie below; the lowest of fewer than 999
+    null_q01: float = np.nan
+    null_q20: float = np.nan
+    null_q80: float = np.nan
+    null_q99: float = np.nan
+    null_highest: float = np.nan  # NaN, like the other five, in runs of versions that didn't keep them
     effect_size: float  # (value − null_mean) / standard deviation of the draws; NaN where they don't differ
     p_above: float  # of a draw at least as high
     p_below: float  # of a draw at least as low
@@ -53,16 +60,29 @@ def against_null(value: float, draws: Float[np.ndarray, " draw"]) -> AgainstNull
     known = draws[np.isfinite(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     mean, spread = (float(known.mean()), float(known.std(ddof=1))) if len(known) > 1 else (np.nan, np.nan)
+    further = (tail(len(draws)), 0.01, 0.2, 0.8, 0.99, 1 - tail(len(draws)))
+    quantiles = np.quantile(known, further, method="weibull") if len(known) else np.full(6, np.nan)
     return AgainstNull(
         value=value,
         null_mean=mean,
         null_low=float(low),
         null_high=float(high),
+        null_lowest=float(quantiles[0]),
+        null_q01=float(quantiles[1]),
+        null_q20=float(quantiles[2]),
+        null_q80=float(quantiles[3]),
+        null_q99=float(quantiles[4]),
+        null_highest=float(quantiles[5]),
         effect_size=(value - mean) / spread if spread > 0 and np.isfinite(value) else np.nan,
         p_above=float(1 + (~(draws < value)).sum()) / (1 + len(draws)),
         p_below=float(1 + (~(draws > value)).sum()) / (1 + len(draws)),
         n_draws=len(draws),
     )
+
+
+def tail(n_draws: int) -> float:
+    """Return the probability of the outermost quantile that is kept: `TAIL`, or that of the lowest of fewer draws."""
+    return max(TAIL, 1 / (n_draws + 1))
 
 
 def t_quantile(n_contexts: int, level: float = 0.95) -> float:

@@ -9,7 +9,7 @@ tests/maths/test_specificity.py, loops over groups, contexts and neurons.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -56,28 +56,41 @@ def specificity_ratio(
 
 
 def specificity_tests(
-    rare: EffectPerMove, common: EffectPerMove, groups: NeuronGroups, label: str, rng: np.random.Generator
+    rare: EffectPerMove,
+    common: EffectPerMove,
+    groups: NeuronGroups,
+    label: str,
+    rng: np.random.Generator,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
     """Return the tests of either group: S beside uniform and matched groups, and above that of matched ones.
 
-    `label` names the statistic in the results.
+    `label` names the statistic in the results; `n_tokens` is the number of rare tokens behind it.
     """
     at_rare, at_common = rare.stacked(), common.stacked()
 
     def ratio(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return specificity_ratio(at_rare, at_common, members, weights)
 
-    return tests_beside_groups(ratio, at_rare.shape[1], groups, label, rng)
+    return beside_groups(ratio, at_rare.shape[1], groups, label, rng, n_tokens)
 
 
 # Of the groups [group, size], with each context counted as often as the weights of a draw [draw, context] say.
 GroupStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def tests_beside_groups(
-    statistic: GroupStatistic, n_contexts: int, groups: NeuronGroups, label: str, rng: np.random.Generator
+def beside_groups(
+    statistic: GroupStatistic,
+    n_contexts: int,
+    groups: NeuronGroups,
+    label: str,
+    rng: np.random.Generator,
+    n_tokens: int | None = None,
 ) -> list[Comparison]:
-    """Return the tests of either group: its statistic beside uniform and matched groups, and above that of matched."""
+    """Return the tests of either group: its statistic beside uniform and matched groups, and above that of matched.
+
+    `n_tokens` is the number of rare tokens behind it.
+    """
     tests, once = [], np.ones((1, n_contexts))
     for role in ROLES:
         members, matched = getattr(groups, role)[None], groups.matched[role]
@@ -85,7 +98,8 @@ def tests_beside_groups(
         for null, drawn in {"uniform": groups.random, "matched": matched}.items():
             draws = statistic(drawn, once)[0]
             tests.append(against_groups(against_null(value, draws), label, role, null, above=True))
-        tests.append(beyond_matched(statistic, n_contexts, members, matched[:FEW_GROUPS], label, role, rng))
+        test = beyond_matched(statistic, n_contexts, members, matched[:FEW_GROUPS], label, role, rng)
+        tests.append(replace(test, n_tokens=n_tokens))
     return tests
 
 

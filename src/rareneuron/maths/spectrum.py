@@ -63,6 +63,12 @@ class Spectrum(Shown):
                 "p_above": found.p_above,
                 "p_below": found.p_below,
                 "n_draws": found.n_draws,
+                "null_lowest": finite(found.null_lowest),
+                "null_q01": finite(found.null_q01),
+                "null_q20": finite(found.null_q20),
+                "null_q80": finite(found.null_q80),
+                "null_q99": finite(found.null_q99),
+                "null_highest": finite(found.null_highest),
             }
             for (matrix, statistic, group, null), found in self.against.items()
         ]

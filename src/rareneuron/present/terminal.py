@@ -93,8 +93,10 @@ def claims_record(claims: Claims) -> dict[str, Any]:
 
 def claims_text(claims: Claims) -> str:
     """Return a table of the claims, a sentence for each, and the checks of the measurement."""
-    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "verdict"]
+    columns = ["name", "effect", "effect_low", "effect_high", "p", "p_holm", "smallest", "detectable", "verdict"]
     table = pd.DataFrame([asdict(claim) for claim in claims.claims])[columns]
+    table = table.astype({"smallest": float, "detectable": float})  # None in runs of older versions
+    table = table.rename(columns={"smallest": "matters", "detectable": "found_from"})
     return "\n".join(
         [
             table.to_string(index=False, na_rep="–", float_format="{:.3g}".format),
@@ -109,7 +111,7 @@ def claims_text(claims: Claims) -> str:
 
 def claim_tests(claims: Claims) -> pd.DataFrame:
     """Return one row per test that a claim rests on; `effect` and p are in the claimed direction."""
-    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p"]
+    columns = ["group", "null", "value", "null_mean", "effect", "effect_low", "effect_high", "p", "detectable"]
     rows = [{"claim": claim.name, **asdict(test)} for claim in claims.claims for test in claim.tests]
     return pd.DataFrame(rows, columns=["claim", "statistic", *columns])
 

@@ -29,6 +29,13 @@ GROUPS, GROUP_DRAWS, GEOMETRY, SPECTRUM = "groups.json", "groups.safetensors", "
 LAYERS, LAYER_SUMS, LAYERS_RECORD = "layers.parquet", "layers.safetensors", "layers.json"
 EXPERIMENTS, EXPERIMENT_ARRAYS = "experiments.json", "experiments.safetensors"
 NEURONS, NEURON_ARRAYS = "explorer.json", "explorer.safetensors"
+EVALUATIONS = "evaluations"  # a folder in the run, with one for each task
+EVALUATION_RECORD, EVALUATION_TABLE, EVALUATION_ITEMS, EVALUATION_DRAWS = (
+    "record.json",
+    "summary.parquet",
+    "items.parquet",
+    "draws.parquet",
+)
 REFITTED = (PHASES, PHASE_ARRAYS)  # made again from the others, so a step doesn't list their checksums
 CHECKSUM = "sha256"  # of a JSON file's other content, its last entry
 UNKNOWN_STEP_NAME = "final"  # the folder of a checkpoint whose optimiser step is unknown

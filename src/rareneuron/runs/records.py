@@ -116,6 +116,34 @@ class LayersRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """How a task was scored with and without groups: `record.json`."""
+
+    name: str  # of the folder
+    tasks: tuple[str, ...]
+    step: Step
+    layer: Count
+    groups: tuple[str, ...]
+    replaced_by: str  # mean or zero
+    n_random: Count  # groups of each kind
+    seed: Count
+    scored: str  # how: by readouts of kept states, or by running the model
+    model: str
+    weights_sha256: str | None = None
+    text: str | None = None  # that items were made of
+    n_items_asked: Count | None = None
+    n_following: Count | None = None  # tokens scored behind the word
+    n_places: Count | None = None
+    n_alone: Count | None = None  # items without another word that fits
+    n_documents_left: Count | None = None  # that the study analysed nothing of
+    program: str | None = None  # and version, where another one holds the tasks
+    limit: Count | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # by what they were spent on
+    rareneuron: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """How many types and occurrences one stage of the token filter keeps."""
 
@@ -216,7 +244,7 @@ class Manifest:
         return str(self.environment.get("rareneuron", "unknown"))
 
 
-def as_json(record: Manifest | StepRecord | LayersRecord) -> dict[str, Any]:
+def as_json(record: Manifest | StepRecord | LayersRecord | EvaluationRecord) -> dict[str, Any]:
     """Return a record as plain values for JSON, with only those settings that decide results."""
     out = asdict(record)
     return out | {"config": record.config.identity()} if isinstance(record, Manifest) else out

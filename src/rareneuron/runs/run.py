@@ -147,6 +147,24 @@ class Run(Shown):
 
         return read_spectrum(self.folder(step))
 
+    def evaluations(self) -> list[str]:
+        """Return the names of the tasks that `rareneuron evaluate` has scored: `swap`, and those of other programs."""
+        from rareneuron.runs.evaluations import evaluation_names
+
+        return evaluation_names(self.path)
+
+    def evaluation(self, name: str = "swap") -> pd.DataFrame:
+        """Return how a task's scores change without the groups: a row for each part, measure, group and null."""
+        from rareneuron.runs.evaluations import read_evaluation
+
+        return read_evaluation(self.path, name).table
+
+    def evaluation_items(self, name: str = "swap") -> pd.DataFrame:
+        """Return every item of a task with its scores, with everything and without each group."""
+        from rareneuron.runs.evaluations import read_evaluation
+
+        return read_evaluation(self.path, name).items
+
     def claims(self) -> "Claims":
         """Return the paper's findings and ours as hypotheses, with verdicts (docs/claims.md)."""
         from rareneuron.runs.claims import read_claims

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rareneuron.errors import RunFolderError
-from rareneuron.runs.layout import FIGURES, STEPS, TABLES, UNITS
+from rareneuron.runs.layout import EVALUATIONS, FIGURES, STEPS, TABLES, UNITS
 
-INNER_FOLDERS = {STEPS, UNITS, FIGURES, TABLES}
+INNER_FOLDERS = {STEPS, UNITS, FIGURES, TABLES, EVALUATIONS}
 # The most that a file of a run may hold, in bytes and rows; files of real runs have a hundredth of it.
 MOST_BYTES, MOST_JSON, MOST_ROWS = 4 * 2**30, 256 * 2**20, 50_000_000
 

@@ -19,6 +19,7 @@ from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layout import step_folder
 from rareneuron.study.counts import MOST_POSITIONS
 from rareneuron.study.plan import MODEL, Plan
+from rareneuron.study.power import Needed, as_values, needed_for, power_lines
 
 RARE_PER_CONTEXT = 7  # at 256 tokens: 7.5 in C4 with Pythia's counts, 5 in the embedded corpus
 LIBRARIES = 450 * 2**20  # bytes that torch, transformers and pandas take once imported
@@ -189,6 +190,7 @@ def plan_as_dict(plan: Plan, e: Estimate | None = None) -> dict[str, Any]:
         "counts": plan.whose_counts,
         "rare_tokens": plan.config.tokens_wanted,
         "pairs": 2 * plan.config.tokens_wanted * e.shape.d_mlp * e.n_open,
+        "power": as_values(needed_of(plan, e)),
         **{k: v for k, v in asdict(e).items() if k != "n_open"},
         "seconds": e.seconds,
     }
@@ -215,8 +217,14 @@ def plan_as_text(plan: Plan) -> str:
             *layers_lines(plan, e),
             f"Memory       about {p['memory_gib']:.1f} GiB",
             f"Disk         about {p['disk_mib']:,.0f} MiB",
+            *power_lines(needed_of(plan, e)),
         ]
     )
+
+
+def needed_of(plan: Plan, e: Estimate) -> list[Needed]:
+    """Return what claims over contexts would take, and what this plan has."""
+    return needed_for(plan.config, e.n_contexts, rare_per_context(plan.config))
 
 
 def layers_lines(plan: Plan, e: Estimate) -> list[str]:

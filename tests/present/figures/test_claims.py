@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import RunFolderError
-from rareneuron.maths.claims import Hypothesis, against_groups, judge
+from rareneuron.maths.claims import Hypothesis, against_groups
 from rareneuron.maths.significance import against_null
+from rareneuron.maths.verdicts import judge
 from rareneuron.present.blocks import Notice
 from rareneuron.present.figures import FIGURES, figure
 from rareneuron.present.figures.claims import VERDICTS, look

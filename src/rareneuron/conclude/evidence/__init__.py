@@ -1,12 +1,14 @@
-"""Turns a run's results into the verdicts of `maths.claims`, and writes them to `claims.json`.
+"""Turns a run's results into verdicts, and writes them to `claims.json`.
 
-The hypotheses stand in `conclude.hypotheses`, the rule in `maths.claims`; here are the statistics that they are judged
-by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run lacks
-what it needs (groups, common targets, several checkpoints).
+The hypotheses stand in `conclude.hypotheses`, the rule in `maths.verdicts`; here are the statistics that they are
+judged by, one function for each claim, seeded by the claim's name. A claim is inconclusive, and says why, where the run
+lacks what it needs (groups, common targets, several checkpoints).
 Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py, random models, for the whole.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import pandas as pd
 
@@ -18,28 +20,41 @@ from rareneuron.conclude.evidence.mechanism import MECHANISM
 from rareneuron.conclude.evidence.phases import PHASES
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
 from rareneuron.conclude.evidence.tables import TABLES
-from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, hypotheses
+from rareneuron.conclude.evidence.tasks import TASKS, evaluated
+from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, OF_TASKS, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
-from rareneuron.maths.claims import Claims, judge
+from rareneuron.maths.claims import Claims, Hypothesis
 from rareneuron.maths.significance import LEVEL, few_contexts
+from rareneuron.maths.verdicts import judge
 from rareneuron.runs.claims import as_record, read_claims
+from rareneuron.runs.evaluations import evaluation_digest
 from rareneuron.runs.files import read_json, write_json
 from rareneuron.runs.layout import CLAIMS
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
-MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | LAYERS  # by the name of the hypothesis
+# By the name of the hypothesis.
+MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | LAYERS | TASKS
 
 
 def claims_of(case: Case) -> Claims:
     """Judge every claim of docs/claims.md about a run's last checkpoint and its way there."""
-    layers = case.run.has_layers()
-    asked = hypotheses(gated=case.has_gate, signed=not case.gauge.sign, layers=layers)
+    asked = asked_of(case)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
     return with_warning(claims, case.run.manifest.data.n_contexts)
+
+
+def asked_of(case: Case) -> list[Hypothesis]:
+    """Return the hypotheses that a run can be asked about."""
+    return hypotheses(
+        gated=case.has_gate,
+        signed=not case.gauge.sign,
+        layers=case.run.has_layers(),
+        tasks=evaluated(case.run) is not None,
+    )
 
 
 def with_warning(claims: Claims, n_contexts: int) -> Claims:
@@ -63,32 +78,41 @@ def evidence_for(case: Case, name: str) -> Evidence:
 
 
 def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
-    """Compute and write the claims; claims already written for the same checkpoints are returned as they are.
+    """Compute and write the claims; claims already written for the same results are returned as they are.
 
     `over_steps` is the run's trajectory, where it is at hand.
     """
-    path, steps = run.path / CLAIMS, list(run.steps)
+    path = run.path / CLAIMS
+    rests_on = {"steps": list(run.steps)}
+    if evaluated(run) is not None:
+        rests_on["evaluation"] = evaluation_digest(run.path)
     try:
-        if path.is_file() and read_json(path)["steps"] == steps:
+        if path.is_file() and are_of(read_json(path), rests_on):
             return read_claims(run.path)
     except RareNeuronError:  # damaged: made again
         pass
     case = Case(run, over_steps)
     claims = claims_of(case)
+    further = (*(OF_LAYERS if run.has_layers() else ()), *(OF_TASKS if "evaluation" in rests_on else ()))
     table = onsets(case.trajectory)
     since = table["since"].astype(object).where(table["since"].notna(), None)
     write_json(
         path,
         {
             "step": claims.step,
-            "steps": steps,
+            **rests_on,
             "definitions": run.definitions,
             "level": LEVEL,
             "seed": run.manifest.config.seed,
-            "smallest_effects": {h.name: h.smallest for h in (*HYPOTHESES, *(OF_LAYERS if run.has_layers() else ()))},
+            "smallest_effects": {h.name: h.smallest for h in (*HYPOTHESES, *further)},
             "differs_since": dict(zip(table["column"], since, strict=True)),
             "claims": [as_record(claim) for claim in claims.claims],
             "checks": [asdict(check) for check in claims.checks],
         },
     )
     return claims
+
+
+def are_of(written: Mapping[str, Any], rests_on: Mapping[str, Any]) -> bool:
+    """Return whether written claims rest on the results that the run has now."""
+    return written["steps"] == rests_on["steps"] and written.get("evaluation") == rests_on.get("evaluation")

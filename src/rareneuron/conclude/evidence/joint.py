@@ -18,7 +18,8 @@ def joint_beyond_sum(case: Case, rng: np.random.Generator) -> Evidence:
     for role, sign in SIGN.items():
         excess = sign * (found[f"joint_{role}"] - found[f"sum_{role}"])
         sums = np.stack([np.bincount(row, x) for x in (excess, found[f"abs_sum_{role}"])], 1)
-        tests.append(bootstrap_test(EXCESS, role, sums, lambda totals: totals[:, 0] / totals[:, 1], rng))
+        test = bootstrap_test(EXCESS, role, sums, lambda totals: totals[:, 0] / totals[:, 1], rng, n_tokens=len(row))
+        tests.append(test)
     return tests
 
 

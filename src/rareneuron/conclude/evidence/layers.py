@@ -44,9 +44,15 @@ def last_layer_special(case: Case, rng: np.random.Generator) -> Evidence:
                 sums.reshape(len(sums), -1),
                 partial(above_layer, n_layers=len(layers), i=int(i)),
                 rng,
+                n_tokens=rare_tokens(found),
             )
         )
     return tests
+
+
+def rare_tokens(found: Layers) -> int:
+    """Return how many rare tokens stand behind the sums."""
+    return int(found.sums["rare.n_tokens"].sum())
 
 
 def above_layer(totals: np.ndarray, *, n_layers: int, i: int) -> np.ndarray:
@@ -68,7 +74,7 @@ def layers_share(case: Case, rng: np.random.Generator) -> Evidence:
         return np.asarray(shares(of[:, 0])[:, -1] - shares(of[:, 2])[:, -1])
 
     statistic = "the last layer's share of Σ |Δ| at rare targets, less that at common ones"
-    return [bootstrap_test(statistic, None, sums.reshape(len(sums), -1), more, rng)]
+    return [bootstrap_test(statistic, None, sums.reshape(len(sums), -1), more, rng, n_tokens=rare_tokens(found))]
 
 
 LAYERS: dict[str, Maker] = {"last-layer-special": last_layer_special, "layers-share": layers_share}

@@ -3,9 +3,11 @@
 Groups are chosen on other contexts than those that judge them, as for `rare-specific`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from jaxtyping import Float
 
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.specificity import FEWEST_TOKENS
@@ -31,7 +33,8 @@ def share(case: Case, rng: np.random.Generator, *, rest: str, label: str) -> Evi
     sums = case.judging_sums
     if rest not in sums:
         return Unavailable(NOT_TAKEN_APART)
-    return share_tests(sums[rest], sums["abs_delta_loss"], case.groups_elsewhere, label, rng)
+    n_tokens = int(sums["n_tokens"].sum())
+    return share_tests(sums[rest], sums["abs_delta_loss"], case.groups_elsewhere, label, rng, n_tokens)
 
 
 def rare_beyond_frequency(case: Case, rng: np.random.Generator) -> Evidence:
@@ -51,7 +54,7 @@ def rare_beyond_frequency(case: Case, rng: np.random.Generator) -> Evidence:
         for kind in ("", "common_")
     )
     label = "|Δ| without the direction of frequency, for the distance moved, at rare over common targets"
-    return specificity_tests(rare, common, case.groups_elsewhere, label, rng)
+    return specificity_tests(rare, common, case.groups_elsewhere, label, rng, int(sums["n_tokens"].sum()))
 
 
 def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
@@ -65,23 +68,35 @@ def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
             f"The sample holds {tokens.n_pairs} pairs of rare targets of one type in different contexts, and "
             f"{FEWEST_PAIRS} are needed. Analyse more tokens (--n-tokens)."
         )
-    label, once = "correlation of effects between tokens of one type", np.ones((1, len(tokens.contexts)))
     tests: list[Comparison] = []
     for role in ROLES:
-        own = found[f"sum_{role}"][:, None]
-        value = float(tokens.correlations(own, once)[0, 0])
-        matched = found[f"sum_matched_{role}"]
-        for null, drawn in {"uniform": found["sum_uniform"], "matched": matched}.items():
-            draws = against_null(value, tokens.correlations(drawn, once)[0])
-            tests.append(against_groups(draws, label, role, null, above=True))
-
-        def beyond_context(weights: np.ndarray, own: np.ndarray = own) -> np.ndarray:
-            of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
-            return of_type - of_context
-
-        contexts = np.eye(len(tokens.contexts))
-        tests.append(bootstrap_test(f"{label}, less that within contexts", role, contexts, beyond_context, rng))
+        sums = found[f"sum_{role}"][:, None], found["sum_uniform"], found[f"sum_matched_{role}"]
+        tests += type_tests(tokens, *sums, role, rng)
     return tests
+
+
+def type_tests(
+    tokens: PairedTokens,
+    own: Float[np.ndarray, "token 1"],
+    uniform: Float[np.ndarray, "token group"],
+    matched: Float[np.ndarray, "token group"],
+    role: str,
+    rng: np.random.Generator,
+) -> list[Comparison]:
+    """Return the tests of one group's summed effect at each token, beside those of random groups."""
+    label, once = "correlation of effects between tokens of one type", np.ones((1, len(tokens.contexts)))
+    value = float(tokens.correlations(own, once)[0, 0])
+    tests = [
+        against_groups(against_null(value, tokens.correlations(drawn, once)[0]), label, role, null, above=True)
+        for null, drawn in {"uniform": uniform, "matched": matched}.items()
+    ]
+
+    def beyond_context(weights: np.ndarray) -> np.ndarray:
+        of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
+        return of_type - of_context
+
+    contexts, of_both = np.eye(len(tokens.contexts)), f"{label}, less that within contexts"
+    return [*tests, bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(own))]
 
 
 def rare_only_plateau(case: Case, rng: np.random.Generator) -> Evidence:
@@ -96,7 +111,8 @@ def rare_only_plateau(case: Case, rng: np.random.Generator) -> Evidence:
     if head < 1:
         return Unavailable("The line of the rank curve begins at its first rank, so nothing stands before it.")
     ranks = Ranks(head=head, first=found.fit_first, last=found.fit_last)
-    return [rare_only_test(sums["abs_delta_loss"][both], sums["common_abs_delta_loss"][both], ranks, rng)]
+    test = rare_only_test(sums["abs_delta_loss"][both], sums["common_abs_delta_loss"][both], ranks, rng)
+    return [replace(test, n_tokens=int(sums["n_tokens"][both].sum()))]
 
 
 MECHANISM: dict[str, Maker] = {

@@ -8,7 +8,7 @@ from rareneuron.maths.claims import Comparison
 from rareneuron.maths.kink import slope_discontinuity
 from rareneuron.maths.phases import FEWEST_NEURONS, Phases
 from rareneuron.maths.significance import LEVEL
-from rareneuron.maths.trend import drift
+from rareneuron.maths.trend import drift, walk_noise
 from rareneuron.runs.rankings import LAST_DRAWS, fit_ranking
 
 FEWEST_STEPS = 6  # of a trend: with five, the least p is 1/16
@@ -62,6 +62,8 @@ def plateau_growth(case: Case, rng: np.random.Generator) -> Evidence:
             effect_size=np.nan,
             p=p,
             least_p=least,
+            over="steps",
+            noise=None if np.isnan(tau) else walk_noise(share, rng),
         )
     ]
 

@@ -30,7 +30,7 @@ def specificity(case: Case, rng: np.random.Generator, *, equal_loss: bool) -> Ev
         for kind in ("rare", "common")
     )
     label = "|Δ| for the distance moved, at rare over common targets" + (" of equal loss" if equal_loss else "")
-    return specificity_tests(rare, common, case.groups_elsewhere, label, rng)
+    return specificity_tests(rare, common, case.groups_elsewhere, label, rng, len(found["context"]))
 
 
 SPECIFICITY: dict[str, Maker] = {

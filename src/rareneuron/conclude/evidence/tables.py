@@ -20,6 +20,7 @@ LABELS = {
     "abs_cosine": "|cosine|",
     "d_eff_zscored": "effective dimension of z-scored activations",
 }
+COUNTS = ("d_eff_zscored",)  # whole numbers
 SIGNED = ("correlation", "cosine")  # judged by their sizes where the model leaves the signs of its neurons open
 OLDER = (
     "The run was made by an earlier version, whose numbers rest on signs or lengths that this model leaves open. Run "
@@ -38,8 +39,8 @@ def row_of(rows: pd.DataFrame, **where: str) -> AgainstNull:
     if len(chosen) != 1:
         raise RareNeuronError(f"The run holds {len(chosen)} comparisons of {', '.join(where.values())}, not one.")
     found = chosen.iloc[0]
-    numbers: dict[str, Any] = {
-        f.name: np.nan if found[f.name] is None else float(found[f.name]) for f in fields(AgainstNull)
+    numbers: dict[str, Any] = {  # older runs lack some
+        f.name: np.nan if found.get(f.name) is None else float(found[f.name]) for f in fields(AgainstNull)
     }
     numbers["n_draws"] = int(found["n_draws"])
     return AgainstNull(**numbers)
@@ -50,10 +51,15 @@ def group_tests(
 ) -> list[Comparison]:
     """Return the tests of each group against uniform and matched random groups."""
     nulls = [null for null in ("uniform", "matched") if (rows["null"] == null).any()]
-    label = label or LABELS.get(statistic, statistic)
+    label, step = label or LABELS.get(statistic, statistic), float(statistic in COUNTS)
     return [
         against_groups(
-            row_of(rows, statistic=statistic, group=group, null=null, **where), label, group, null, above=above
+            row_of(rows, statistic=statistic, group=group, null=null, **where),
+            label,
+            group,
+            null,
+            above=above,
+            step=step,
         )
         for group in groups
         for null in nulls

@@ -28,6 +28,7 @@ MODULES = (
     "spectrum",
     "mechanism",
     "layers",
+    "tasks",
     "claims",
 )
 FIGURES: dict[str, Figure] = {

@@ -17,6 +17,7 @@ from rareneuron.present.sections.reproduce import reproduce_section
 from rareneuron.present.sections.spectrum import spectrum_section
 from rareneuron.present.sections.summary import summary_section
 from rareneuron.present.sections.targets import targets_section
+from rareneuron.present.sections.tasks import tasks_section
 
 SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (  # None: the run has nothing of the kind
     summary_section,
@@ -28,6 +29,7 @@ SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (  # None: the run 
     layers_section,
     geometry_section,
     spectrum_section,
+    tasks_section,
     targets_section,
     method_section,
     provenance_section,

@@ -33,7 +33,8 @@ def reading(claims: tuple[Claim, ...]) -> str:
         "Findings of the paper as hypotheses with one direction, one statistic and one null each: "
         f"{counted(claims)}. Supported: "
         f"p after Holm's correction for {len(claims)} claims is at most 0.05, and the effect is of the size asked for. "
-        "Not supported: these data don't show it, though they could have; that isn't a proof that it is false. "
+        "Not supported: these data don't show it, though an effect that matters would have been found in 80 % of such "
+        "runs; that isn't a proof that it is false. "
         "Inconclusive: they can't tell. Open a line to see what it rests on."
     )
 
@@ -102,6 +103,8 @@ def facts(claim: Claim) -> tuple[tuple[str, str], ...]:
         ("in deviations of the null", significant(claim.effect_size, 2, sign=True)),
         ("p", significant(claim.p, 2)),
         ("p after Holm", significant(claim.p_holm, 2)),
+        ("smallest effect that matters", significant(claim.smallest, 2)),
+        ("found in 80 % of such runs from", significant(claim.detectable, 2)),
         ("source", claim.source),
     )
     return tuple((name, text) for name, text in told if text != NOTHING)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from rareneuron.conclude.mechanism import mechanisms
 from rareneuron.errors import NotMeasured
-from rareneuron.maths.neuron_kinds import KINDS, LEAST_FREQUENCY_SHARE, LEAST_NORM_SHARE
+from rareneuron.maths.known_kinds import KINDS, LEAST_FREQUENCY_SHARE, LEAST_NORM_SHARE
 from rareneuron.present.blocks import Block, Definitions, Paragraph, Section
 from rareneuron.present.figures import FIGURES
 from rareneuron.present.findings import Findings

@@ -169,15 +169,14 @@ def layer_map(found: Findings, shown: Int[np.ndarray, " shown"]) -> list[dict[st
     table = found.run.layers()
     table = table[table["kind"] == "neuron"]
     here = table[table["layer"] == found.subject.layer].set_index("index")["abs_delta_loss"].loc[shown].to_numpy()
-    size = {layer: np.sort(of["abs_delta_loss"].to_numpy()) for layer, of in table.groupby("layer")}
-    return [
-        {
-            "layer": int(layer),
-            **{name: shorts(of[name]) for name in ("first", "last", "value")},
-            "rank": (1 + len(size[layer]) - np.searchsorted(size[layer], here, side="right")).tolist(),
-        }
-        for layer, of in list(cells(table).groupby("layer"))[::-1]
-    ]
+    layers = table["layer"].unique().astype(int).tolist()
+    size = {layer: np.sort(table.loc[table["layer"] == layer, "abs_delta_loss"].to_numpy()) for layer in layers}
+    binned, out = cells(table), []
+    for layer in sorted(size, reverse=True):
+        of = binned[binned["layer"] == layer]
+        rank = (1 + len(size[layer]) - np.searchsorted(size[layer], here, side="right")).tolist()
+        out.append({"layer": layer, "rank": rank} | {name: shorts(of[name]) for name in ("first", "last", "value")})
+    return out
 
 
 def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:

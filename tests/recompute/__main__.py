@@ -13,6 +13,7 @@ import effects
 import experiments
 import geometry
 import groups
+import mechanism
 import modularity
 import phases
 import spectrum
@@ -34,7 +35,7 @@ def main(root, series):
     experiments.check(run, step, drawn, model, tokens, report)
     phases.check(run, run.steps[0], report)
     trajectory.check(run, report)
-    claims.check(run, report)
+    claims.check(run, mechanism.TESTS, report)
     loaded = sorted({name.split(".")[0] for name in sys.modules} & {"rareneuron", "torch", "transformers"})
     json.dump({"loaded": loaded, "found": report.found}, sys.stdout, indent=1)
     return int(bool(loaded) or not all(found["agrees"] for found in report.found.values()))

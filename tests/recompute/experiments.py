@@ -64,6 +64,7 @@ def of_rare(groups, model, tokens, rare):
         single = delta[some][:, group]
         return model.delta(resid[some], move, target[some]), single.sum(1), abs(single).sum(1)
 
+    out["target"] = target
     for role in ROLES:
         for name, value in zip(("joint", "sum", "abs_sum"), joint(slice(None), groups[role]), strict=True):
             out[f"{name}_{role}"] = value
@@ -72,5 +73,6 @@ def of_rare(groups, model, tokens, rare):
     n = min(128, max(16, len(target) // 4))  # fewer where the vocabulary is large (docs/reproduce.md)
     out["joint_at"] = np.round(np.linspace(0, len(target) - 1, n)).astype(int)
     for name, drawn in random.items():
+        out[f"sum_{name}"] = np.stack([delta[:, g].sum(1) for g in drawn[:600]], 1)
         out[f"joint_{name}"] = np.array([[x.mean() for x in joint(out["joint_at"], g)] for g in drawn[:600]])
     return out

@@ -37,7 +37,6 @@ JOINT_SHARE = 4  # and at most one in so many: a small study would spend most of
 JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer tokens where the vocabulary is large
 TOKENS_AT_ONCE = 128  # whose distributions are in memory
 RANDOM_GROUPS = 600  # of each null: with fewer, Holm over 30 claims would ask for a p that none can have
-BY_TOKEN = 799  # of each null, whose single effects are summed at every token
 GROUPS_AT_ONCE = 32  # whose moves are in memory
 
 
@@ -195,7 +194,7 @@ def joint_effects(
     n = n_joint_tokens(readout, len(rare.resid), 2 + sum(len(drawn) for drawn in random.values()))
     some = torch.linspace(0, len(rare.resid) - 1, n, dtype=torch.float64).round().long().to(rare.shift.device)
     out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some, "target": rare.target}
-    out |= {f"sum_{name}": sums_of_groups(moves.single, drawn[:BY_TOKEN]) for name, drawn in random.items()}
+    out |= {f"sum_{name}": sums_of_groups(moves.single, drawn) for name, drawn in random.items()}
     joint = joint_ablation(readout, rare, some)
     return out | {f"joint_{name}": mean_joint_effects(joint, moves, some, drawn) for name, drawn in random.items()}
 

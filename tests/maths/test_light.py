@@ -11,15 +11,16 @@ import rareneuron.maths
 from tests.test_floors import SOURCE
 
 NUMPY_ALONE = {
-    *("certificate", "claims", "clusters", "eigen", "equal_loss", "gauge", "geometry", "groups", "kink", "nulls"),
+    *("certificate", "claims", "clusters", "eigen", "equal_loss", "exchange", "gauge", "geometry", "groups", "kink"),
+    *("nulls", "paired"),
     *("phase_fit", "phases", "rank_curve", "ranks", "released", "reliability", "segments", "significance", "spacings"),
     *("specificity", "spectrum", "trend"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
     *("full_sum", "fused", "head"),
-    *("interventions", "joint", "moments", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap"),
-    *("table_memory", "weights"),
+    *("interventions", "joint", "margins", "moments", "neuron_tables", "output_norm", "pair_effects", "readout"),
+    *("softcap", "table_memory", "weights"),
 }  # fmt: skip
 LOOK = """
 import json, sys

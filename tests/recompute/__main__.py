@@ -13,6 +13,7 @@ import effects
 import experiments
 import geometry
 import groups
+import modularity
 import phases
 import spectrum
 import trajectory
@@ -28,6 +29,7 @@ def main(root, series):
     model = Model(Path(series) / f"step{step}")  # the last one
     tokens = effects.from_model(run, step, model, report)
     geometry.check(run, step, drawn, tokens["act"][tokens["rare"]], report)
+    modularity.check(run, step, drawn, tokens["act"][tokens["rare"]], tokens["context"][tokens["rare"]], report)
     spectrum.check(run, step, drawn, model, report)
     experiments.check(run, step, drawn, model, tokens, report)
     phases.check(run, run.steps[0], report)

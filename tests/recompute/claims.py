@@ -7,6 +7,7 @@ from phases import FAMILIES, TINY, order_statistics
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import norm, rankdata
 
+ABSENCES = ("no-clustering",)
 NOT_TESTED = "plateau-grows"  # needs six checkpoints
 KINK = 1e-4  # the fit of the cubic stops at 1e-10 of the likelihood, so its scores have about five digits; p is exact
 
@@ -100,8 +101,8 @@ def slope_kink(run, step, rng):
         return ((D * np.exp(-eta) - 1) @ kink).max(1), eta
 
     (value,), eta = scores(spacings(y[None]))
-    samples = [np.exp(eta) * rng.standard_exponential((400, len(u)))]
-    samples += [spacings(log_q(order_statistics(400, len(y), rng))) for log_q, _ in FAMILIES.values()]
+    samples = [np.exp(eta) * rng.standard_exponential((600, len(u)))]
+    samples += [spacings(log_q(order_statistics(600, len(y), rng))) for log_q, _ in FAMILIES.values()]
     return [of_groups(against(value, scores(D)[0]), above=True) for D in samples]
 
 
@@ -203,6 +204,29 @@ def joint_random(run, step, rng):
     return out
 
 
+def no_clustering(run, step, rng):
+    """Modularity less than 0.1 off the mean of either null: two tests on either side, the larger p of both."""
+    found, out = run.at(step, "modularity.safetensors"), []
+    for role in ROLES:
+        for null in ("matched", "same strengths"):
+            value, draws = found[role][0], found[f"{role} {null}"]
+            draws = draws + found[f"{role} error"][0] * rng.standard_normal(len(draws))
+            beside, n = against(value, draws), len(draws) + 1
+            p = max(1 + np.sum(~(draws + 0.1 > value)), 1 + np.sum(~(draws - 0.1 < value))) / n
+            ends = [value - beside["null_high"], value - beside["null_low"]]
+            nearest = 0 if ends[0] <= 0 <= ends[1] else min(np.abs(ends))
+            low, high = 0.1 - max(np.abs(ends)), 0.1 - nearest
+            effect = 0.1 - abs(value - beside["null_mean"])
+            quantile = curve(np.arange(1, n) / n, np.sort(draws) - beside["null_mean"])
+
+            def found_from(p, power, q=quantile):
+                missed = (1 - power) / 2
+                return max(q(1 - missed) - q(p), q(1 - p) - q(missed))
+
+            out.append(one_test(value, beside["null_mean"], effect, p, 1 / n, low, high, role, found_from))
+    return out
+
+
 WITH_RANDOM = tuple(f"{role}-random" for role in ROLES)
 TESTS = {
     "three-phases": three_phases,
@@ -219,6 +243,7 @@ TESTS = {
     "rare-specific-loss": specificity("_equal_loss"),
     "joint-sum": joint_sum,
     "joint-random": joint_random,
+    "no-clustering": no_clustering,
 }
 
 
@@ -238,7 +263,7 @@ def largest_p(least, n_tested):
     return max(found, default=np.nan)
 
 
-def verdict(tests, weakest, p_holm, smallest, n_tested):
+def verdict(tests, weakest, p_holm, smallest, n_tested, *, absence=False):
     """The rule of docs/claims.md, in its order, and the effect that all tests find in 80 % of cases."""
     p, least = weakest["p"], weakest["least_p"]
     levels = [largest_p(t["least_p"], n_tested) for t in tests]
@@ -248,7 +273,11 @@ def verdict(tests, weakest, p_holm, smallest, n_tested):
         t["found_from"](x, power) if t["found_from"] and could else np.nan for t, x in zip(tests, levels, strict=True)
     ]
     error = 0.0 if round(p / least) <= 1 else np.sqrt((1 - p) * least / p)
-    if p_holm <= 0.05 and p_holm * (1 + 1.96 * error) <= 0.05 and min(t["effect"] for t in tests) >= smallest:
+    if (
+        p_holm <= 0.05
+        and p_holm * (1 + 1.96 * error) <= 0.05
+        and (absence or min(t["effect"] for t in tests) >= smallest)
+    ):
         return "supported", max(sizes)
     earned = could and max(sizes) <= smallest
     return "not supported" if p_holm > 0.05 and p > 0.05 and earned else "inconclusive", max(sizes)
@@ -271,7 +300,9 @@ def check(run, report):
     for (name, worst), p_holm in zip(weakest.items(), adjusted, strict=True):
         report.close("claims: p", stored[name]["p"], worst["p"])
         report.close("claims: p_holm", stored[name]["p_holm"], p_holm)
-        said, size = verdict(found[name], worst, p_holm, record["smallest_effects"][name], len(found))
+        said, size = verdict(
+            found[name], worst, p_holm, record["smallest_effects"][name], len(found), absence=name in ABSENCES
+        )
         report.same(f"claims: verdict, {name}", stored[name]["verdict"], said)
         kept = stored[name]["detectable"]
         report.close(

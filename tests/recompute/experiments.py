@@ -72,5 +72,5 @@ def of_rare(groups, model, tokens, rare):
     n = min(128, max(16, len(target) // 4))  # fewer where the vocabulary is large (docs/reproduce.md)
     out["joint_at"] = np.round(np.linspace(0, len(target) - 1, n)).astype(int)
     for name, drawn in random.items():
-        out[f"joint_{name}"] = np.array([[x.mean() for x in joint(out["joint_at"], g)] for g in drawn[:400]])
+        out[f"joint_{name}"] = np.array([[x.mean() for x in joint(out["joint_at"], g)] for g in drawn[:600]])
     return out

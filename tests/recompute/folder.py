@@ -9,7 +9,16 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy.stats import norm, t
 
-STREAMS = {"groups": 2, "phases": 3, "geometry": 4, "spectrum": 5, "experiments": 6, "claims": 7, "checks": 8}
+STREAMS = {
+    "groups": 2,
+    "phases": 3,
+    "geometry": 4,
+    "spectrum": 5,
+    "experiments": 6,
+    "claims": 7,
+    "checks": 8,
+    "modularity": 12,
+}
 ROLES = ("boosting", "suppressing")
 
 

@@ -6,7 +6,7 @@ from rareneuron.conclude.hypotheses import hypothesis
 from rareneuron.runs.config import StudyConfig
 from rareneuron.study.estimate import plan_as_dict, plan_as_text
 from rareneuron.study.plan import plan_study
-from rareneuron.study.power import MEASURED, OF_LAYERS, needed_for
+from rareneuron.study.power import MEASURED, OF_LAYERS, ON_ALL, needed_for
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,9 @@ from rareneuron.study.power import MEASURED, OF_LAYERS, needed_for
 )
 def test_a_claim_has_the_sample_of_the_experiments(n_contexts, per_context, expected):
     for one in needed_for(StudyConfig(), n_contexts, per_context):
+        if one.claim in ON_ALL:
+            assert (one.contexts, one.tokens) == (n_contexts, n_contexts * per_context)
+            continue
         assert (one.contexts, one.tokens) == (expected, expected * per_context)
         assert one.claim not in OF_LAYERS
 
@@ -31,8 +34,8 @@ def test_claims_about_layers_have_all_contexts():
 def test_a_dry_run_says_what_claims_would_take(tmp_path):
     plan = plan_study(StudyConfig(steps=(4096,), n_tokens=400, out=str(tmp_path / "run")))
     text = plan_as_text(plan)
-    assert "of the embedded series" in text
+    assert "the embedded series" in text
     for one in plan_as_dict(plan)["power"]:
-        contexts = next(iter(one["needed"].values()))["contexts"]
-        assert f"{one['claim']} {contexts:,} contexts" in text
-        assert f"it has {one['contexts']:,} contexts with {one['tokens']:,} rare tokens" in text
+        takes = next(iter(one["needed"].values()))
+        assert f"{one['claim']} {takes['contexts']:,} ({takes['tokens']:,})" in text
+        assert f"has {one['contexts']:,} ({one['tokens']:,})" in text

@@ -86,6 +86,28 @@ def test_zero_is_what_weights_without_the_column_give(name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+class Bridge(torch.nn.Module):
+    """Stands in a projection's place and calls it, as those of TransformerLens' bridge do."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.original_component = original
+
+    def forward(self, act):
+        return self.original_component(act)
+
+
+def test_projections_that_others_have_wrapped_are_found(model):
+    with torch.inference_mode(), rn.ablated(model, units="0.1,1.3", to="zero"):
+        expected = model(IDS).logits
+    for block in model.gpt_neox.layers:
+        block.mlp.dense_4h_to_h = Bridge(block.mlp.dense_4h_to_h)
+    with torch.inference_mode():
+        with rn.ablated(model, units="0.1,1.3", to="zero"):
+            assert torch.equal(model(IDS).logits, expected)
+        assert not torch.equal(model(IDS).logits, expected)
+
+
 def test_nothing_changes_for_an_empty_set_nor_after_the_block(run, model):
     with torch.inference_mode():
         clean = model(IDS).logits

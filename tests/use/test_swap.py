@@ -248,6 +248,15 @@ def test_what_is_not_there_is_refused_and_nothing_is_written(run, documents, giv
     assert run.evaluations() == []
 
 
+def test_matched_groups_that_are_the_group_itself_are_warned_of():
+    named = {"boosting": np.arange(10)[None]}
+    own, others = np.tile(np.arange(10), (5, 1)), np.tile(np.arange(20, 30), (5, 1))
+    (warning,) = evaluating.shared_members(named, {"uniform": own, "matched-boosting": np.hstack([own, others[:, :2]])})
+    assert "boosting one, 83 % are its own" in warning
+    assert evaluating.shared_members(named, {"matched-boosting": np.hstack([own[:, :4], others[:, :6]])}) == ()
+    assert evaluating.shared_members(named, {"uniform": own}) == ()
+
+
 def test_damage_is_named(copy, documents):
     rn.evaluate_swap(copy, data=documents, n_items=30, n_random=2)
     path = copy.path / "evaluations" / "swap" / "summary.parquet"

@@ -1,6 +1,7 @@
 """The commands that use the neurons of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -87,8 +88,15 @@ def export(
 @cli.command(short_help="Score a task with and without the groups.")
 @run_argument
 @click.option("--swap", is_flag=True, help="The rare-word swap.  [default, unless --tasks are given]")
+@click.option("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness (extra `eval`).")
+@click.option("--task-folder", type=Place(), help="A folder with further task files, whose functions are run.")
+@click.option("--shots", "n_shots", type=click.IntRange(0), help="Examples before each item of --tasks.")
+@click.option("--limit", type=click.IntRange(1), help="Items of each of --tasks.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, help="Of the harness.  [default: 8]")
 @click.option("--groups", default="boosting,suppressing", show_default=True, help="Groups of the run to switch off.")
-@click.option("--random", "n_random", type=click.IntRange(0), help="Random groups of each kind.  [default: 1000]")
+@click.option(
+    "--random", "n_random", type=click.IntRange(0), help="Random groups of each kind.  [default: 1000, of --tasks 20]"
+)
 @click.option("--to", type=click.Choice(["mean", "zero"]), default="mean", help="What replaces them.")
 @click.option(
     "--items", "n_items", type=click.IntRange(1), default=500, help="With rare words, at most.  [default: 500]"
@@ -105,6 +113,11 @@ def export(
 def evaluate(
     run: Path,
     swap: bool,
+    tasks: str | None,
+    task_folder: Path | None,
+    n_shots: int | None,
+    limit: int | None,
+    batch_size: int,
     groups: str,
     n_random: int | None,
     to: str,
@@ -117,7 +130,7 @@ def evaluate(
     step: int | None,
     as_json: bool,
 ) -> None:
-    """Score a task with and without the groups of RUN, beside random groups, and keep the result in the run.
+    """Score tasks with and without the groups of RUN, beside random groups, and keep the result in the run.
 
     The rare-word swap is made of the run's own text, of documents that its study analysed nothing of: does the model
     prefer the word that was written to another as frequent? `rareneuron claims` and `rareneuron report` show it then.
@@ -125,22 +138,25 @@ def evaluate(
     \b
     rareneuron evaluate runs/embedded
     rareneuron evaluate runs/embedded --following 4 --random 100
+    rareneuron evaluate runs/embedded --tasks lambada_openai,blimp --limit 200
     """
     from rareneuron.present.tasks import evaluation_text
     from rareneuron.use.evaluate import evaluate_swap
+    from rareneuron.use.harness import evaluate_tasks
 
     quiet_libraries()
-    found = evaluate_swap(
-        run,
-        groups=groups.split(","),
-        n_random=n_random,
-        n_items=n_items,
-        n_following=n_following,
-        to=to,
-        data=data,
-        text_field=text_field,
-        max_tokens=max_tokens,
-        step=step,
-        seed=seed,
-    )
-    emit(table_records(found.table), as_json, lambda: evaluation_text(found))
+    common: dict[str, Any] = {"groups": groups.split(","), "n_random": n_random, "to": to, "step": step}
+    of_harness: dict[str, Any] = {
+        "task_folder": task_folder,
+        "n_shots": n_shots,
+        "limit": limit,
+        "batch_size": batch_size,
+    }
+    made_of: dict[str, Any] = {"data": data, "text_field": text_field, "max_tokens": max_tokens, "seed": seed}
+    found = []
+    if tasks is not None:
+        found.append(evaluate_tasks(run, tasks.split(","), **of_harness, **common))
+    if swap or tasks is None:
+        found.append(evaluate_swap(run, n_items=n_items, n_following=n_following, **made_of, **common))
+    records = [row for of in found for row in table_records(of.table)]
+    emit(records, as_json, lambda: "\n\n".join(map(evaluation_text, found)))

@@ -2,7 +2,8 @@
 that matters.
 
 They were stated before any data; docs/claims.md gives the reasons. Effects are in the unit of the statistic: a
-correlation, a cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects, nats.
+correlation, a cosine, a number of dimensions, α, a ratio less 1, a share of the sum of single effects, nats. Of an
+absence it is the margin.
 """
 
 from dataclasses import replace
@@ -135,6 +136,13 @@ HYPOTHESES = (
         title="The largest effects stand out more at rare than at common targets",
         source="beyond the paper",
         smallest=0.1,
+    ),
+    Hypothesis(
+        name="no-clustering",
+        title="Neurons of either group form no more clusters, and no fewer, than other neurons do (modularity)",
+        source="beyond the paper: an absence that follow-up work claims",
+        smallest=0.1,
+        absence=True,
     ),
 )
 

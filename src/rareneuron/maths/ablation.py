@@ -137,7 +137,8 @@ class AblationEngine:
             tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
             for start in range(0, len(resid), self.block):
                 block = slice(start, start + self.block)
-                clean, of_frequency = self._clean(resid[block].to(self.dtype), target[block], takes_apart)
+                clean = self._clean(resid[block].to(self.dtype), target[block])
+                of_frequency = self._frequency_sums(clean, target[block]) if takes_apart else None
                 changes = self._changes(tables, resid[block].double(), shift[block, tables.neurons].double())[:kinds]
                 loss[block] = clean.loss
                 place = (block, tables.neurons)
@@ -165,13 +166,8 @@ class AblationEngine:
             self._held = neuron_tables(neurons, self.W_double[neurons].to(self.dtype), self.A, squared_dtype=dtype)
         return self._held
 
-    def _clean(
-        self, resid: Tensor, target: Tensor, takes_apart: bool = False
-    ) -> tuple[CleanTokens, FrequencySums | None]:
-        """A block of tokens, and what it knows of frequency where effects are to be taken apart.
-
-        Its large arrays lie in the workspace, so the next block overwrites them.
-        """
+    def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
+        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
         logp, p, G, of_G, others = workspace = self._workspace[: 5 * len(resid)].unflatten(0, (5, -1))
         at = target[:, None]
         centred = self.readout.centre(resid)
@@ -189,7 +185,7 @@ class AblationEngine:
         GA, of_others = summed(workspace[3:].flatten(0, 1), self.A).unflatten(0, (2, -1))
         from_target = of_others - others.sum(1, keepdim=True) * self.A[target]
         powers = [of_G.mul_(G).sum(1) for _ in range(3)]
-        clean = CleanTokens(
+        return CleanTokens(
             p=p,
             logp=logp,
             G=G,
@@ -201,11 +197,14 @@ class AblationEngine:
             farthest_G=torch.maximum(G.amax(1), -G.amin(1)),
             loss=-logp.gather(1, at)[:, 0],
         )
-        if self.frequency is None or not takes_apart:
-            return clean, None
+
+    def _frequency_sums(self, clean: CleanTokens, target: Tensor) -> FrequencySums:
+        """What a block of tokens knows of frequency; it takes that part of the workspace which `clean` leaves free."""
+        assert self.frequency is not None
+        free = self._workspace[: 5 * len(clean.p)].unflatten(0, (5, -1))[3:]
         of_G = None if self.at_zero.any() else (clean.G_powers[[2]], clean.GA)
         means = torch.zeros_like(clean.loss)[None], clean.mean_A
-        return clean, self.frequency.sums(p, logp, G[None], target, *means, of_G, workspace[3:])
+        return self.frequency.sums(clean.p, clean.logp, clean.G[None], target, *means, of_G, free)
 
     def _changes(self, tables: NeuronTables, resid: Tensor, shift: Tensor) -> tuple[Change, ...]:
         """δ of every pair: with the norm's scale following, and with it frozen.

@@ -122,7 +122,8 @@ class BehindNormEngine:
             for start in range(0, len(resid), self.block):
                 block = slice(start, start + self.block)
                 tokens = self._tokens(resid[block].double(), None if mlp_out is None else mlp_out[block].double())
-                clean, sums, of_frequency = self._clean(tokens, target[block], takes_apart)
+                clean, sums = self._clean(tokens, target[block])
+                of_frequency = self._frequency_sums(clean, sums, target[block]) if takes_apart else None
                 change = self._change(tokens, tables.neurons, shift[block, tables.neurons].double(), kinds)
                 loss[block] = sums.loss
                 place = (block, tables.neurons)
@@ -195,13 +196,8 @@ class BehindNormEngine:
                 along[1, 1] = shrink
         return Directions(along=along, b=b)
 
-    def _clean(
-        self, tokens: "Residuals", target: Tensor, takes_apart: bool = False
-    ) -> tuple[CleanBlock, TokenSums, FrequencySums | None]:
-        """A block of tokens, and what it knows of frequency where effects are to be taken apart.
-
-        Its large arrays lie in the workspace, so the next block overwrites them.
-        """
+    def _clean(self, tokens: "Residuals", target: Tensor) -> tuple[CleanBlock, TokenSums]:
+        """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
         directions = torch.stack([v for v in (tokens.x, tokens.u) if v is not None]) / tokens.sigma[:, None]
         K, n, vocab = len(directions), len(tokens.x), len(self.A)
         workspace = self._workspace[: self.copies * n].unflatten(0, (-1, n))
@@ -224,13 +220,17 @@ class BehindNormEngine:
             for x in X:
                 x -= torch.mul(p, x, out=rows[0]).sum(-1, keepdim=True)
         block = CleanBlock(p=p, logp=logp, X=X, capped=capped)
-        sums = token_sums(block, target, rows, self.A)
-        if self.frequency is None or not takes_apart:
-            return block, sums, None
-        is_G = capped is None and not self.at_zero.any()
-        of_G = (sums.gram[0, 0], sums.XA[0, 0]) if is_G else None
-        D = None if capped is None else capped.D
-        return block, sums, self.frequency.sums(p, logp, X, target, sums.mean_X, sums.mean_A, of_G, rows, D)
+        return block, token_sums(block, target, rows, self.A)
+
+    def _frequency_sums(self, clean: CleanBlock, sums: TokenSums, target: Tensor) -> FrequencySums:
+        """What a block of tokens knows of frequency; it takes that part of the workspace which `clean` leaves free."""
+        assert self.frequency is not None
+        D, K = None if clean.capped is None else clean.capped.D, len(clean.X)
+        first = 2 + K + (0 if D is None else 3)  # weights of squares lie in the last rows
+        free = self._workspace[: self.copies * len(clean.p)].unflatten(0, (-1, len(clean.p)))[first:]
+        of_G = (sums.gram[0, 0], sums.XA[0, 0]) if D is None and not self.at_zero.any() else None
+        known = sums.mean_X, sums.mean_A, of_G
+        return self.frequency.sums(clean.p, clean.logp, clean.X, target, *known, free, D)
 
     def _ablate(
         self, clean: CleanBlock, sums: TokenSums, tables: NeuronTables, target: Tensor, change: Directions

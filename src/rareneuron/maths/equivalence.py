@@ -38,7 +38,10 @@ class AbsenceNoise:
 def within_margin_of_groups(
     value: float, draws: Float[np.ndarray, " draw"], statistic: str, group: str, null: str, margin: float
 ) -> Comparison:
-    """Return the test that a group's statistic is less than the margin off the mean of random groups'."""
+    """Return the test that a group's statistic is less than the margin off the mean of random groups'.
+
+    Where the group's statistic has errors that random groups lack, they must be added to the draws.
+    """
     found, known = against_null(value, draws), draws[np.isfinite(draws)]
     too_high, too_low = against_null(value, draws + margin).p_below, against_null(value, draws - margin).p_above
     around = quantiles_of(known - found.null_mean)

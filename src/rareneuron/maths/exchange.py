@@ -32,7 +32,7 @@ def exchange(
     for of in np.unique(stratum):
         at = np.flatnonzero(stratum == of)
         while len(at) > 1:
-            forbidden = forbidden_pairs(word[at], document[at], [nearby[i] for i in at])
+            forbidden = forbidden_pairs(word[at], document[at], [nearby[i] for i in at.tolist()])
             row, column = linear_sum_assignment(rng.random(forbidden.shape) + TOO_DEAR * forbidden)
             fits = ~forbidden[row, column]
             if fits.all():

@@ -27,8 +27,10 @@ Statistics = dict[str, np.ndarray]  # name → float64 [draw]
 Measure = Callable[[np.ndarray], Statistics]  # groups [draw, size] → statistics of each
 
 FEWEST_NEURONS = 3
-NULL_COLUMNS = ("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws")
-NULL_COLUMNS += ("null_lowest", "null_q01", "null_q20", "null_q80", "null_q99", "null_highest")
+NULL_COLUMNS = (
+    *("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws"),
+    *("null_lowest", "null_q01", "null_q20", "null_q80", "null_q99", "null_highest"),
+)
 ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
 
 

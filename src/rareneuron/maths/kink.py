@@ -84,7 +84,7 @@ def largest_scores(
 
 
 def slope_discontinuity(
-    y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 400
+    y: Float[np.ndarray, " rank"], rng: np.random.Generator, n_draws: int = 600
 ) -> list[Comparison]:
     """Test the curve's largest kink against those of smooth curves of as many neurons."""
     of = design(len(y))

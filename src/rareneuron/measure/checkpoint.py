@@ -283,7 +283,7 @@ STAGES = (
     Stage(name="effects", compute=compute_effects, write=write_effects),
     Stage(
         name="groups",
-        compute=lambda work: compare_groups(work.config, work.source, work.effects.table),
+        compute=lambda work: compare_groups(work.config, work.source, work.effects.table, work.is_last),
         write=lambda folder, _, found: write_groups(folder, found),
     ),
     Stage(

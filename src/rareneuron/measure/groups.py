@@ -4,7 +4,7 @@ Groups are known only after the effects, so the activations of their neurons at 
 second moments are summed in float64. Where there are too few neurons of a sign, every part holds that reason.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from rareneuron.errors import NotMeasured, RareNeuronError, TooFewNeurons
 from rareneuron.maths.geometry import Geometry, geometry_of, members
 from rareneuron.maths.groups import NeuronGroups, neuron_groups
+from rareneuron.maths.modularity import BlockMoments, modularity_of_groups
 from rareneuron.maths.moments import SecondMoments
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.maths.weights import spectrum
@@ -23,13 +24,16 @@ from rareneuron.runs.groups import MATCHED_ON, MOST_CANDIDATES, ComparedGroups
 from rareneuron.runs.seeds import generator
 
 
-def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFrame) -> ComparedGroups:
-    """Choose the groups, and compare them with random ones."""
+def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFrame, clustered: bool) -> ComparedGroups:
+    """Choose the groups, and compare them with random ones; `clustered`: the modularity of their graphs, too."""
     groups = choose_groups(config, effects)
     if isinstance(groups, RareNeuronError):
         return ComparedGroups(groups=groups, balance={}, geometry=groups, spectrum=groups)
     with ThreadPoolExecutor(2) as pool:  # neither knows of the other, and numpy leaves Python free
-        begun = [pool.submit(compute, config, source, groups) for compute in (group_geometry, group_spectrum)]
+        begun: list[Future[Any]] = [
+            pool.submit(acting_together, config, source, groups, clustered),
+            pool.submit(group_spectrum, config, source, groups),
+        ]
     found: list[Any] = []
     for part in begun:
         try:
@@ -37,7 +41,8 @@ def compare_groups(config: StudyConfig, source: TokenSource, effects: pd.DataFra
         except NotMeasured as error:
             found.append(error)
     balance = match_quality(groups, effects[MATCHED_ON].to_numpy())
-    return ComparedGroups(groups=groups, balance=balance, geometry=found[0], spectrum=found[1])
+    geometry, modularity = found[0] if isinstance(found[0], tuple) else (found[0], None)
+    return ComparedGroups(groups=groups, balance=balance, geometry=geometry, spectrum=found[1], modularity=modularity)
 
 
 def choose_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | TooFewNeurons:
@@ -57,24 +62,34 @@ def choose_groups(config: StudyConfig, effects: pd.DataFrame) -> NeuronGroups | 
         return error
 
 
-def group_geometry(config: StudyConfig, source: TokenSource, groups: NeuronGroups) -> Geometry:
-    """Return the geometry of the groups at the analysed rare tokens, the same tokens for all groups.
+def acting_together(
+    config: StudyConfig, source: TokenSource, groups: NeuronGroups, clustered: bool
+) -> tuple[Geometry, dict[str, np.ndarray] | None]:
+    """Return the geometry of the groups at the analysed rare tokens, and their modularity where it is asked for.
 
-    Nothing in it depends on signs or scales that the model leaves open (`maths.gauge`).
+    All groups are measured at the same tokens. Nothing depends on signs or scales that the model leaves open
+    (`maths.gauge`).
     """
     moments = SecondMoments(members(groups))
+    blocks = BlockMoments(np.concatenate([groups.boosting, groups.suppressing]))
     for batch in source.again():
         rare = torch.from_numpy(batch.rare).to(batch.act.device)
         moments.add(batch.act[rare])
-    rng = generator(config.seed, "geometry")
+        if clustered:
+            blocks.add(batch.act[rare].cpu().numpy(), batch.context[batch.rare])
     gauge, W_out = source.adapter.gauge(source.layer), source.adapter.weights(source.layer).W_out
-    return geometry_of(
+    geometry = geometry_of(
         moments,
         groups,
-        rng,
+        generator(config.seed, "geometry"),
         definitions=config.whose_definitions,
         signed=not gauge.sign,
         lengths=W_out.double().norm(dim=1).cpu().numpy() if gauge.scale else None,
+    )
+    if not clustered:
+        return geometry, None
+    return geometry, modularity_of_groups(
+        moments, blocks, groups, generator(config.seed, "modularity"), signed=not gauge.sign
     )
 
 

@@ -227,7 +227,8 @@ def part(root: nn.Module, path: str, family: Family) -> nn.Module:
             f"{family.model_type}: {type(root).__name__} has no `{path}`, so this is not the architecture that the "
             "record in rareneuron/models/families.py describes. Load an unmodified model, or add a record for this one."
         )
-    return module
+    found: nn.Module = getattr(module, "original_component", module)  # TransformerLens' bridge calls it
+    return found
 
 
 def attribute(root: nn.Module, path: str) -> nn.Module | None:

@@ -101,6 +101,8 @@ def of_file(file: Path, config: Any) -> FoundTokenizer:
     """Return the tokenizer that a tokenizer.json describes, with the special tokens that its class names."""
     said = rules_of(file)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=said)
+    if said.pre_tokenizer is not None:  # transformers 4 takes away the space that it puts before a text
+        tokenizer.backend_tokenizer.pre_tokenizer = said.pre_tokenizer
     try:
         by_class = of_class(file.parent, config)
     except UnfitTokenizer:  # the class can't be built from this file, which is whole by itself

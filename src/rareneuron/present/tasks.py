@@ -31,11 +31,11 @@ def what_was_scored(record: EvaluationRecord, table: pd.DataFrame) -> str:
 def what_could_be_found(table: pd.DataFrame) -> str:
     """Say how small a fall the items can show, before what they do show."""
     parts = []
-    for (words, measure), rows in table.groupby(["words", "measure"], sort=False):
+    for (task, words, measure), rows in table.groupby(["task", "words", "measure"], sort=False):
         if " less " in str(words) or measure == "log p":
             continue
         beyond = rows["detectable_beyond"].max()
-        told = f"{words}, {measure}: {significant(float(rows['detectable'].max()), 2)}"
+        told = f"{words or task}, {measure}: {significant(float(rows['detectable'].max()), 2)}"
         parts.append(told + ("" if pd.isna(beyond) else f" ({significant(float(beyond), 2)} beyond random groups)"))
     return f"A fall that would be found in 80 % of cases, at 5 % one-sided: {'; '.join(parts)}."
 

@@ -15,7 +15,7 @@ from rareneuron.maths.geometry import Geometry
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
-from rareneuron.runs.layout import GEOMETRY, GROUP_DRAWS, GROUPS, SPECTRUM
+from rareneuron.runs.layout import GEOMETRY, GROUP_DRAWS, GROUPS, MODULARITY, SPECTRUM
 from rareneuron.runs.options import with_option
 
 # How far ablation moves the residual stream, E|n̄ − n| · ‖w_out‖. Mean |Δ| follows that in any model, a random one too
@@ -33,6 +33,7 @@ class ComparedGroups:
     balance: dict[str, dict[str, float]]  # how well matched draws match the groups
     geometry: Geometry | RareNeuronError
     spectrum: Spectrum | RareNeuronError
+    modularity: dict[str, np.ndarray] | None = None  # at the last checkpoint: Q of groups and of their nulls, by name
 
     @property
     def role(self) -> dict[str, np.ndarray]:
@@ -63,6 +64,8 @@ def write_groups(folder: Path, compared: ComparedGroups) -> None:
     write_json(folder / GROUPS, record)
     write_json(folder / GEOMETRY, geometry_record(compared.geometry))
     write_json(folder / SPECTRUM, spectrum_record(compared.spectrum))
+    if compared.modularity is not None:
+        write_tensors(folder / MODULARITY, compared.modularity)
 
 
 def geometry_record(geometry: Geometry | RareNeuronError) -> dict[str, Any]:
@@ -123,6 +126,17 @@ def read_groups(folder: Path) -> NeuronGroups:
 def read_geometry(folder: Path) -> pd.DataFrame:
     """Return a table of a checkpoint's geometry: one row for each statistic, group and null."""
     return pd.DataFrame(read_part(folder / GEOMETRY)["rows"])
+
+
+def read_modularity(folder: Path) -> dict[str, np.ndarray]:
+    """Return the modularity of a checkpoint's groups and of their nulls. Raises `NotMeasured` where there is none."""
+    if not (folder / MODULARITY).is_file():
+        read_part(folder / GEOMETRY)  # says why there are no groups, or no correlations
+        raise NotMeasured(
+            "The modularity of the groups' correlations is measured at the last planned checkpoint of a run of this "
+            "version. Run the study again in another folder."
+        )
+    return read_tensors(folder / MODULARITY)
 
 
 def without_random_pairs(folder: Path) -> dict[str, str]:

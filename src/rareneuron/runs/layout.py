@@ -26,6 +26,7 @@ STEP_RECORD, WEIGHTS, EFFECTS, RANK_CURVE = "step.json", "weights.json", "effect
 CONTEXT_SUMS, TOKEN_LOSS = "context_sums.safetensors", "token_loss.safetensors"
 PHASES, PHASE_ARRAYS = "phases.json", "phases.safetensors"
 GROUPS, GROUP_DRAWS, GEOMETRY, SPECTRUM = "groups.json", "groups.safetensors", "geometry.json", "spectrum.json"
+MODULARITY = "modularity.safetensors"
 LAYERS, LAYER_SUMS, LAYERS_RECORD = "layers.parquet", "layers.safetensors", "layers.json"
 EXPERIMENTS, EXPERIMENT_ARRAYS = "experiments.json", "experiments.safetensors"
 NEURONS, NEURON_ARRAYS = "explorer.json", "explorer.safetensors"

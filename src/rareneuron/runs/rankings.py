@@ -37,7 +37,7 @@ COLUMN = {
     "common": "common_abs_delta_loss",
 }
 N_DRAWS = 100  # per null and bootstrap: the least p is 1/101
-LAST_DRAWS = 400  # of the ranking `all` at the last checkpoint, which a claim rests on: Holm asks for p near 1/300
+LAST_DRAWS = 600  # of the ranking `all` at the last checkpoint, which a claim rests on: Holm asks for p near 1/500
 UNAVAILABLE = "unavailable"  # holds the reason why a ranking has no phases
 NOT_IN_JSON = ("deviation", "band", "slope")  # arrays
 

@@ -21,6 +21,7 @@ STREAMS = {
     "checks": 8,  # by name
     "layers": 10,  # signs of random readouts, which cells are patched, which tokens the closed form checks
     "layer profile": 11,  # contexts resampled
+    "modularity": 12,  # graphs with the strengths of each group's
     "swaps": 15,  # which words of the text are swapped, and for which
     "reference text": 9,  # in which order contexts say what the model predicts on average; of seed 0 always
 }

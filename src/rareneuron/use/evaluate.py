@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -17,12 +18,13 @@ from rareneuron.runs.records import EvaluationRecord
 from rareneuron.runs.run import Run
 from rareneuron.use.model import run_model
 from rareneuron.use.scores import UNIFORM, draws_table, items_table, summary
-from rareneuron.use.swap import made_pairs, swap_scores, swap_text
+from rareneuron.use.swap import Groups, made_pairs, swap_scores, swap_text
 from rareneuron.use.units import opened_run
 
 ROLES = ("boosting", "suppressing")
 RANDOM_GROUPS = 1000  # of each kind, where a group costs two logits an item
 RANDOM_RUNS = 20  # of each kind, where a group costs a forward pass of all items
+MOST_SHARED = 0.5  # of the neurons in matched random groups may be the group's own
 SHOWN_BEFORE = 24  # tokens of an item's context that its table shows
 
 
@@ -97,11 +99,7 @@ def evaluate_swap(
     record = EvaluationRecord(
         name=SWAP,
         tasks=(SWAP,),
-        step=opened.step_record(step).step,
-        layer=opened.manifest.layer,
-        model=opened.step_record(step).model.source,
-        weights_sha256=opened.step_record(step).model.weights_sha256,
-        rareneuron=version("rareneuron"),
+        **of_run(opened, step),
         groups=tuple(groups),
         replaced_by=to,
         n_random=max(map(len, random.values()), default=0),
@@ -114,7 +112,7 @@ def evaluate_swap(
         n_alone=pairs.n_alone,
         n_documents_left=pairs.n_documents,
         seconds={"items": made - began, "scores": ended - made},
-        warnings=warnings_of(pairs),
+        warnings=warnings_of(pairs) + shared_members(named, random),
     )
     found = Evaluation(
         record=record,
@@ -134,6 +132,18 @@ def refuse_unknown(groups: Sequence[str], to: str) -> None:
         raise InvalidConfig(f"{found}. Those of a run that can be: {', '.join(ROLES)}.")
     if to not in ("mean", "zero"):
         raise InvalidConfig(f"to = {to!r} is not known. Use mean or zero.")
+
+
+def of_run(run: Run, step: int | None) -> dict[str, Any]:
+    """Return what an evaluation's record says of the run that it is of."""
+    record = run.step_record(step)
+    return {
+        "step": record.step,
+        "layer": run.manifest.layer,
+        "model": record.model.source,
+        "weights_sha256": record.model.weights_sha256,
+        "rareneuron": version("rareneuron"),
+    }
 
 
 def compared_groups(
@@ -158,6 +168,22 @@ def warnings_of(pairs: SwapPairs) -> tuple[str, ...]:
         )
     if n_rare < FEWEST_CONTEXTS:
         out.append(f"Only {n_rare} items have a rare word.")
+    return tuple(out)
+
+
+def shared_members(named: Groups, random: Groups) -> tuple[str, ...]:
+    """Return a warning for each group whose matched random groups are mostly made of its own neurons."""
+    out = []
+    for group, members in named.items():
+        matched = random.get(f"matched-{group}")
+        share = 0.0 if matched is None else float(np.isin(matched, members).mean())
+        if share > MOST_SHARED:
+            out.append(
+                f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it "
+                "holds most neurons that move the residual stream as far, so a comparison with matched groups says "
+                "little. "
+                "A study with a smaller --group-size leaves others to compare with."
+            )
     return tuple(out)
 
 

@@ -36,6 +36,7 @@ class Scores:
     kinds: tuple[str, ...]  # such as rare and common
     kind: Int[np.ndarray, " item"]
     measures: Mapping[str, Measure]  # a larger number is better
+    contrast: bool = False  # whether the first kind less the second is of interest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def parts_of(scores: Scores) -> Iterator[Part]:
         chosen = np.flatnonzero(scores.kind == k)
         if len(chosen):
             yield Part(name=name, chosen=chosen, kind=np.zeros(len(chosen), np.int64), sign=(1,))
-    if len(scores.kinds) == 2 and len(np.unique(scores.kind)) == 2:
+    if scores.contrast and len(np.unique(scores.kind)) == 2:
         first, second = scores.kinds
         every = np.arange(len(scores.kind))
         yield Part(name=f"{first} less {second}", chosen=every, kind=scores.kind, sign=(1, -1))
@@ -102,6 +103,7 @@ def rows_of(scores: Scores, part: Part, name: str, measure: Measure, group: str)
         means, errors = clustered(differences, weight, part.kind, document)
         beside = beside_random(found.change, means)
         usual = float(np.median(errors)) if len(errors) else found.standard_error  # not the group's own, where known
+        usual = usual if usual > 0 else np.nan  # no item changed, so nothing is known of how much they would
         rows.append(
             common
             | {

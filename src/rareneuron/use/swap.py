@@ -22,6 +22,7 @@ from rareneuron.errors import MissingText, Unavailable
 from rareneuron.links import expanded
 from rareneuron.maths.margins import AblatedReadout, States
 from rareneuron.models.adapter import Adapter
+from rareneuron.runs.evaluations import SWAP
 from rareneuron.runs.files import read_tensors
 from rareneuron.runs.layout import CONTEXTS
 from rareneuron.runs.run import Run
@@ -119,7 +120,7 @@ def swap_scores(
         found = by_readout(adapter, layer, end, pairs, groups, random, n_following)
         how = "by readouts of states kept from one forward pass"
     kind = (~pairs.rare).astype(np.int64)
-    return Scores(task="swap", document=pairs.document, kinds=KINDS, kind=kind, measures=found), how
+    return Scores(task=SWAP, document=pairs.document, kinds=KINDS, kind=kind, measures=found, contrast=True), how
 
 
 def measures_of(margin: Measure, original: Measure) -> dict[str, Measure]:

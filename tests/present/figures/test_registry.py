@@ -51,7 +51,7 @@ def test_no_line_has_more_points_than_can_be_seen(make_run: MakeRun, name: str) 
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(FIGURES) - {"rank-curve", "alpha-hill", "spectrum", "claims", "layers", "mechanism"})
+    "name", sorted(set(FIGURES) - {"rank-curve", "alpha-hill", "spectrum", "claims", "layers", "mechanism", "tasks"})
 )
 def test_no_effect_at_all_is_said_in_words(nothing: Run, name: str) -> None:
     assert re.search(r"mean \|Δ\| is zero|neurons with an effect|holds no phases", words(nothing, name))

@@ -14,6 +14,7 @@ import pandas as pd
 
 from rareneuron.conclude.checks import checks
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
+from rareneuron.conclude.evidence.clustering import CLUSTERING
 from rareneuron.conclude.evidence.joint import JOINT
 from rareneuron.conclude.evidence.layers import LAYERS
 from rareneuron.conclude.evidence.mechanism import MECHANISM
@@ -35,8 +36,9 @@ from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
-# By the name of the hypothesis.
-MAKERS: dict[str, Maker] = PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | LAYERS | TASKS
+MAKERS: dict[str, Maker] = (  # by the name of the hypothesis
+    PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | CLUSTERING | LAYERS | TASKS
+)
 
 
 def claims_of(case: Case) -> Claims:
@@ -83,7 +85,7 @@ def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
     `over_steps` is the run's trajectory, where it is at hand.
     """
     path = run.path / CLAIMS
-    rests_on = {"steps": list(run.steps)}
+    rests_on: dict[str, Any] = {"steps": list(run.steps)}
     if evaluated(run) is not None:
         rests_on["evaluation"] = evaluation_digest(run.path)
     try:

@@ -54,8 +54,8 @@ def table(claims: list[Claim], numbers: pd.DataFrame) -> Verdicts:
     return Verdicts(
         caption=(
             "Effect: value less the mean of its null, in standard deviations of the null's draws, with its interval; "
-            "to the right of the line lies what is as claimed. The band reaches two deviations to each side; beyond it "
-            "the axis is logarithmic."
+            "to the right of the line lies what is as claimed; of an absence it is what is left of its margin. The "
+            "band reaches two deviations to each side; beyond it the axis is logarithmic."
         ),
         rows=tuple(
             line(claim, [percent(x) if math.isfinite(x) else None for x in places[claim.name]]) for claim in claims

@@ -21,7 +21,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
 
   function mechanismBars(i) {
     if (!mechanism.length) return [element("p", { class: "soft" }, "Not measured in this run.")];
-    const most = (of) => Math.max(1e-12, ...of.value.filter((x) => x !== null).map(Math.abs));
+    const most = (of) => Math.max(1e-12, ...[of.value, of.low, of.high].flat().filter((x) => x !== null).map(Math.abs));
     return [
       neurons.kind && neurons.kind[i] ? element("p", {}, "Kind: ", element("b", {}, neurons.kind[i]), ".") : null,
       element("div", { class: "bars with-intervals" }, mechanism.map((of) => {

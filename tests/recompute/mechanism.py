@@ -20,8 +20,8 @@ def beside_groups(statistic, n_contexts, groups, rng):
     for role, matched in zip(ROLES, np.split(groups["matched_random"], 2), strict=True):
         own = groups[role][None]
         value = statistic(own, once)[0, 0]
-        for drawn in (groups["random"], matched):
-            out.append(of_groups(against(value, statistic(drawn, once)[0]), above=True, source=role))
+        drawn = (groups["random"], matched)
+        out += [of_groups(against(value, statistic(some, once)[0]), above=True, source=role) for some in drawn]
 
         def excess(weights, own=own, matched=matched):
             return statistic(own, weights)[:, 0] - statistic(matched[:200], weights).mean(1)
@@ -79,9 +79,7 @@ def type_specific(run, step, rng):
             out.append(of_groups(against(value, draws), above=True, source=role))
 
         def beyond(weights, x=x):
-            return np.array(
-                [correlation(x, w[place], of_type) - correlation(x, w[place], of_context) for w in weights]
-            )
+            return np.array([correlation(x, w[place], of_type) - correlation(x, w[place], of_context) for w in weights])
 
         out.append(of_contexts(np.eye(place.max() + 1), beyond, rng, source=f"{role}, contexts"))
     return out

@@ -317,7 +317,9 @@ def test_pieces_add_up_to_the_whole(config, tmp_path, monkeypatch):
     assert are_kept
     assert [i for piece in pieces for i in piece] == list(range(pieces[-1].stop))
     for name in one.select_dtypes(float):  # float32 forward passes and effects of other batches
-        np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=5e-7, err_msg=name)
+        # A share is a difference of two such numbers, over one of them.
+        atol = 5e-6 if "_share" in name else 5e-7
+        np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=atol, err_msg=name)
 
 
 def test_another_seed_or_other_weights_find_no_piece(tmp_path):

@@ -20,6 +20,6 @@ def log_frequency(
     if not np.ptp(f) > 0:
         raise UnusableCounts(
             "All types that were seen are equally frequent, so there is no direction of frequency among the logits. "
-            "Give counts of a text (`--counts`)."
+            "Count a text in which some are more frequent than others."
         )
     return f

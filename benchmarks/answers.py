@@ -21,7 +21,7 @@ NOTHING = "–"
 
 def with_interval(row: Any, name: str) -> str:
     value, low, high = (100 * getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
-    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+    return f"{round(value)} % ({round(low)} to {round(high)})"
 
 
 def neurons(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ def test_a_claim_is_the_same_after_json():
     for claim in judge([(CLAIMED, [test, made()]), (CLAIMED, Unavailable("There is none."))]):
         record = json.loads(json.dumps(as_record(claim), allow_nan=False))
         again = from_record(record)
-        assert again == from_record(record)
+        assert type(again) is type(claim)  # not `==`: since Python 3.13 records that hold a NaN never equal each other
         np.testing.assert_equal(asdict(again), asdict(claim))
     assert from_record({**record, "tests": []}).tests == ()
     del record["tests"]

@@ -29,6 +29,7 @@ from rareneuron.models.families import FAMILIES
 from rareneuron.models.shape import model_shape
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.files import read_json, read_table, read_tensors, write_json
+from rareneuron.runs.groups import read_modularity
 from rareneuron.runs.layout import FORMAT, step_folder
 from rareneuron.runs.neurons import read_explorer
 from rareneuron.runs.rankings import RANKINGS
@@ -261,6 +262,7 @@ READERS = {
     "steps/10/groups.json": lambda run: asdict(run.groups(10)),
     "steps/10/groups.safetensors": lambda run: asdict(run.groups(10)),
     "steps/10/geometry.json": lambda run: run.geometry(10),
+    "steps/10/modularity.safetensors": lambda run: read_modularity(run.folder(10)),
     "steps/10/spectrum.json": lambda run: run.spectrum(10),
     "steps/10/explorer.safetensors": lambda run: asdict(read_explorer(run.path / "steps" / "10")),
     "steps/10/explorer.json": lambda run: asdict(read_explorer(run.path / "steps" / "10")),

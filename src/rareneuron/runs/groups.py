@@ -15,7 +15,7 @@ from rareneuron.maths.geometry import Geometry
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.spectrum import Spectrum
 from rareneuron.runs.files import read_json, read_tensors, write_json, write_tensors
-from rareneuron.runs.layout import GEOMETRY, GROUP_DRAWS, GROUPS, MODULARITY, SPECTRUM
+from rareneuron.runs.layout import GEOMETRY, GROUP_DRAWS, GROUPS, MODULARITY, SPECTRUM, STEP_RECORD
 from rareneuron.runs.options import with_option
 
 # How far ablation moves the residual stream, E|n̄ − n| · ‖w_out‖. Mean |Δ| follows that in any model, a random one too
@@ -132,6 +132,12 @@ def read_modularity(folder: Path) -> dict[str, np.ndarray]:
     """Return the modularity of a checkpoint's groups and of their nulls. Raises `NotMeasured` where there is none."""
     if not (folder / MODULARITY).is_file():
         read_part(folder / GEOMETRY)  # says why there are no groups, or no correlations
+        record = folder / STEP_RECORD
+        if record.is_file() and MODULARITY in read_json(record)["files"]:
+            raise RunFolderError(
+                f"{folder / MODULARITY} is missing, and this checkpoint once had it. Run the same study again: it is "
+                "computed again."
+            )
         raise NotMeasured(
             "The modularity of the groups' correlations is measured at the last planned checkpoint of a run of this "
             "version. Run the study again in another folder."

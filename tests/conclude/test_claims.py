@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rareneuron.conclude.evidence import claims_of, with_warning
+from rareneuron.conclude.evidence import claims_of, with_shared_groups, with_warning
 from rareneuron.conclude.evidence.case import Case
 from rareneuron.conclude.hypotheses import HYPOTHESES
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
@@ -101,3 +102,17 @@ def test_rare_and_common_tokens_of_no_common_loss_are_not_compared(run, tmp_path
     of = {claim.name: claim for claim in claims_of(Case(copied)).claims}
     assert of["rare-specific-loss"].verdict == "inconclusive"
     assert "common targets at equal loss are worth" in of["rare-specific-loss"].sentence
+
+
+def test_claims_say_where_matched_groups_are_the_group_itself(run):
+    """Of a layer of 40 neurons, groups of 6 matched to a group hold few of its own; here all of them are made to be."""
+    case = Case(run)
+    claims, groups = claims_of(case), run.groups()
+    itself = np.concatenate([np.tile(getattr(groups, role), (200, 1)) for role in ("boosting", "suppressing")])
+    same = replace(groups, matched_random=itself)
+    told = with_shared_groups(claims, same)
+    for before, after in zip(claims.claims, told.claims, strict=True):
+        beside_matched = any("matched" in test.null for test in before.tests)
+        assert ("matched to the boosting one, 100 % are its own" in after.sentence) == beside_matched, before.name
+        assert after.sentence.startswith(before.sentence)
+    assert any(any("matched" in test.null for test in claim.tests) for claim in claims.claims)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from rareneuron.errors import NotMeasured, RareNeuronError, RunFolderError
 from rareneuron.maths.geometry import Geometry
@@ -23,6 +24,21 @@ from rareneuron.runs.options import with_option
 MATCHED_ON = "move"
 MOST_CANDIDATES = 4096  # neurons that random groups are drawn from; in a wider layer, a random sample of that many
 UNAVAILABLE = "unavailable"
+MOST_SHARED = 0.5  # of the neurons in matched random groups may be the group's own
+
+
+def mostly_itself(
+    group: str, members: Int[np.ndarray, " size"], matched: Int[np.ndarray, "draw size"] | None
+) -> str | None:
+    """Return a warning where random groups matched to a group are mostly made of its own neurons; else None."""
+    share = 0.0 if matched is None else float(np.isin(matched, members).mean())
+    if share <= MOST_SHARED:
+        return None
+    return (
+        f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it holds most "
+        "neurons that move the residual stream as far, so a comparison with matched groups says little. A study with a "
+        "smaller --group-size leaves others to compare with."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from rareneuron.errors import InvalidConfig, Unavailable
 from rareneuron.maths.significance import FEWEST_CONTEXTS
 from rareneuron.models.adapter import Adapter
 from rareneuron.runs.evaluations import SWAP, Evaluation, write_evaluation
+from rareneuron.runs.groups import mostly_itself
 from rareneuron.runs.records import EvaluationRecord
 from rareneuron.runs.run import Run
 from rareneuron.use.model import run_model
@@ -24,7 +25,6 @@ from rareneuron.use.units import opened_run
 ROLES = ("boosting", "suppressing")
 RANDOM_GROUPS = 1000  # of each kind, where a group costs two logits an item
 RANDOM_RUNS = 20  # of each kind, where a group costs a forward pass of all items
-MOST_SHARED = 0.5  # of the neurons in matched random groups may be the group's own
 SHOWN_BEFORE = 24  # tokens of an item's context that its table shows
 
 
@@ -173,17 +173,8 @@ def warnings_of(pairs: SwapPairs) -> tuple[str, ...]:
 
 def shared_members(named: Groups, random: Groups) -> tuple[str, ...]:
     """Return a warning for each group whose matched random groups are mostly made of its own neurons."""
-    out = []
-    for group, members in named.items():
-        matched = random.get(f"matched-{group}")
-        share = 0.0 if matched is None else float(np.isin(matched, members).mean())
-        if share > MOST_SHARED:
-            out.append(
-                f"Of the neurons in random groups matched to the {group} one, {100 * share:.0f} % are its own: it "
-                "holds most neurons that move the residual stream as far, so a comparison with matched groups says "
-                "little. A study with a smaller --group-size leaves others to compare with."
-            )
-    return tuple(out)
+    found = (mostly_itself(group, members, random.get(f"matched-{group}")) for group, members in named.items())
+    return tuple(warning for warning in found if warning is not None)
 
 
 def words_of(pairs: SwapPairs, adapter: Adapter) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ Oracles: tests/maths/test_claims.py for the rule; tests/conclude/test_claims.py,
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,11 +27,14 @@ from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, OF_TASKS, hypo
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, Hypothesis
+from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.significance import LEVEL, few_contexts
+from rareneuron.maths.specificity import ROLES
 from rareneuron.maths.verdicts import judge
 from rareneuron.runs.claims import as_record, read_claims
 from rareneuron.runs.evaluations import evaluation_digest
 from rareneuron.runs.files import read_json, write_json
+from rareneuron.runs.groups import mostly_itself
 from rareneuron.runs.layout import CLAIMS
 from rareneuron.runs.options import with_option
 from rareneuron.runs.run import Run
@@ -46,7 +50,26 @@ def claims_of(case: Case) -> Claims:
     asked = asked_of(case)
     evidence = [(hypothesis, evidence_for(case, hypothesis.name)) for hypothesis in asked]
     claims = Claims(claims=judge(evidence), checks=checks(case.run), step=case.run.steps[-1])
+    with suppress(RareNeuronError):  # without groups the claims say so themselves
+        claims = with_shared_groups(claims, case.run.groups())
     return with_warning(claims, case.run.manifest.data.n_contexts)
+
+
+def with_shared_groups(claims: Claims, groups: NeuronGroups) -> Claims:
+    """Let every claim say it whose matched groups are mostly made of the group itself."""
+    found = {role: mostly_itself(role, getattr(groups, role), groups.matched.get(role)) for role in ROLES}
+    warnings = [warning for warning in found.values() if warning is not None]
+    if not warnings:
+        return claims
+    return replace(
+        claims,
+        claims=tuple(
+            replace(claim, sentence=" ".join([claim.sentence, *warnings]))
+            if any("matched" in test.null for test in claim.tests)
+            else claim
+            for claim in claims.claims
+        ),
+    )
 
 
 def asked_of(case: Case) -> list[Hypothesis]:

@@ -185,7 +185,7 @@ def test_a_study_of_one_layer_says_how_to_get_the_others(config):
     run = run_study(config(steps=(10,), n_tokens=60))
     with pytest.raises(NotMeasured, match="--layers all"):
         run.layers()
-    assert "Every layer" not in render_report(run)
+    assert 'id="layers"' not in render_report(run)
     assert not {"last-layer-special", "layers-share"} & {claim.name for claim in run.claims().claims}
 
 

@@ -173,7 +173,9 @@ def warnings_of(pairs: SwapPairs) -> tuple[str, ...]:
 
 def shared_members(named: Groups, random: Groups) -> tuple[str, ...]:
     """Return a warning for each group whose matched random groups are mostly made of its own neurons."""
-    found = (mostly_itself(group, members, random.get(f"matched-{group}")) for group, members in named.items())
+    found = (
+        mostly_itself(group, np.unique(members), random.get(f"matched-{group}")) for group, members in named.items()
+    )
     return tuple(warning for warning in found if warning is not None)
 
 

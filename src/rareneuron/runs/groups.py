@@ -28,7 +28,7 @@ MOST_SHARED = 0.5  # of the neurons in matched random groups may be the group's 
 
 
 def mostly_itself(
-    group: str, members: Int[np.ndarray, " size"], matched: Int[np.ndarray, "draw size"] | None
+    group: str, members: Int[np.ndarray, " size"], matched: Int[np.ndarray, "draw other"] | None
 ) -> str | None:
     """Return a warning where random groups matched to a group are mostly made of its own neurons; else None."""
     share = 0.0 if matched is None else float(np.isin(matched, members).mean())

@@ -49,7 +49,7 @@ fuzz: $(STAMP)  ## every reader against spoiled files; ten minutes
 
 interop:  ## a run's groups in TransformerLens, nnsight and lm_eval, in an environment of its own
 	$(PYTHON) -m venv build/interop-venv
-	build/interop-venv/bin/pip install -q -e '.[eval]' beartype hypothesis pytest pytest-timeout transformer-lens nnsight
+	build/interop-venv/bin/pip install -q -c constraints.txt -e '.[eval]' beartype hypothesis pytest pytest-timeout transformer-lens nnsight
 	build/interop-venv/bin/python -m pytest -q -p no:cacheprovider -W default::DeprecationWarning \
 		tests/test_interop.py tests/use/test_harness.py
 

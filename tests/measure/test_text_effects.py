@@ -9,7 +9,6 @@ from rareneuron.measure.neurons import Observer
 from rareneuron.measure.pieces import CapturedPieces
 from rareneuron.measure.text_effects import text_effects, tokens_of_texts
 from rareneuron.runs.neurons import AFTER, BEFORE, NONE, QUANTILES, SAMPLED, text_span
-from tests.measure.test_neurons import explored  # noqa: F401 - a fixture
 
 
 def loss_changes(adapter, window: np.ndarray, neuron: int, mean: float) -> np.ndarray:
@@ -34,7 +33,7 @@ def loss_changes(adapter, window: np.ndarray, neuron: int, mean: float) -> np.nd
         handle.remove()
 
 
-def test_effects_at_texts_are_the_models_own(explored) -> None:  # noqa: F811
+def test_effects_at_texts_are_the_models_own(explored) -> None:
     found, adapter, selection, _, effects = explored()
     assert found.text_delta.shape[1:] == (found.top_token.shape[1], BEFORE + 1 + AFTER)
     largest = 0.0
@@ -53,7 +52,7 @@ def test_effects_at_texts_are_the_models_own(explored) -> None:  # noqa: F811
     assert largest > 1e-3, "the case is too tame"
 
 
-def test_effects_at_analysed_tokens_are_the_studys(explored) -> None:  # noqa: F811
+def test_effects_at_analysed_tokens_are_the_studys(explored) -> None:
     found, _, selection, seen, _ = explored()
     for row, of_neuron in enumerate(found.text_delta):
         for token, delta in zip(found.top_token[row], of_neuron, strict=True):
@@ -61,7 +60,7 @@ def test_effects_at_analysed_tokens_are_the_studys(explored) -> None:  # noqa: F
             np.testing.assert_allclose(delta[place], seen.every_delta[token, found.shown[row]], atol=5e-6, rtol=1e-3)
 
 
-def test_texts_stop_where_tokens_are_many_enough(explored, monkeypatch) -> None:  # noqa: F811
+def test_texts_stop_where_tokens_are_many_enough(explored, monkeypatch) -> None:
     whole, _, selection, _, _ = explored()
     key, place = tokens_of_texts(selection, whole.top_token, 10**6)
     assert len(place) == len(whole.shown)
@@ -78,15 +77,15 @@ def test_texts_stop_where_tokens_are_many_enough(explored, monkeypatch) -> None:
     np.testing.assert_allclose(part.text_delta, whole.text_delta[: len(of_few)], atol=1e-9)
 
 
-def test_without_a_readout_behind_the_layer_there_is_none(explored) -> None:  # noqa: F811
+def test_without_a_readout_behind_the_layer_there_is_none(explored) -> None:
     found, adapter, selection, _, _ = explored("patching", layer=0, n_tokens=12)
     assert found.text_delta is None
     source = CapturedPieces(adapter, selection, 0, memory=0)
-    assert text_effects(source, found.top_token, found.shown, torch.zeros(adapter.d_mlp)) is None
+    assert text_effects(source, found.top_token, found.shown, torch.zeros(adapter.d_mlp), 2**30) is None
 
 
 @pytest.mark.parametrize("most", [SAMPLED, 40])
-def test_examples_are_order_statistics_of_the_sample(explored, monkeypatch, most: int) -> None:  # noqa: F811
+def test_examples_are_order_statistics_of_the_sample(explored, monkeypatch, most: int) -> None:
     monkeypatch.setattr("rareneuron.measure.neurons.SAMPLED", most)
     found, _, selection, seen, _ = explored()
     rare = np.flatnonzero(selection.rare)
@@ -110,7 +109,7 @@ def test_examples_are_order_statistics_of_the_sample(explored, monkeypatch, most
                 assert got.tolist() == expected
 
 
-def test_examples_of_parts_are_those_of_the_whole(explored) -> None:  # noqa: F811
+def test_examples_of_parts_are_those_of_the_whole(explored) -> None:
     _, adapter, selection, seen, _ = explored()
     whole, joined = Observer(selection, adapter.d_mlp), Observer(selection, adapter.d_mlp)
     for block in seen.blocks:

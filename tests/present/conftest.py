@@ -22,8 +22,11 @@ from rareneuron.runs.groups import ComparedGroups, write_groups
 from rareneuron.runs.rankings import fit_rankings, write_phases
 from rareneuron.runs.run import Run, open_run
 from rareneuron.runs.store import RunStore
+from tests.present.browser import chromium, opened
 from tests.present.claimed import CLAIMS, AllMade
 from tests.present.planted import DECAY, KAPPA, PLATEAU, N
+
+__all__ = ["chromium", "opened"]
 
 WORDS = (" obscure", " vellum", "Topology", " unmasked", " divergence", " quay")
 N_CONTEXTS = 6

@@ -9,7 +9,7 @@ from rareneuron.present.page_data import page_data
 from rareneuron.present.report import write_report
 from rareneuron.runs.run import Run
 from rareneuron.study.study import run_study
-from tests.present.test_browser import Page, chromium  # noqa: F401 - a fixture
+from tests.present.browser import Page
 from tests.tiny_series import study_config
 
 
@@ -39,7 +39,7 @@ def test_ranks_within_layers_add_up_to_the_rank_among_all(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_map_is_drawn(run: Run, chromium: Any, without_ink: None) -> None:  # noqa: F811
+def test_the_map_is_drawn(run: Run, chromium: Any, without_ink: None) -> None:
     page = Page(chromium, write_report(run))
     rows = page.run("return [...document.querySelectorAll('.map-row')].map((n) => n.textContent)")
     data = page_data(findings(run))

@@ -13,8 +13,8 @@ from rareneuron.present.report import write_report
 from rareneuron.runs.files import read_table, write_table
 from rareneuron.runs.neurons import N_CONTEXTS, QUANTILES, read_explorer
 from rareneuron.runs.run import Run, open_run
+from tests.present.browser import Page
 from tests.present.explorer_run import WHOLE, add_details
-from tests.present.test_browser import Page, chromium, opened  # noqa: F401 - fixtures
 
 Opened = Callable[..., Page]
 JSON_OF = """const twin = document.querySelector(arguments[0] + ' > .twin'); twin.open = true;
@@ -25,7 +25,7 @@ def minus(text: str) -> float:
     return float(text.replace("−", "-"))
 
 
-def test_every_token_of_a_text_has_its_exact_effect(opened: Opened) -> None:  # noqa: F811
+def test_every_token_of_a_text_has_its_exact_effect(opened: Opened) -> None:
     page = opened(details={})
     record = json.loads(page.run(JSON_OF, "#neuron-panel"))
     shown = "return [...document.querySelectorAll(arguments[0])].map((n) => n.textContent)"
@@ -45,7 +45,7 @@ def test_every_token_of_a_text_has_its_exact_effect(opened: Opened) -> None:  # 
     assert page.complaints() == []
 
 
-def test_numbers_below_tokens_can_all_be_shown(opened: Opened) -> None:  # noqa: F811
+def test_numbers_below_tokens_can_all_be_shown(opened: Opened) -> None:
     page = opened(details={})
     visible = "return [...document.querySelectorAll('.text sub')].filter((n) => n.offsetHeight > 0).length"
     some = page.run(visible)
@@ -55,7 +55,7 @@ def test_numbers_below_tokens_can_all_be_shown(opened: Opened) -> None:  # noqa:
     assert every == len(page.all(".text sub")) > some
 
 
-def test_examples_stand_by_quantile_of_effect_and_of_activation(opened: Opened) -> None:  # noqa: F811
+def test_examples_stand_by_quantile_of_effect_and_of_activation(opened: Opened) -> None:
     page = opened(details={})
     lists = page.all(".examples")
     assert len(lists) == 2
@@ -67,7 +67,7 @@ def test_examples_stand_by_quantile_of_effect_and_of_activation(opened: Opened) 
     assert len(page.all(".examples .target")) == 2 * len(QUANTILES)
 
 
-def test_a_run_of_an_older_version_says_what_it_lacks(opened: Opened) -> None:  # noqa: F811
+def test_a_run_of_an_older_version_says_what_it_lacks(opened: Opened) -> None:
     page = opened(details={"older": True})
     text = page.text("#neuron-panel")
     assert "Δ at other tokens isn't measured in this run" in text
@@ -90,7 +90,7 @@ def with_columns(run: Run) -> Run:
     return run
 
 
-def test_mechanism_and_neurons_like_it_are_drawn(chromium: Any, make_run: Any, without_ink: None) -> None:  # noqa: F811
+def test_mechanism_and_neurons_like_it_are_drawn(chromium: Any, make_run: Any, without_ink: None) -> None:
     run = with_columns(add_details(make_run()))
     page = Page(chromium, write_report(run))
     table = run.effects().sort_values("rank").reset_index(drop=True)
@@ -119,7 +119,7 @@ def test_mechanism_and_neurons_like_it_are_drawn(chromium: Any, make_run: Any, w
     assert page.complaints() == []
 
 
-def test_an_address_opens_its_neuron(opened: Opened) -> None:  # noqa: F811
+def test_an_address_opens_its_neuron(opened: Opened) -> None:
     page = opened(details={})
     page.run("location.hash = '#3.17'")
     page.driver.execute_async_script("setTimeout(arguments[0], 200)")
@@ -141,7 +141,7 @@ def test_an_address_opens_its_neuron(opened: Opened) -> None:  # noqa: F811
     assert page.complaints() == []
 
 
-def test_a_line_of_the_first_screen_leads_to_its_neuron(opened: Opened) -> None:  # noqa: F811
+def test_a_line_of_the_first_screen_leads_to_its_neuron(opened: Opened) -> None:
     page = opened(details={})
     name = page.all(".neuron-link")[3].text
     page.run("document.querySelectorAll('.neuron-link')[3].click()")
@@ -154,7 +154,7 @@ def test_a_line_of_the_first_screen_leads_to_its_neuron(opened: Opened) -> None:
     assert page.complaints() == []
 
 
-def test_the_line_that_switches_it_off_is_copied(opened: Opened) -> None:  # noqa: F811
+def test_the_line_that_switches_it_off_is_copied(opened: Opened) -> None:
     page = opened(details={})
     name = page.column(1)[0]
     line = f'with rn.ablated(model, run, units="{name}"):'
@@ -175,7 +175,7 @@ def test_the_line_that_switches_it_off_is_copied(opened: Opened) -> None:  # noq
     assert page.complaints() == []
 
 
-def test_every_part_has_a_twin_in_json(opened: Opened) -> None:  # noqa: F811
+def test_every_part_has_a_twin_in_json(opened: Opened) -> None:
     page = opened(details={})
     sections = page.run("return [...document.querySelectorAll('section[id]')].map((n) => n.id)")
     for section in sections:
@@ -221,7 +221,7 @@ return out"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_told_from_its_ground(opened: Opened, scheme: str) -> None:  # noqa: F811
+def test_all_text_can_be_told_from_its_ground(opened: Opened, scheme: str) -> None:
     """4.5 : 1, as WCAG 2 asks of text at level AA."""
     page = opened(details={}, scheme=scheme)
     page.click(".legend input")
@@ -232,7 +232,7 @@ def test_all_text_can_be_told_from_its_ground(opened: Opened, scheme: str) -> No
     assert any(row[0] < 4.5 for row in page.run(CONTRASTS)), "the check can fail"
 
 
-def test_names_of_any_length_fit_a_telephone(opened: Opened) -> None:  # noqa: F811
+def test_names_of_any_length_fit_a_telephone(opened: Opened) -> None:
     page = opened(
         details={}, width=390, model="an-organisation/a-model-with_a.very-long-name-and-no-spaces-1.5b-instruct"
     )

@@ -8,6 +8,7 @@ Oracle: tests/maths/test_equivalence.py, loops; at the margin's edge 3 to 7 % ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -95,7 +96,7 @@ def within_margin_over_contexts(
 
 
 def of_difference(
-    *, value: float, null_mean: float, ends: tuple[float, float], spread: float, margin: float, **known: object
+    *, value: float, null_mean: float, ends: tuple[float, float], spread: float, margin: float, **known: Any
 ) -> Comparison:
     """Return a test whose effect is what the difference leaves of the margin, with the interval of that."""
     nearest = 0.0 if ends[0] <= 0 <= ends[1] else min(map(abs, ends))
@@ -108,5 +109,5 @@ def of_difference(
         effect_high=margin - nearest,
         effect_size=effect / spread if spread > 0 else np.nan,
         margin=margin,
-        **known,  # type: ignore[arg-type]
+        **known,
     )

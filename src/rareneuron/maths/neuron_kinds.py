@@ -34,6 +34,7 @@ from rareneuron.maths.significance import LEVEL
 SMALLEST = 0.01  # of all directions: those that the unembedding hears least
 OF_GAUSSIAN = 1.4826  # standard deviations to a median absolute deviation
 ENTRIES_AT_ONCE = 2**24  # neuron · type
+TYPES_AT_ONCE = 2**13  # rows of the unembedding in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,10 @@ def written(
     """
     gain = 1.0 if readout.output_norm is None else readout.output_norm.weight.double()
     w = readout.centre(W_out.double() * gain) * sign.double()[:, None]
-    A = readout.logits_per_direction(torch.float64)[:n_types]
-    centred = A - A.mean(0)
-    gram = centred.T @ centred
+    A = readout.logits_per_direction(torch.promote_types(readout.W_U.dtype, torch.float32))[:n_types]
+    gram, along_f = centred_products(A, None if f is None else f[:n_types])
     share, p = null_space(gram, w, layer_norm=readout.norm == "layer")
-    cosine = frequency_cosine(centred, gram, w, None if f is None else f[:n_types])
+    cosine = frequency_cosine(gram, w, along_f)
     moments = cosine_moments(A, w)
     return Written(
         null_space_share=share,
@@ -99,6 +99,23 @@ def kinds_of(
     return np.select([fits[kind] for kind in KINDS], KINDS, default="").astype(object)
 
 
+def centred_products(
+    A: Float[Tensor, "type d_model"], f: Float[Tensor, " type"] | None
+) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, " d_model"] | None]:
+    """Return ĀᵀĀ and Āᵀf/‖f‖, f less its mean, in float64: some types at a time, so that only A itself is held."""
+    mean = A.mean(0, dtype=torch.float64)
+    gram = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=A.device)
+    along = torch.zeros_like(mean)
+    unit = None if f is None else (f.double() - f.double().mean())
+    for start in range(0, len(A), TYPES_AT_ONCE):
+        some = slice(start, start + TYPES_AT_ONCE)
+        centred = A[some].double() - mean
+        gram += centred.T @ centred
+        if unit is not None:
+            along += centred.T @ unit[some]
+    return gram, None if unit is None else along / unit.norm()
+
+
 def null_space(
     gram: Float[Tensor, "d_model d_model"], w: Float[Tensor, "neuron d_model"], *, layer_norm: bool
 ) -> tuple[Float[np.ndarray, " neuron"], Float[np.ndarray, " neuron"]]:
@@ -117,25 +134,24 @@ def null_space(
 
 
 def frequency_cosine(
-    centred: Float[Tensor, "type d_model"],
     gram: Float[Tensor, "d_model d_model"],
     w: Float[Tensor, "neuron d_model"],
-    f: Float[Tensor, " type"] | None,
+    along_f: Float[Tensor, " d_model"] | None,
 ) -> Float[np.ndarray, " neuron"]:
     """Return cos(Ā ŵ, f) of each neuron, or NaN where frequency is unknown or the neuron writes nothing."""
-    if f is None:
+    if along_f is None:
         return np.full(len(w), np.nan)
-    f = f.double() - f.double().mean()
-    length = torch.einsum("nd,de,ne->n", w, gram, w).clamp_min(0).sqrt() * f.norm()
-    return ((w @ (centred.T @ f)) / length).where(length > 0, torch.nan).cpu().numpy()
+    length = ((w @ gram) * w).sum(1).clamp_min(0).sqrt()
+    return ((w @ along_f) / length).where(length > 0, torch.nan).cpu().numpy()
 
 
 def cosine_moments(
     A: Float[Tensor, "type d_model"], w: Float[Tensor, "neuron d_model"]
 ) -> Float[np.ndarray, "3 neuron"]:
-    """Return variance, skew and kurtosis of cos(A_v, ŵ) over types v, for each neuron."""
+    """Return variance, skew and kurtosis of cos(A_v, ŵ) over types v, for each neuron; `A` is overwritten."""
     lengths = A.norm(dim=1)
-    unit = (A / lengths[:, None])[lengths > 0].float()
+    A /= lengths[:, None]
+    unit = (A if (lengths > 0).all() else A[lengths > 0]).float()
     of_w = (w / w.norm(dim=1, keepdim=True)).float()  # a neuron that writes nothing has no cosine: NaN
     out = []
     for some in of_w.split(max(1, ENTRIES_AT_ONCE // len(unit))):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from rareneuron.maths.claims import Comparison
 from rareneuron.maths.groups import NeuronGroups
-from rareneuron.maths.specificity import beside_groups
+from rareneuron.maths.specificity import beside_groups, membership
 
 
 def group_share(
@@ -23,8 +23,7 @@ def group_share(
 
     `rest` and `whole` are |Δ′| and |Δ| summed over each context's tokens. A group without any effect has none: NaN.
     """
-    within = np.zeros((whole.shape[1], len(members)))  # of each group, its neurons
-    within[members.T, np.arange(len(members))] = 1
+    within = membership(members, whole.shape[1])
     left, all_of_it = (weights @ (sums.astype(np.float64) @ within) for sums in (rest, whole))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(1 - left / all_of_it)

@@ -35,6 +35,13 @@ class EffectPerMove:
         return np.stack([self.abs_delta_loss, self.move]).astype(np.float64)
 
 
+def membership(groups: Int[np.ndarray, "group size"], n_neurons: int) -> Float[np.ndarray, "neuron group"]:
+    """Return 1 where a neuron is in a group, else 0: sums over groups are then one product."""
+    within = np.zeros((n_neurons, len(groups)))
+    within[groups.T, np.arange(len(groups))] = 1
+    return within
+
+
 def specificity_ratio(
     rare: Float[np.ndarray, "2 context neuron"],
     common: Float[np.ndarray, "2 context neuron"],
@@ -45,8 +52,7 @@ def specificity_ratio(
 
     A group that doesn't move at either kind of token has no ratio: NaN or infinity.
     """
-    within = np.zeros((rare.shape[-1], len(groups)))  # of each group, its neurons
-    within[groups.T, np.arange(len(groups))] = 1
+    within = membership(groups, rare.shape[-1])
     parts = []
     for sums in (rare, common):
         ablation, distance = weights @ sums @ within

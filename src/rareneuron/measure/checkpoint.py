@@ -251,7 +251,7 @@ def compute_experiments(work: Measurement) -> dict[str, np.ndarray] | Unavailabl
 def compute_neurons(work: Measurement) -> Explorer:
     """Gather the details of neurons that the explorer of the report shows."""
     assert work.observer is not None, "the last checkpoint is observed"
-    return explore(work.source, work.observer, work.effects.table)
+    return explore(work.source, work.observer, work.effects.table, memory=work.engine_bytes)
 
 
 def compute_layers(work: Measurement) -> Layers:

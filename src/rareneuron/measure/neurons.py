@@ -173,8 +173,11 @@ def largest_of_contexts(
     return torch.stack([f.values for f in found]), rows
 
 
-def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explorer:
-    """Return the details of neurons from what was seen, the activations and the weights; needs the loaded model."""
+def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame, *, memory: int = 4 * 2**30) -> Explorer:
+    """Return the details of neurons from what was seen, the activations and the weights; needs the loaded model.
+
+    `memory`: bytes that tables of effects may take.
+    """
     seen.refuse_gaps()
     adapter, selection = source.adapter, source.selection
     shown = np.argsort(effects["rank"].to_numpy(), kind="stable")[:MOST_DETAILED]
@@ -211,7 +214,7 @@ def explore(source: TokenSource, seen: Observer, effects: pd.DataFrame) -> Explo
         example_token=example_token,
         example_delta=example_delta,
         example_act=example_act,
-        text_delta=text_effects(source, token, shown, mean_act),
+        text_delta=text_effects(source, token, shown, mean_act, memory),
     )
 
 

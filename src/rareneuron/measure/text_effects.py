@@ -29,11 +29,12 @@ def text_effects(
     top_token: Int[np.ndarray, "shown context"],
     shown: Int[np.ndarray, " shown"],
     mean_act: Float[Tensor, " neuron"],
+    memory: int,
 ) -> Float[np.ndarray, "some context place"] | None:
     """Return Δ at each place of the first neurons' texts, or None where no readout stands behind the layer.
 
     Place 0 is the first token of `text_span`. NaN stands at a context's first token, which nothing predicts, and where
-    a text is shorter than others.
+    a text is shorter than others. `memory`: bytes that the engine's tables may take.
     """
     adapter, selection, layer = source.adapter, source.selection, source.layer
     readout = adapter.readout_behind(layer)
@@ -43,7 +44,7 @@ def text_effects(
     key, key_of_place = tokens_of_texts(selection, top_token, most)
     some = torch.from_numpy(shown[: len(key_of_place)]).to(mean_act.device)
     W_out = adapter.weights(layer).W_out
-    engine = ablation_engine(readout, W_out[some])
+    engine = ablation_engine(readout, W_out[some], memory=memory)
     delta = torch.empty(len(key), len(some), dtype=torch.float32)
     for batch in capture(adapter, text_selection(selection, key), layer):
         shift = mean_shift(batch.act[:, some].double(), mean_act[some].double())

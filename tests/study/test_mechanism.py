@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rareneuron.cli import cli
 from rareneuron.conclude import mechanism as mechanism_module
 from rareneuron.conclude.mechanism import beside_published, mechanisms
 from rareneuron.data.counts import of_merges, of_training
@@ -146,6 +147,11 @@ def test_published_lists_are_compared_and_those_of_another_model_refused(run, in
     assert found["agrees"].tolist() == [kinds["1.0"] == "entropy", kinds["1.1"] == "entropy"]
     said = invoke("mechanism", run.path, "--published", "gpt2-small").stdout
     assert f"{found['agrees'].sum()} of 2 entropy neurons" in said
+
+
+def test_the_command_offers_every_published_list():
+    (option,) = [option for option in cli.commands["mechanism"].params if option.name == "published"]
+    assert set(option.type.choices) == set(mechanism_module.PUBLISHED)
 
 
 def test_the_report_says_how_neurons_act(run):

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from rareneuron.maths.significance import t_quantile
+from rareneuron.present.findings import findings
 from rareneuron.present.mechanism import KIND, QUANTITIES
-from rareneuron.present.report import write_report
+from rareneuron.present.page_data import page_data
+from rareneuron.present.page_json import embedded_json
+from rareneuron.present.report import render_report, write_report
 from rareneuron.runs.files import read_table, write_table
 from rareneuron.runs.neurons import N_CONTEXTS, QUANTILES, read_explorer
 from rareneuron.runs.run import Run, open_run
@@ -117,6 +120,31 @@ def test_mechanism_and_neurons_like_it_are_drawn(chromium: Any, make_run: Any, w
     page.run("document.querySelectorAll('#neuron-rows button')[1].click()")
     assert "Kind:" not in page.text("#neuron-panel")
     assert page.complaints() == []
+
+
+def test_a_wide_layer_keeps_mechanisms_of_detailed_neurons_alone(
+    chromium: Any, make_run: Any, without_ink: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_columns(add_details(make_run(), most=8))
+    whole = len(embedded_json(page_data(findings(run))))
+    monkeypatch.setattr("rareneuron.present.page_data.MOST_BYTES", whole - 1)
+    page = Page(chromium, write_report(run))
+    assert QUANTITIES[0].label in page.one("#neuron-panel .part").text
+    assert "mechanism" in json.loads(page.run(JSON_OF, "#neuron-panel"))
+    page.run("document.querySelectorAll('#neuron-rows button')[8].click()")
+    assert "Kept for the largest neurons alone" in page.text("#neuron-panel")
+    assert page.complaints() == []
+
+
+@pytest.mark.slow
+def test_the_report_of_a_very_wide_layer_keeps_to_five_megabytes(make_run: Any, without_ink: None) -> None:
+    run = with_columns(add_details(make_run(n_neurons=28_672, steps=(512,)), most=150))
+    page = render_report(run).encode()
+    assert len(page) < 5_000_000
+    data = page_data(findings(run))
+    assert len(data["neurons"]["delta"]) == 28_672
+    assert 0 < len(data["details"]["shown"]) < 150
+    assert set(data["mechanism"][0]["value"]) == {str(i) for i in data["details"]["shown"]}
 
 
 def test_an_address_opens_its_neuron(opened: Opened) -> None:

@@ -4,6 +4,7 @@ Plain data, ready for JSON: numbers to four digits, since no screen shows more, 
 so that the script only has to put it on the page. Neurons have a row each; the largest effects have details too.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from rareneuron.present.figures.local_slope import FEWEST
 from rareneuron.present.findings import Findings
 from rareneuron.present.ink import thin
 from rareneuron.present.mechanism import kinds, measured
-from rareneuron.present.page_json import short, shorts
+from rareneuron.present.page_json import embedded_json, short, shorts
 from rareneuron.present.readable import found_or_reason
 from rareneuron.present.summary import in_short
 from rareneuron.present.wording import step_name, visible, without_hidden
 from rareneuron.runs.files import read_tensors
-from rareneuron.runs.neurons import NONE, QUANTILES, SAMPLED, Explorer, read_explorer, text_span
+from rareneuron.runs.neurons import NONE, QUANTILES, SAMPLED, Explorer, first_neurons, read_explorer, text_span
 from rareneuron.runs.rankings import Found
 from rareneuron.runs.run import Run
 
@@ -49,15 +50,51 @@ COLUMNS = (  # of the table of effects, by the names that the script knows them 
 
 
 def page_data(found: Findings) -> dict[str, Any]:
-    """Return all that the script reads, as dictionaries and lists."""
-    chosen = steps_shown(len(found.steps))
+    """Return all that the script reads, as dictionaries and lists; of very wide layers less, for a page stays small.
+
+    Contexts and mechanisms of the smaller effects go first, then columns that other columns stand for.
+    """
     details = read_explorer(found.run.folder())
+    for thinning in THINNINGS:
+        data = thinned_data(found, details, thinning)
+        if len(embedded_json(data)) <= MOST_BYTES:
+            break
+    return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinning:
+    """How much a page leaves out of what the script could show."""
+
+    detailed: float = 1.0  # share of the neurons that have details
+    all_mechanisms: bool = True  # or those of neurons with details alone
+    all_columns: bool = True
+
+
+MOST_BYTES = 3_800_000  # of the data; a page may have five million, and its figures and tables take less than one
+THINNINGS = (
+    Thinning(),
+    *(Thinning(detailed=share, all_mechanisms=False) for share in (1.0, 0.5, 0.25)),
+    *(Thinning(detailed=share, all_mechanisms=False, all_columns=False) for share in (0.25, 0.1, 0.0)),
+)
+SPARE = ("direct", "common_se", "common_size_se", "size_se", "kl", "w_out")  # columns that a page can do without
+
+
+def thinned_data(found: Findings, details: Explorer | None, thinning: Thinning) -> dict[str, Any]:
+    """Return what the script reads, with so much left out."""
+    chosen = steps_shown(len(found.steps))
+    if details is not None and thinning.detailed < 1:
+        details = first_neurons(details, int(thinning.detailed * len(details.shown)))
+    kept = None if thinning.all_mechanisms else [] if details is None else details.shown.tolist()
+    neurons = neurons_data(found, details)
+    if not thinning.all_columns:
+        neurons = {name: values for name, values in neurons.items() if name not in SPARE}
     return {
         "layer": found.subject.layer,
         "has_groups": bool((found.last["role"] != "other").any()),
         "steps": steps_data(found, chosen),
-        "neurons": neurons_data(found, details),
-        "mechanism": mechanism_data(found.last.sort_values("index"), t_quantile(found.data.n_contexts)),
+        "neurons": neurons,
+        "mechanism": mechanism_data(found.last.sort_values("index"), t_quantile(found.data.n_contexts), kept),
         "details": None if details is None else details_data(found, details, chosen),
     }
 
@@ -179,8 +216,11 @@ def layer_map(found: Findings, shown: Int[np.ndarray, " shown"]) -> list[dict[st
     return out
 
 
-def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:
-    """Return what is known of how each neuron acts, in neuron order; nothing where the run lacks it."""
+def mechanism_data(effects: pd.DataFrame, t: float, kept: list[int] | None = None) -> list[dict[str, Any]]:
+    """Return what is known of how each neuron acts, in neuron order; nothing where the run lacks it.
+
+    Of some neurons alone, `kept`, by their index.
+    """
     out: list[dict[str, Any]] = []
     for of in measured(effects):
         value, none = effects[of.column], pd.Series(np.nan, effects.index)
@@ -188,7 +228,9 @@ def mechanism_data(effects: pd.DataFrame, t: float) -> list[dict[str, Any]]:
         low, high = (
             effects.get(f"{of.column}_{end}", value + side * margin) for end, side in (("low", -1), ("high", 1))
         )
-        numbers = {"value": shorts(value), "low": shorts(low), "high": shorts(high)}
+        numbers: dict[str, Any] = {"value": shorts(value), "low": shorts(low), "high": shorts(high)}
+        if kept is not None:
+            numbers = {name: {str(i): of_all[i] for i in kept} for name, of_all in numbers.items()}
         out.append({"name": of.column, "label": of.label, "about": of.about, "unit": of.unit, **numbers})
     return out
 

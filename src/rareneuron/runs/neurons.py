@@ -3,7 +3,7 @@
 Arrays are tensors, words are JSON; only the last planned checkpoint has them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,13 @@ class Explorer:
     example_delta: Float[np.ndarray, "shown by quantile"] | None = None
     example_act: Float[np.ndarray, "shown by quantile"] | None = None
     text_delta: Float[np.ndarray, "some context place"] | None = None  # Δ at every token of the first neurons' texts
+
+
+def first_neurons(explorer: Explorer, n: int) -> Explorer:
+    """Return the details of the first few neurons alone."""
+    whole = ("W_in_norm", "W_gate_norm", "texts", "no_readout")
+    given = {f.name: getattr(explorer, f.name) for f in fields(explorer) if f.name not in whole}
+    return replace(explorer, **{name: None if value is None else value[:n] for name, value in given.items()})
 
 
 def text_span(position: int, context_length: int) -> range:

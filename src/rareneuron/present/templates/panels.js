@@ -21,7 +21,8 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
 
   function mechanismBars(i) {
     if (!mechanism.length) return [element("p", { class: "soft" }, "Not measured in this run.")];
-    const most = (of) => Math.max(1e-12, ...[of.value, of.low, of.high].flat().filter((x) => x !== null).map(Math.abs));
+    if (mechanism[0].value[i] === undefined) return [element("p", { class: "soft" }, "Kept for the largest neurons alone, since this layer is wide; the run folder has it for all.")];
+    const most = (of) => Math.max(1e-12, ...[of.value, of.low, of.high].flatMap(Object.values).filter((x) => x !== null).map(Math.abs));
     return [
       neurons.kind && neurons.kind[i] ? element("p", {}, "Kind: ", element("b", {}, neurons.kind[i]), ".") : null,
       element("div", { class: "bars with-intervals" }, mechanism.map((of) => {
@@ -125,7 +126,7 @@ const panelParts = ({ data, element, shape, significant, whole, nameOf, go }) =>
   function record(i, d) { // everything that the panel of a neuron shows
     const out = { neuron: nameOf(i), index: i };
     for (const [name, values] of Object.entries(neurons)) out[name] = values[i];
-    if (mechanism.length) out.mechanism = Object.fromEntries(mechanism.map((of) => [of.name, { value: of.value[i], low: of.low[i], high: of.high[i] }]));
+    if (mechanism.length && mechanism[0].value[i] !== undefined) out.mechanism = Object.fromEntries(mechanism.map((of) => [of.name, { value: of.value[i], low: of.low[i], high: of.high[i] }]));
     out.alike = alikeOf(i).map(nameOf);
     if (d === undefined) return out;
     const words = (text) => details.texts[text].map((t) => details.vocabulary[t]);

@@ -163,6 +163,17 @@ OF_LAYERS = (  # asked of studies of several layers
     ),
 )
 
+OF_ROUTING = (  # asked of studies of several layers whose neurons stand behind attention heads
+    Hypothesis(
+        name="no-routing",
+        title="Attention heads of earlier layers write to the groups at rare targets no more, and no less, than to "
+        "other neurons",
+        source="beyond the paper: an absence that follow-up work claims",
+        smallest=0.1,
+        absence=True,
+    ),
+)
+
 OF_TASKS = (  # asked of runs whose last checkpoint was evaluated on the rare-word swap
     Hypothesis(
         name="tasks-need-the-group",
@@ -185,16 +196,19 @@ OF_SIZES = {  # titles where the model leaves the signs of its neurons open, and
 }
 
 
-def hypotheses(*, gated: bool, signed: bool, layers: bool = False, tasks: bool = False) -> list[Hypothesis]:
+def hypotheses(
+    *, gated: bool, signed: bool, layers: bool = False, routing: bool = False, tasks: bool = False
+) -> list[Hypothesis]:
     """Return those that are asked of a model with or without a gate, whose neurons have signs or leave them open.
 
-    `layers`: whether the study looked at several layers; `tasks`: whether its groups were evaluated.
+    `layers`: whether the study looked at several layers; `routing`: at heads before the groups; `tasks`: whether its
+    groups were evaluated.
     """
     asked = [h for h in HYPOTHESES if gated or h.name != "heavy-tail-W_gate"]
-    asked += [*(OF_LAYERS if layers else ()), *(OF_TASKS if tasks else ())]
+    asked += [*(OF_LAYERS if layers else ()), *(OF_ROUTING if routing else ()), *(OF_TASKS if tasks else ())]
     return asked if signed else [replace(h, title=OF_SIZES.get(h.name, h.title)) for h in asked]
 
 
 def hypothesis(name: str) -> Hypothesis:
     """Return the hypothesis of this name."""
-    return next(h for h in (*HYPOTHESES, *OF_LAYERS, *OF_TASKS) if h.name == name)
+    return next(h for h in (*HYPOTHESES, *OF_LAYERS, *OF_ROUTING, *OF_TASKS) if h.name == name)

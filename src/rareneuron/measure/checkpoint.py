@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from rareneuron.errors import Unavailable
+from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
 from rareneuron.measure.capture import HELD
 from rareneuron.measure.effects import LayerEffects, layer_effects
@@ -31,6 +31,7 @@ from rareneuron.measure.layer_units import LayersWork
 from rareneuron.measure.layers import measure_layers, wanted_sites
 from rareneuron.measure.neurons import Observer, explore
 from rareneuron.measure.pieces import CapturedPieces, PieceStore, StepPieces, cut_contexts
+from rareneuron.measure.routing import RoutingWork, routing
 from rareneuron.measure.sums import OF_MECHANISM
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
@@ -50,8 +51,10 @@ from rareneuron.runs.layout import (
     step_folder,
 )
 from rareneuron.runs.neurons import Explorer, write_explorer
+from rareneuron.runs.options import with_option
 from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
 from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
+from rareneuron.runs.routing import Routing, write_routing
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
 
@@ -254,6 +257,25 @@ def compute_neurons(work: Measurement) -> Explorer:
     return explore(work.source, work.observer, work.effects.table, memory=work.engine_bytes)
 
 
+def compute_routing(work: Measurement) -> Routing | Unavailable:
+    """Measure what heads of earlier layers write to the neurons, in the contexts of the experiments."""
+    experimented, groups = work.found["experiments"], work.groups.groups
+    if isinstance(groups, RareNeuronError):
+        return Unavailable(with_option(groups))
+    if isinstance(experimented, Unavailable):
+        return Unavailable(f"The groups are judged in the contexts of the experiments. {experimented.why}")
+    return routing(
+        RoutingWork(
+            adapter=work.adapter,
+            selection=work.selection,
+            layer=work.layer,
+            groups=groups,
+            judging=np.unique(experimented["context"]),
+            seed=work.config.seed,
+        )
+    )
+
+
 def compute_layers(work: Measurement) -> Layers:
     """Estimate and verify the units of other layers, and show progress."""
     adapter, selection = work.adapter, work.selection
@@ -302,6 +324,13 @@ STAGES = (
         compute=compute_experiments,
         write=lambda folder, _, found: write_experiments(folder, found),
         at_last=True,
+    ),
+    Stage(
+        name="routing",
+        compute=compute_routing,
+        write=lambda folder, _, found: write_routing(folder, found),
+        at_last=True,
+        asked=lambda config: config.layers is not None,
     ),
     Stage(
         name="neurons",

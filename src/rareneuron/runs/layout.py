@@ -28,6 +28,7 @@ PHASES, PHASE_ARRAYS = "phases.json", "phases.safetensors"
 GROUPS, GROUP_DRAWS, GEOMETRY, SPECTRUM = "groups.json", "groups.safetensors", "geometry.json", "spectrum.json"
 MODULARITY = "modularity.safetensors"
 LAYERS, LAYER_SUMS, LAYERS_RECORD = "layers.parquet", "layers.safetensors", "layers.json"
+ROUTING, ROUTING_HEADS, ROUTING_ARRAYS = "routing.json", "routing.parquet", "routing.safetensors"
 EXPERIMENTS, EXPERIMENT_ARRAYS = "experiments.json", "experiments.safetensors"
 NEURONS, NEURON_ARRAYS = "explorer.json", "explorer.safetensors"
 EVALUATIONS = "evaluations"  # a folder in the run, with one for each task

@@ -56,7 +56,8 @@ def first_neurons(explorer: Explorer, n: int) -> Explorer:
     """Return the details of the first few neurons alone."""
     whole = ("W_in_norm", "W_gate_norm", "texts", "no_readout")
     given = {f.name: getattr(explorer, f.name) for f in fields(explorer) if f.name not in whole}
-    return replace(explorer, **{name: None if value is None else value[:n] for name, value in given.items()})
+    first: dict[str, Any] = {name: None if value is None else value[:n] for name, value in given.items()}
+    return replace(explorer, **first)
 
 
 def text_span(position: int, context_length: int) -> range:

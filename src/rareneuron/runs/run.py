@@ -19,6 +19,7 @@ from rareneuron.runs.layout import (
     EFFECTS,
     LAYERS_RECORD,
     MANIFEST,
+    ROUTING,
     STEP_RECORD,
     TOKEN_LOSS,
     TOKENS,
@@ -122,6 +123,21 @@ class Run(Shown):
         names = self._store.finished_steps()
         name = step_folder(step) if step is not None or not names else names[-1]
         return (self._store.step(name) / LAYERS_RECORD).is_file()
+
+    def has_routing(self, step: int | None = None) -> bool:
+        """Return whether the study looked at what earlier heads write to the neurons at a checkpoint."""
+        names = self._store.finished_steps()
+        name = step_folder(step) if step is not None or not names else names[-1]
+        return (self._store.step(name) / ROUTING).is_file()
+
+    def routing(self, step: int | None = None) -> pd.DataFrame:
+        """Return one row per attention head of earlier layers: its estimated influence on either group's neurons.
+
+        Root mean squares at rare and at common targets, in standard deviations of the neurons' activations.
+        """
+        from rareneuron.runs.routing import read_routing
+
+        return read_routing(self.folder(step)).heads
 
     def layers(self, step: int | None = None) -> pd.DataFrame:
         """Return one row per unit of every layer that `--layers` asked for: effects, half-widths, how sure they are."""

@@ -22,6 +22,7 @@ STREAMS = {
     "layers": 10,  # signs of random readouts, which cells are patched, which tokens the closed form checks
     "layer profile": 11,  # contexts resampled
     "modularity": 12,  # graphs with the strengths of each group's
+    "routing": 16,  # tokens at which heads are estimated; the signs of their random readouts, by name
     "swaps": 15,  # which words of the text are swapped, and for which
     "reference text": 9,  # in which order contexts say what the model predicts on average; of seed 0 always
 }

@@ -20,10 +20,11 @@ from rareneuron.conclude.evidence.joint import JOINT
 from rareneuron.conclude.evidence.layers import LAYERS
 from rareneuron.conclude.evidence.mechanism import MECHANISM
 from rareneuron.conclude.evidence.phases import PHASES
+from rareneuron.conclude.evidence.routing import ROUTING
 from rareneuron.conclude.evidence.specificity import SPECIFICITY
 from rareneuron.conclude.evidence.tables import TABLES
 from rareneuron.conclude.evidence.tasks import TASKS, evaluated
-from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, OF_TASKS, hypotheses
+from rareneuron.conclude.hypotheses import HYPOTHESES, OF_LAYERS, OF_ROUTING, OF_TASKS, hypotheses
 from rareneuron.conclude.trajectory import onsets
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.claims import Claims, Hypothesis
@@ -41,7 +42,7 @@ from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
 
 MAKERS: dict[str, Maker] = (  # by the name of the hypothesis
-    PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | CLUSTERING | LAYERS | TASKS
+    PHASES | TABLES | SPECIFICITY | JOINT | MECHANISM | CLUSTERING | LAYERS | ROUTING | TASKS
 )
 
 
@@ -78,6 +79,7 @@ def asked_of(case: Case) -> list[Hypothesis]:
         gated=case.has_gate,
         signed=not case.gauge.sign,
         layers=case.run.has_layers(),
+        routing=case.run.has_routing(),
         tasks=evaluated(case.run) is not None,
     )
 
@@ -118,7 +120,8 @@ def write_claims(run: Run, over_steps: pd.DataFrame | None = None) -> Claims:
         pass
     case = Case(run, over_steps)
     claims = claims_of(case)
-    further = (*(OF_LAYERS if run.has_layers() else ()), *(OF_TASKS if "evaluation" in rests_on else ()))
+    further = [*(OF_LAYERS if run.has_layers() else ()), *(OF_ROUTING if run.has_routing() else ())]
+    further += OF_TASKS if "evaluation" in rests_on else ()
     table = onsets(case.trajectory)
     since = table["since"].astype(object).where(table["since"].notna(), None)
     write_json(

@@ -1,4 +1,4 @@
-"""How long a text takes once the model is loaded: losses with and without a group, neurons at each token, continuations.
+"""How long does it take to try a text once the model is loaded, with and without a group, and its continuations?
 
 Prints the seconds of three calls of `rn.try_text` on a run's last checkpoint: the neurons and losses alone, then with
 both continuations of 20 tokens.

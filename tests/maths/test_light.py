@@ -13,8 +13,8 @@ from tests.test_floors import SOURCE
 NUMPY_ALONE = {
     *("certificate", "claims", "clusters", "eigen", "equal_loss", "equivalence", "exchange", "frequency", "gauge"),
     *("geometry", "groups", "intraclass", "kink", "known_kinds", "modularity", "nulls", "paired", "phase_fit"),
-    *("phases", "plateau", "power", "rank_curve", "ranks", "released", "reliability", "segments", "shares"),
-    *("significance", "spacings", "specificity", "spectrum", "trend", "verdicts"),
+    *("phases", "plateau", "power", "rank_curve", "ranks", "released", "reliability", "routing", "segments"),
+    *("shares", "significance", "spacings", "specificity", "spectrum", "trend", "verdicts"),
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),

@@ -1,9 +1,9 @@
 """Does the claim of no routing keep its level at the margin's edge, and is it supported where no head routes?
 
 Influences of one head on 300 neurons in 60 contexts: each neuron has its own size and its own log ratio of rare to
-common targets (standard deviation 0.2 over neurons), and every context its noise. A group of 50 has a larger ratio
-besides. For each such lift the share of studies in which all three tests of the group have p ≤ 5 %, and p ≤ 0.25 %, as
-Holm asks for among twenty claims. At the margin the first should be at most 5 %.
+common targets (its spread over neurons is the first column), and every context its noise. A group of 50 has a larger
+ratio besides. For each such lift the share of studies in which all three tests of the group have p ≤ 5 %, and p ≤ 0.25
+%, as Holm asks for among twenty claims. At the margin the first should be 3 to 7 %.
 
     OMP_NUM_THREADS=1 python benchmarks/routing.py
 """

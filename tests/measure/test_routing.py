@@ -57,8 +57,7 @@ def test_the_table_names_every_earlier_head_and_which_were_replaced(run):
     assert (heads["influence"] > 0).all()
     claim = next(claim for claim in run.claims().claims if claim.name == "no-routing")
     assert claim.smallest == 0.1
-    assert claim.verdict in ("supported", "inconclusive", "not supported")
-    assert claim.tests or "contexts" in claim.sentence
+    assert "of the influence of head 0.h" in claim.sentence or "contexts are too few" in claim.sentence
 
 
 def test_a_layer_without_heads_before_it_says_so(run, series, tmp_path):
@@ -67,7 +66,7 @@ def test_a_layer_without_heads_before_it_says_so(run, series, tmp_path):
     groups = NeuronGroups(
         boosting=few, suppressing=few + 2, random=few[None], matched_random=few[None], matched_on="move"
     )
-    given = {"adapter": adapter, "selection": selection, "groups": groups, "seed": 0}
+    given = {"adapter": adapter, "selection": selection, "groups": groups, "seed": 0, "memory": 10**9}
     found = routing(RoutingWork(**given, layer=0, judging=np.unique(selection.context)))
     assert isinstance(found, Unavailable)
     write_routing(tmp_path, found)

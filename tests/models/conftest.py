@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rareneuron.models.adapter import Adapter, adapt
@@ -91,3 +92,24 @@ def tiny() -> Callable[..., Tiny]:
         return Tiny(adapt(tiny_model(model_type, **overrides), tiny_tokenizer()), windows, (context, position))
 
     return build
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Let norms and softmax compute in float64: transformers' casts to float32 hide what tends to zero."""
+    softmax = nn.functional.softmax
+    monkeypatch.setattr(nn.functional, "softmax", lambda x, dim=-1, dtype=None, **_: softmax(x, dim=dim))
+
+    def patch(model):
+        for module in model.modules():
+            name = type(module).__name__
+            if name == "OlmoLayerNorm":
+                module.forward = lambda x: nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+            elif name.endswith("RMSNorm"):
+                eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+                gain = module.weight + (1.0 if name.startswith("Gemma") else 0.0)
+                module.forward = lambda x, gain=gain, eps=eps: (
+                    x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain
+                )
+
+    return patch

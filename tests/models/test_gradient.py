@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
 from rareneuron.maths.first_order import SUMS, ContextTotals, by_unit
@@ -17,27 +16,6 @@ from .conftest import D_MLP
 
 CONTEXT, POSITION = np.array([0, 0, 1, 2, 2]), np.array([1, 4, 3, 0, 2])
 STEP = 4e-3  # of the shift; with the five-point rule errors are of the order of its fourth power
-
-
-@pytest.fixture
-def in_float64(monkeypatch):
-    """Let norms and softmax compute in float64: transformers' casts to float32 hide what tends to zero."""
-    softmax = nn.functional.softmax
-    monkeypatch.setattr(nn.functional, "softmax", lambda x, dim=-1, dtype=None, **_: softmax(x, dim=dim))
-
-    def patch(model):
-        for module in model.modules():
-            name = type(module).__name__
-            if name == "OlmoLayerNorm":
-                module.forward = lambda x: nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
-            elif name.endswith("RMSNorm"):
-                eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
-                gain = module.weight + (1.0 if name.startswith("Gemma") else 0.0)
-                module.forward = lambda x, gain=gain, eps=eps: (
-                    x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain
-                )
-
-    return patch
 
 
 def sites_of(case):

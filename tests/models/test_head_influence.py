@@ -9,11 +9,9 @@ from rareneuron.models.families import FAMILIES
 from rareneuron.models.gradient import site_means
 from rareneuron.models.head_influence import estimated_influence, exact_influence
 from rareneuron.models.sites import site_of
-from tests.models.test_gradient import CONTEXT, POSITION, STEP, in_float64, shifted
+from tests.models.test_gradient import CONTEXT, POSITION, STEP, shifted
 
 from .conftest import D_MLP
-
-__all__ = ["in_float64"]
 
 
 def acts(case):

@@ -272,6 +272,7 @@ def compute_routing(work: Measurement) -> Routing | Unavailable:
             groups=groups,
             judging=np.unique(experimented["context"]),
             seed=work.config.seed,
+            memory=work.engine_bytes,
         )
     )
 

@@ -22,7 +22,7 @@ from rareneuron.measure.capture import Progress
 from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
 from rareneuron.measure.pieces import PieceStore
 from rareneuron.models.adapter import Adapter
-from rareneuron.models.gradient import ROW_POSITIONS, SiteMeans, site_means
+from rareneuron.models.gradient import SiteMeans, positions_within, site_means
 from rareneuron.models.sites import Site, UnitKind, head_of
 from rareneuron.runs.seeds import generator
 
@@ -67,10 +67,8 @@ class LayersWork:
     @property
     def row_positions(self) -> int:
         """How many positions a batch of rows may have, with the graph of its forward pass in the memory."""
-        anatomy = self.adapter.anatomy
-        columns = sum(site.W_out.shape[0] for site in self.sites if site.kind == "neurons")
-        graph = 4 * (24 * len(anatomy.blocks) * anatomy.d_model + 8 * columns)
-        return int(min(ROW_POSITIONS, max(self.selection.windows.shape[1], SPACE * self.memory / graph)))
+        longest = self.selection.windows.shape[1]
+        return positions_within(self.adapter.anatomy, self.sites, int(SPACE * self.memory), longest)
 
     @cached_property
     def offsets(self) -> np.ndarray:

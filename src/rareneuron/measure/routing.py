@@ -20,7 +20,7 @@ from rareneuron.maths.routing import Influence
 from rareneuron.maths.specificity import ROLES
 from rareneuron.measure.capture import part_of_tokens
 from rareneuron.models.adapter import Adapter
-from rareneuron.models.gradient import ROW_POSITIONS, SiteMeans, site_means
+from rareneuron.models.gradient import SiteMeans, positions_within, site_means
 from rareneuron.models.head_influence import estimated_influence, exact_influence
 from rareneuron.models.sites import Site, site_of
 from rareneuron.runs.options import with_option
@@ -42,11 +42,18 @@ class RoutingWork:
     groups: NeuronGroups
     judging: Int[np.ndarray, " context"]
     seed: int
+    memory: int  # bytes that the graph of a forward pass may take
 
     @property
     def heads(self) -> list[Site]:
         """The heads of every earlier layer."""
         return [site_of(self.adapter.anatomy, layer, "heads") for layer in range(self.layer)]
+
+    @property
+    def row_positions(self) -> int:
+        """How many positions a batch of rows may have."""
+        longest = self.selection.windows.shape[1]
+        return positions_within(self.adapter.anatomy, every_mlp(self.adapter), self.memory, longest)
 
     @property
     def others(self) -> Int[np.ndarray, " token"]:
@@ -103,7 +110,9 @@ def estimated_heads(work: RoutingWork, heads: list[Site], target: Site, means: t
         [mean.mean for mean in means],
         weights,
         key=int(generator(work.seed, "routing", "signs").integers(2**31)),
-        row_positions=max(ROW_POSITIONS, part.windows.shape[1]),
+        row_positions=positions_within(
+            work.adapter.anatomy, every_mlp(work.adapter), work.memory, part.windows.shape[1]
+        ),
     ):
         squared[:, found.index] = found.squared
     for role, of_role in zip(ROLES, squared, strict=True):
@@ -119,6 +128,11 @@ def estimated_heads(work: RoutingWork, heads: list[Site], target: Site, means: t
             "influence": np.sqrt(squared.mean((0, 1))),
         }
     )
+
+
+def every_mlp(adapter: Adapter) -> list[Site]:
+    """Return the neurons of all layers, whose activations a graph holds."""
+    return [site_of(adapter.anatomy, layer) for layer in range(adapter.n_layers)]
 
 
 def spread_of_acts(adapter: Adapter, part: Selection, target: Site) -> Float[np.ndarray, " neuron"]:

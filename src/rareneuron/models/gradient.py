@@ -108,6 +108,16 @@ def estimates(
         yield TokenEstimates(index=index, loss=loss, of_site=tuple(found))
 
 
+def positions_within(anatomy: Anatomy, sites: Sequence[Site], memory: int, longest: int) -> int:
+    """Return how many positions a batch of rows may have, with the graph of its forward pass in the memory.
+
+    At least one row of the longest context has to fit.
+    """
+    columns = sum(len(site.W_out) for site in sites if site.kind == "neurons")
+    graph = 4 * (24 * len(anatomy.blocks) * anatomy.d_model + 8 * columns)  # bytes a position, in float32
+    return int(min(ROW_POSITIONS, max(longest, memory / graph)))
+
+
 def batches_by_length(position: Int[np.ndarray, " token"], row_positions: int) -> Iterator[Int[np.ndarray, " token"]]:
     """Yield tokens of similar position together, the last ones first, with at most `row_positions` in their rows."""
     order = np.argsort(-position, kind="stable")

@@ -50,9 +50,9 @@ COLUMNS = (  # of the table of effects, by the names that the script knows them 
 
 
 def page_data(found: Findings) -> dict[str, Any]:
-    """Return all that the script reads, as dictionaries and lists; of very wide layers less, for a page stays small.
+    """Return what the script reads, as dictionaries and lists: everything, or as much as a page may hold.
 
-    Contexts and mechanisms of the smaller effects go first, then columns that other columns stand for.
+    Of wide layers, mechanisms and contexts of the smaller effects go first, then columns that others stand for.
     """
     details = read_explorer(found.run.folder())
     for thinning in THINNINGS:

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rareneuron.maths.intraclass import PairedTokens
+from rareneuron.maths.intraclass import PairedTokens, type_correlations
 
 
 def tokens(rng, n=60, n_types=12, n_contexts=9):
@@ -46,6 +46,21 @@ def test_what_is_planted_is_found_where_it_is():
     by_type, by_context = (found.correlations(x, once, by)[0] for by in ("type", "context"))
     assert by_type[0] > 0.6 > 0.2 > abs(by_type[1:]).max()
     assert by_context[1] > 0.6 > 0.2 > abs(by_context[[0, 2]]).max()
+
+
+def test_a_correlation_of_ranks_doesnt_hang_on_one_token():
+    rng = np.random.default_rng(2)
+    kind, context = tokens(rng, 400, 40, 30)
+    planted = rng.standard_normal(300)[kind][:, None] + 0.5 * rng.standard_normal((400, 2))
+    spoiled = planted.copy()
+    spoiled[7] = 1e4
+    found = PairedTokens(kind, context)
+    (clean, ranks), (beside_one, _) = type_correlations(found, planted), type_correlations(found, spoiled)
+    np.testing.assert_allclose(np.sort(ranks, 0), np.arange(1, 401)[:, None] + [0, 0])
+    np.testing.assert_allclose(beside_one, clean, atol=0.03)
+    assert clean.min() > 0.6
+    by_size = found.correlations(spoiled, np.ones((1, len(found.contexts))))[0]
+    assert abs(by_size).max() < 0.1, "the case is too tame: sizes keep their correlation"
 
 
 def test_types_that_never_return_have_no_correlation():

@@ -2,7 +2,9 @@
 
 import numpy as np
 from folder import ROLES
+from scipy.stats import rankdata
 
+RANKS = 0.01  # of effects among tokens: two that are as good as equal may change places
 SINGLE = 1e-5  # of one token's Δ, which the engine computes from tables in float32; means have more digits
 
 
@@ -46,7 +48,8 @@ def check(run, step, groups, model, tokens, report):
     found |= of_rare(groups, model, tokens, parts["rare"])
     report.same("experiments: arrays", sorted(stored), sorted(found))
     for name, value in found.items():
-        report.close(f"experiments: {name}", stored[name], value, SINGLE)
+        ranked = name.startswith(("delta_rank", "type_correlation"))
+        report.close(f"experiments: {name}", stored[name], value, RANKS if ranked else SINGLE)
 
 
 def of_rare(groups, model, tokens, rare):
@@ -65,7 +68,12 @@ def of_rare(groups, model, tokens, rare):
         return model.delta(resid[some], move, target[some]), single.sum(1), abs(single).sum(1)
 
     out["target"] = target
+    ranks = rankdata(delta, axis=0)
+    pairs = (target[:, None] == target) & (out["context"][:, None] != out["context"])
+    centred = ranks - ranks.mean(0)
+    out["type_correlation"] = (centred * (pairs @ centred)).sum(0) / pairs.sum() / centred.var(0)
     for role in ROLES:
+        out[f"delta_rank_{role}"] = ranks[:, groups[role]]
         for name, value in zip(("joint", "sum", "abs_sum"), joint(slice(None), groups[role]), strict=True):
             out[f"{name}_{role}"] = value
     matched = dict(zip(ROLES, np.split(groups["matched_random"], 2), strict=True))
@@ -73,6 +81,5 @@ def of_rare(groups, model, tokens, rare):
     n = min(128, max(16, len(target) // 4))  # fewer where the vocabulary is large (docs/reproduce.md)
     out["joint_at"] = np.round(np.linspace(0, len(target) - 1, n)).astype(int)
     for name, drawn in random.items():
-        out[f"sum_{name}"] = np.stack([delta[:, g].sum(1) for g in drawn[:600]], 1)
         out[f"joint_{name}"] = np.array([[x.mean() for x in joint(out["joint_at"], g)] for g in drawn[:600]])
     return out

@@ -66,20 +66,20 @@ def type_specific(run, step, rng):
 
     def correlation(x, w, pairs):
         x = x - w @ x / w.sum()
-        weighted = w * x
-        return (weighted @ pairs @ weighted) / (w @ pairs @ w) / (w @ x**2 / w.sum())
+        weighted = w[:, None] * x
+        return (weighted * (pairs @ weighted)).sum(0) / (w @ pairs @ w) / (w @ x**2 / w.sum())
 
     of_type, of_context = (pairs.astype(float) for pairs in (one_type & ~one_context, one_context & ~one_type))
-    once = np.ones(len(place))
-    for role in ROLES:
-        x = arrays[f"sum_{role}"]
-        value = correlation(x, once, of_type)
-        for null in ("uniform", f"matched_{role}"):
-            draws = np.array([correlation(y.astype(float), once, of_type) for y in arrays[f"sum_{null}"].T])
-            out.append(of_groups(against(value, draws), above=True, source=role))
+    of_neuron, drawn = arrays["type_correlation"], run.at(step, "groups.safetensors")
+    for role, matched in zip(ROLES, np.split(drawn["matched_random"], 2), strict=True):
+        x = arrays[f"delta_rank_{role}"].astype(float)
+        value = correlation(x, np.ones(len(place)), of_type).mean()
+        nulls = [of_neuron[groups].mean(1) for groups in (drawn["random"], matched)]
+        out += [of_groups(against(value, null), above=True, source=role) for null in nulls]
 
         def beyond(weights, x=x):
-            return np.array([correlation(x, w[place], of_type) - correlation(x, w[place], of_context) for w in weights])
+            both = ([correlation(x, w[place], pairs).mean() for w in weights] for pairs in (of_type, of_context))
+            return np.subtract(*both)
 
         out.append(of_contexts(np.eye(place.max() + 1), beyond, rng, source=f"{role}, contexts"))
     return out

@@ -10,6 +10,8 @@ what the norm makes of v (`output_norm`); behind a soft cap, δ is the change of
 Exact where the closed form is (`models.adapter` checks). Oracle: tests/maths/test_joint.py, two losses in float64.
 """
 
+from copy import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,18 +39,27 @@ class JointAblation:
         *,
         mlp_out: Float[Tensor, "token d_model"] | None = None,
         dtype: torch.dtype = torch.float32,
+        A: Float[Tensor, "vocab d_model"] | None = None,
     ) -> None:
         if readout.output_norm is not None and mlp_out is None:
             raise ValueError("This readout has a norm behind the MLP, so `mlp_out` is needed (`Readout.mlp_output`).")
         self.readout, self.target, self.mlp_out, self.dtype = readout, target, mlp_out, dtype
         self.centred = readout.centre(resid.double())
         self.direction = self.centred / readout.sigma(self.centred)[:, None]
-        self.A = readout.logits_per_direction(dtype)
+        self.A = readout.logits_per_direction(dtype) if A is None else A  # given where many tokens take turns
         logits = self.direction.to(dtype) @ self.A.T + readout.logits_at_zero(dtype).to(dtype)
         cap = readout.softcap
         self.scaled = None if cap is None else logits / cap
         self.logp = (logits if cap is None else soft_cap(logits, cap)).log_softmax(-1)
         self.p = self.logp.exp()
+
+    def part(self, tokens: slice) -> "JointAblation":
+        """Return the same for some of the tokens."""
+        out = copy(self)
+        for name in ("target", "mlp_out", "centred", "direction", "scaled", "logp", "p"):
+            whole = getattr(self, name)
+            setattr(out, name, None if whole is None else whole[tokens])
+        return out
 
     def delta_loss(self, move: Float[Tensor, "*group token d_model"]) -> Float[Tensor, "*group token"]:
         """Return Δ in nats when each token's MLP output is moved by `move`; positive: the loss rises.
@@ -67,10 +78,10 @@ class JointAblation:
         self, move: Float[Tensor, "group token d_model"], other: Int[Tensor, " token"]
     ) -> Float[Tensor, "group token"]:
         """Return by how much log p of the target less that of another token changes: two logits, in float64."""
-        change = self._change(move)
-        return self._delta_at(change, self.target) - self._delta_at(change, other)
+        change = self.change(move)
+        return self.delta_at(change, self.target) - self.delta_at(change, other)
 
-    def _change(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token d_model"]:
+    def change(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token d_model"]:
         """Return x̂′ − x̂, in float64."""
         norm = self.readout.output_norm
         if norm is not None:
@@ -79,7 +90,7 @@ class JointAblation:
         moved = self.centred + self.readout.centre(move.double())
         return moved / self.readout.sigma(moved)[..., None] - self.direction
 
-    def _delta_at(
+    def delta_at(
         self, change: Float[Tensor, "group token d_model"], ids: Int[Tensor, " token"]
     ) -> Float[Tensor, "group token"]:
         """Return the change of one logit of each token, in float64."""
@@ -90,8 +101,8 @@ class JointAblation:
         return capped_change(delta, scaled, self.readout.softcap)
 
     def _delta_loss(self, move: Float[Tensor, "group token d_model"]) -> Float[Tensor, "group token"]:
-        change = self._change(move)
-        at_target = self._delta_at(change, self.target)
+        change = self.change(move)
+        at_target = self.delta_at(change, self.target)
         delta = self._delta(change, self.scaled)
         rise = growth(delta).mul_(self.p).sum(-1).double()  # in place: these arrays are the time and the memory
         # log1p keeps the digits of a small change; a large one may overflow there, and is a log-sum-exp

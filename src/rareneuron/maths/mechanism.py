@@ -29,7 +29,6 @@ from torch import Tensor
 
 from rareneuron.maths.expansion import PAIRS_AT_ONCE, pieces
 from rareneuron.maths.readout import Readout
-from rareneuron.maths.softcap import soft_cap
 
 
 class EffectParts(NamedTuple):
@@ -194,5 +193,4 @@ def logits_at_scale(
     readout: Readout, resid: Float[Tensor, "neuron d_model"], scale: Float[Tensor, ""]
 ) -> Float[Tensor, "neuron vocab"]:
     """Return the logits that the readout would give if its norm divided by `scale`."""
-    logits = readout.logits_at_zero() + (readout.centre(resid) / scale) @ readout.logits_per_direction().T
-    return logits if readout.softcap is None else soft_cap(logits, readout.softcap)
+    return readout.logits_of(readout.centre(resid) / scale)

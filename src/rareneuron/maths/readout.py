@@ -68,7 +68,10 @@ class Readout(Shown):
     def __call__(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
         """Return the logits of every token."""
         centred = self.centre(resid)
-        x = centred / self.sigma(centred)[:, None]
+        return self.logits_of(centred / self.sigma(centred)[:, None])
+
+    def logits_of(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
+        """Return the logits of every token from its normalised residual x̂."""
         if self.weight is not None:
             x = x * self.weight
         if self.bias is not None:

@@ -3,7 +3,8 @@
 It uses a seeded sample of whole contexts, since a joint effect costs a full readout per group and token. It keeps, per
 neuron, zero- beside mean-ablation at the same tokens; per context and neuron, effects and shifts at rare and at common
 targets, once more at equal clean loss; and the joint effect of a group beside the sum of single effects, for either
-group at every rare token of the sample, and for random groups over some of these tokens.
+group at every rare token of the sample, and for random groups over some of these tokens; and how much of a neuron's
+effect belongs to the target's type.
 """
 
 from collections.abc import Iterable
@@ -23,10 +24,13 @@ from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.equal_loss import effective_number, weights_at_equal_loss
 from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.groups import NeuronGroups
+from rareneuron.maths.intraclass import PairedTokens, type_correlations
 from rareneuron.maths.joint import JointAblation
+from rareneuron.maths.joint_sampled import SampledJointAblation, types_summed
 from rareneuron.maths.pair_effects import AblationEffects
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.significance import FEWEST_CONTEXTS
+from rareneuron.maths.specificity import ROLES
 from rareneuron.measure.capture import TokenSource
 from rareneuron.runs.options import with_option
 from rareneuron.runs.seeds import generator
@@ -38,6 +42,7 @@ JOINT_OPERATIONS = 1.2e12  # over all groups: ten seconds of two cores; fewer to
 TOKENS_AT_ONCE = 128  # whose distributions are in memory
 RANDOM_GROUPS = 600  # of each null: with fewer, Holm over 30 claims would ask for a p that none can have
 GROUPS_AT_ONCE = 32  # whose moves are in memory
+MOVES_AT_ONCE = 2**24  # group · token · d_model where a token's types are gathered anew for each set of groups
 
 
 def experiments(
@@ -63,7 +68,9 @@ def experiments(
     if not sample.rare.all():
         common = ablate(engine, sample, ~sample.rare, effects["common_mean_act"], direct=False)
         out |= beside_common(rare, common, sample.n_contexts)
-    out |= {"context": sample.context[sample.rare]} | norm_share(rare, groups)
+    out |= {"context": sample.context[sample.rare], "target": rare.target} | norm_share(rare, groups)
+    out |= of_types(rare, groups)
+    del engine  # before other tables over the vocabulary are made
     out |= joint_effects(readout, W_out, rare, groups)
     return {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in out.items()}
 
@@ -137,6 +144,14 @@ def norm_share(rare: Ablated, groups: NeuronGroups) -> dict[str, Any]:
     return {"rare_total": rare.size[:, both].mean(1), "rare_norm_part": by_norm[:, both].abs().mean(1)}
 
 
+def of_types(rare: Ablated, groups: NeuronGroups) -> dict[str, Any]:
+    """Return each neuron's correlation over pairs of rare tokens of one type, and the ranks of both groups' effects."""
+    tokens = PairedTokens(rare.target.cpu().numpy(), rare.row)
+    found, ranks = type_correlations(tokens, rare.effects.delta_loss.cpu().numpy())
+    of_groups = {f"delta_rank_{role}": ranks[:, getattr(groups, role)].astype(np.float32) for role in ROLES}
+    return {"type_correlation": found} | of_groups
+
+
 def by_context(
     kind: str,
     suffix: str,
@@ -186,38 +201,33 @@ def joint_effects(
     """Return the joint effects of groups beside the sums of their neurons' single effects.
 
     For either group per rare token: joint Δ, sum of single Δ, sum of single |Δ|. For random groups the means of these
-    over the tokens `joint_at`, which are evenly spread over the sample.
+    over the tokens `joint_at`, which are evenly spread over the sample; in large vocabularies, over some types.
     """
+    A = readout.logits_per_direction(torch.float32)
     moves = GroupMoves(shift=rare.shift, single=rare.effects.delta_loss.double(), W_out=W_out.double())
     random = {"uniform": groups.random[:RANDOM_GROUPS]}
     random |= {f"matched_{role}": drawn[:RANDOM_GROUPS] for role, drawn in groups.matched.items()}
     n = n_joint_tokens(readout, len(rare.resid), 2 + sum(len(drawn) for drawn in random.values()))
     some = torch.linspace(0, len(rare.resid) - 1, n, dtype=torch.float64).round().long().to(rare.shift.device)
-    out = joint_effects_of_roles(readout, rare, moves, groups) | {"joint_at": some, "target": rare.target}
-    out |= {f"sum_{name}": sums_of_groups(moves.single, drawn) for name, drawn in random.items()}
-    joint = joint_ablation(readout, rare, some)
+    out: dict[str, Any] = joint_effects_of_roles(readout, A, rare, moves, groups) | {"joint_at": some}
+    whole = joint_ablation(readout, A, rare, some)
+    joint = whole if types_summed(len(A)) == len(A) else SampledJointAblation(whole)
     return out | {f"joint_{name}": mean_joint_effects(joint, moves, some, drawn) for name, drawn in random.items()}
 
 
-def sums_of_groups(
-    single: Float[Tensor, "token neuron"], drawn: Int[np.ndarray, "group member"]
-) -> Float[Tensor, "token group"]:
-    """Return the sum of the single effects of each group's neurons at every token, in float32."""
-    within = torch.zeros(single.shape[1], len(drawn), dtype=single.dtype, device=single.device)
-    within.scatter_(0, torch.from_numpy(drawn.T.copy()).to(single.device), 1.0)
-    return (single @ within).float()
-
-
-def joint_ablation(readout: Readout, rare: Ablated, at: Int[Tensor, " token"]) -> JointAblation:
-    """Return what ablates whole groups at some of the rare tokens."""
+def joint_ablation(
+    readout: Readout, A: Float[Tensor, "vocab d_model"], rare: Ablated, at: Int[Tensor, " token"]
+) -> JointAblation:
+    """Return what ablates whole groups at some of the rare tokens; `A` is the readout's, in float32."""
     mlp_out = None if rare.mlp_out is None else rare.mlp_out[at]
-    return JointAblation(readout, rare.resid[at], rare.target[at], mlp_out=mlp_out)
+    return JointAblation(readout, rare.resid[at], rare.target[at], mlp_out=mlp_out, A=A)
 
 
 def n_joint_tokens(readout: Readout, n_rare: int, n_groups: int) -> int:
     """Return at how many rare tokens the random groups can be ablated within `JOINT_OPERATIONS`."""
     vocab, d_model = readout.W_U.shape
-    affordable = min(JOINT_OPERATIONS / (2 * vocab * d_model * n_groups), n_rare / JOINT_SHARE)
+    an_effect = 2 * types_summed(vocab) * d_model
+    affordable = min(JOINT_OPERATIONS / (an_effect * n_groups), n_rare / JOINT_SHARE)
     return min(n_rare, int(np.clip(affordable, 16, JOINT_TOKENS)))
 
 
@@ -240,13 +250,13 @@ class GroupMoves:
 
 
 def joint_effects_of_roles(
-    readout: Readout, rare: Ablated, moves: GroupMoves, groups: NeuronGroups
+    readout: Readout, A: Float[Tensor, "vocab d_model"], rare: Ablated, moves: GroupMoves, groups: NeuronGroups
 ) -> dict[str, Float[Tensor, " token"]]:
     """Return the joint Δ, the sum of single Δ and of single |Δ| of both groups at every rare token."""
     parts: dict[str, list[Tensor]] = {}
     for at in torch.arange(len(rare.resid), device=rare.shift.device).split(TOKENS_AT_ONCE):
-        joint = joint_ablation(readout, rare, at)
-        for role in ("boosting", "suppressing"):
+        joint = joint_ablation(readout, A, rare, at)
+        for role in ROLES:
             move, single = moves.at(at, [getattr(groups, role)])
             together = joint.delta_loss(move).double()
             for name, x in (("joint", together), ("sum", single.sum(-1)), ("abs_sum", single.abs().sum(-1))):
@@ -255,15 +265,17 @@ def joint_effects_of_roles(
 
 
 def mean_joint_effects(
-    joint: JointAblation,
+    joint: JointAblation | SampledJointAblation,
     moves: GroupMoves,
     tokens: Int[Tensor, " token"],
     drawn: Int[np.ndarray, "group member"],
 ) -> Float[np.ndarray, "group 3"]:
     """Return each group's joint Δ, sum of single Δ and of single |Δ|, as means over some tokens."""
-    rows = []
-    for first in range(0, len(drawn), GROUPS_AT_ONCE):
-        move, single = moves.at(tokens, drawn[first : first + GROUPS_AT_ONCE])
+    rows, at_once = [], GROUPS_AT_ONCE
+    if isinstance(joint, SampledJointAblation):
+        at_once = max(at_once, MOVES_AT_ONCE // (len(tokens) * moves.W_out.shape[1]))
+    for first in range(0, len(drawn), at_once):
+        move, single = moves.at(tokens, drawn[first : first + at_once])
         sizes = joint.delta_loss(move).double(), single.sum(-1), single.abs().sum(-1)
         rows.append(torch.stack([x.mean(-1) for x in sizes], 1).cpu().numpy())
     return np.concatenate(rows)

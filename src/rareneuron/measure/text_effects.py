@@ -1,9 +1,10 @@
 """Computes a neuron's exact effect at every token of the texts that the explorer shows, analysed or not.
 
 The closed form needs residual stream and activations at those tokens, so their contexts go through the backbone once
-more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones, or
-`FEW_TOKENS`: what that costs is a share of what the study costs. A neuron is replaced by its mean over rare targets at
-all of these tokens. Oracles: tests/measure/test_text_effects.py, the study's own effects and the model patched.
+more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones, which
+costs a share of what the study costs, or as many more as `FEW_TOKENS` and `OPERATIONS` allow. A neuron is replaced by
+its mean over rare targets at all of these tokens.
+Oracles: tests/measure/test_text_effects.py, the study's own effects and the model patched.
 """
 
 from dataclasses import replace
@@ -17,11 +18,15 @@ from rareneuron.data.selection import Selection
 from rareneuron.errors import Unavailable
 from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.interventions import mean_shift
-from rareneuron.measure.capture import TokenSource, capture, part_of_tokens
+from rareneuron.maths.readout import Readout
+from rareneuron.measure.capture import TokenSource, capture, join_batches, part_of_tokens
 from rareneuron.runs.neurons import AFTER, BEFORE, NONE, text_span
 
-FEW_TOKENS = 4_096  # that any study takes, however small
+FEW_TOKENS = 4_096  # that a small study takes
+OPERATIONS = 1.2e12  # for these: ten seconds of two cores; fewer tokens where the vocabulary is large
+WIDTHS = 5  # products over the vocabulary per token, of the width of the residual stream
 SHARE = 0.25  # of the analysed tokens
+TOKENS_AT_ONCE = 1_024  # handed to the engine
 
 
 def text_effects(
@@ -40,13 +45,13 @@ def text_effects(
     readout = adapter.readout_behind(layer)
     if isinstance(readout, Unavailable):
         return None
-    most = max(FEW_TOKENS, round(SHARE * len(selection.context)))
+    most = most_tokens(readout, len(shown), len(selection.context))
     key, key_of_place = tokens_of_texts(selection, top_token, most)
     some = torch.from_numpy(shown[: len(key_of_place)]).to(mean_act.device)
     W_out = adapter.weights(layer).W_out
     engine = ablation_engine(readout, W_out[some], memory=memory)
     delta = torch.empty(len(key), len(some), dtype=torch.float32)
-    for batch in capture(adapter, text_selection(selection, key), layer):
+    for batch in join_batches(capture(adapter, text_selection(selection, key), layer), TOKENS_AT_ONCE):
         shift = mean_shift(batch.act[:, some].double(), mean_act[some].double())
         mlp_out = readout.mlp_output(batch.act, W_out)
         found = engine.effects(batch.resid, shift, batch.target, direct=False, mlp_out=mlp_out)
@@ -54,6 +59,13 @@ def text_effects(
     row = np.searchsorted(key, key_of_place)
     at = delta.numpy()[np.minimum(row, len(key) - 1), np.arange(len(some))[:, None, None]]
     return np.where(key_of_place == NONE, np.nan, at)
+
+
+def most_tokens(readout: Readout, n_shown: int, n_analysed: int) -> int:
+    """Return at how many tokens effects may be computed."""
+    vocab, d_model = readout.W_U.shape
+    affordable = OPERATIONS / (2 * vocab * (WIDTHS * d_model + n_shown))
+    return max(round(SHARE * n_analysed), int(min(FEW_TOKENS, affordable)))
 
 
 def tokens_of_texts(

@@ -3,11 +3,12 @@
 Groups are chosen on other contexts than those that judge them, as for `rare-specific`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rareneuron.conclude.evidence.case import Case, Evidence, Maker
 from rareneuron.conclude.evidence.specificity import FEWEST_TOKENS
@@ -60,43 +61,55 @@ def rare_beyond_frequency(case: Case, rng: np.random.Generator) -> Evidence:
 def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
     """Return the tests of how much the groups' effects agree between tokens of one type in different contexts."""
     found = case.experiments
-    if "sum_uniform" not in found:
-        return Unavailable("The run was made by an earlier version, which kept no effects of random groups by token.")
+    if "type_correlation" not in found:
+        return Unavailable(
+            "The run was made by an earlier version, which kept no correlations of single neurons' effects by type."
+        )
     tokens = PairedTokens(found["target"], found["context"])
     if tokens.n_pairs < FEWEST_PAIRS:
         return Unavailable(
             f"The sample holds {tokens.n_pairs} pairs of rare targets of one type in different contexts, and "
             f"{FEWEST_PAIRS} are needed. Analyse more tokens (--n-tokens)."
         )
-    tests: list[Comparison] = []
+    groups, tests = case.run.groups(), list[Comparison]()
     for role in ROLES:
-        sums = found[f"sum_{role}"][:, None], found["sum_uniform"], found[f"sum_matched_{role}"]
-        tests += type_tests(tokens, *sums, role, rng)
+        drawn = {"uniform": groups.random, "matched": groups.matched[role]}
+        tests += type_tests(tokens, found["type_correlation"], drawn, found[f"delta_rank_{role}"], role, rng)
     return tests
 
 
 def type_tests(
     tokens: PairedTokens,
-    own: Float[np.ndarray, "token 1"],
-    uniform: Float[np.ndarray, "token group"],
-    matched: Float[np.ndarray, "token group"],
+    of_neuron: Float[np.ndarray, " neuron"],
+    drawn: Mapping[str, Int[np.ndarray, "group member"]],
+    ranks: Float[np.ndarray, "token member"],
     role: str,
     rng: np.random.Generator,
 ) -> list[Comparison]:
-    """Return the tests of one group's summed effect at each token, beside those of random groups."""
+    """Return the tests of the mean correlation of one group's neurons, beside those of random groups and contexts'.
+
+    `of_neuron`: the correlation of every neuron over pairs of one type; `ranks`: of the group's effects, by token.
+    """
     label, once = "correlation of effects between tokens of one type", np.ones((1, len(tokens.contexts)))
-    value = float(tokens.correlations(own, once)[0, 0])
+    value = float(mean_of_members(tokens.correlations(ranks, once))[0])
     tests = [
-        against_groups(against_null(value, tokens.correlations(drawn, once)[0]), label, role, null, above=True)
-        for null, drawn in {"uniform": uniform, "matched": matched}.items()
+        against_groups(against_null(value, mean_of_members(of_neuron[groups])), label, role, null, above=True)
+        for null, groups in drawn.items()
     ]
 
     def beyond_context(weights: np.ndarray) -> np.ndarray:
-        of_type, of_context = (tokens.correlations(own, weights, by)[:, 0] for by in ("type", "context"))
-        return of_type - of_context
+        of_type, of_context = (tokens.correlations(ranks, weights, by) for by in ("type", "context"))
+        return mean_of_members(of_type - of_context)
 
     contexts, of_both = np.eye(len(tokens.contexts)), f"{label}, less that within contexts"
-    return [*tests, bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(own))]
+    return [*tests, bootstrap_test(of_both, role, contexts, beyond_context, rng, n_tokens=len(ranks))]
+
+
+def mean_of_members(r: Float[np.ndarray, "group member"]) -> Float[np.ndarray, " group"]:
+    """Return the mean over those members whose effects vary; NaN where none's do."""
+    known = np.isfinite(r)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, r, 0).sum(1) / known.sum(1)
 
 
 def rare_only_plateau(case: Case, rng: np.random.Generator) -> Evidence:

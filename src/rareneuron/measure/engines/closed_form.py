@@ -103,6 +103,7 @@ class ClosedForm(Engine):
 
     def judged(self) -> Audit:
         """Compute the audited pairs again in float64; return the errors, or refuse effects that differ."""
+        del self.engine  # no block comes after this, and float64 needs its memory
         return self.audited.judged()
 
 
@@ -143,8 +144,7 @@ class AuditedPairs:
     def judged(self) -> Audit:
         """Return the errors; refuse effects that are farther from the truth than any sound computation gets."""
         resid, shift, target, m, found = join_pairs(self.absorbed)
-        engine = ablation_engine(self.readout, self.W_out, precision="reference", memory=2**62)
-        truth = as_statistics(engine.effects(resid, shift, target, mlp_out=m if m.shape[1] else None))
+        truth = self.truth(resid, shift, target, m if m.shape[1] else None)
         error = (found[: len(truth)] - truth).abs()
         wrong = ~(error <= AUDIT_LIMIT + AUDIT_RELATIVE * truth.abs())
         if wrong.any():
@@ -160,6 +160,11 @@ class AuditedPairs:
             rms_error=error[0].square().mean().sqrt().item(),
             rms_delta_loss=truth[0].square().mean().sqrt().item(),
         )
+
+    def truth(self, resid: Tensor, shift: Tensor, target: Tensor, mlp_out: Tensor | None) -> Tensor:
+        """Return the audited statistics in float64; the tables that it takes are gone with it."""
+        engine = ablation_engine(self.readout, self.W_out, precision="reference", memory=2**62)
+        return as_statistics(engine.effects(resid, shift, target, mlp_out=mlp_out))
 
     def parts_error(self, resid: Tensor, shift: Tensor, target: Tensor, m: Tensor, found: Tensor) -> float | None:
         """Return how far effects without their mechanisms are from their values in float64: root mean square, nats."""

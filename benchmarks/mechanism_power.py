@@ -9,6 +9,7 @@ group's tests together. Kinds of neurons: the share of planted neurons found, an
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.maths.test_neuron_kinds import judged, layer, planted  # the layers that the suite plants
 
 CONTEXTS, NEURONS, SIZE, DRAWS = 60, 400, 50, 199
+MANY_CONTEXTS = 400  # as many as a study of 2,000 rare tokens of the embedded corpus has
 TOKENS, TYPES = 600, 250
 TESTS = ("uniform", "matched", "contexts")
 
@@ -74,12 +76,12 @@ def types(rng: np.random.Generator, difference: float) -> list[float]:
     return [test.p for test in type_tests(tokens, of_all, drawn, ranks[:, groups.boosting], "boosting", rng)]
 
 
-def plateau(rng: np.random.Generator, difference: float) -> list[float]:
+def plateau(rng: np.random.Generator, difference: float, n_contexts: int = CONTEXTS) -> list[float]:
     """P of the test of a head that stands `difference` higher at rare targets."""
     rank, both = np.arange(1, NEURONS + 1), []
     for lift in (0.3 + difference, 0.3):
         level = np.exp(-0.5 * np.log(rank) + lift * (rank <= 10))
-        both.append(level * rng.gamma(1.0, 1.0, size=(CONTEXTS, NEURONS)))
+        both.append(level * rng.gamma(1.0, 1.0, size=(n_contexts, NEURONS)))
     return [rare_only_test(*both, Ranks(head=10, first=21, last=250), rng).p]
 
 
@@ -100,7 +102,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=20)
     options = parser.parse_args()
     print("frequency-explains, norm-explains:", table(shares, [0.0, 0.05, 0.1, 0.2], options.studies), sep="\n")
-    print("rare-only-plateau:", table(plateau, [0.0, 0.05, 0.1, 0.2], options.studies), sep="\n")
+    for n_contexts in (CONTEXTS, MANY_CONTEXTS):
+        found_in = partial(plateau, n_contexts=n_contexts)
+        sizes = table(found_in, [0.0, 0.05, 0.1, 0.2], options.studies)
+        print(f"rare-only-plateau, {n_contexts} contexts:", sizes, sep="\n")
     print("type-specific:", table(types, [0.0, 0.05, 0.1, 0.2], options.studies), sep="\n")
     found: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     false = []

@@ -54,9 +54,15 @@ def failures_of(text, name="example"):
     return "".join(said)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where examples run: the study that several begin with is computed by the first and read by the others."""
+    return tmp_path_factory.mktemp("examples")
+
+
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_every_argument_is_described_and_examples_hold(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_argument_is_described_and_examples_hold(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     documented = getattr(rn, name)
     gives = "Yields" if inspect.isgeneratorfunction(inspect.unwrap(documented)) else "Returns"
     needed = SECTIONS - {"Yields", "Returns"} | {gives}

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import rareneuron.measure.text_effects as text_effects_module
+from rareneuron.maths.readout import Readout
 from rareneuron.measure.neurons import Observer
 from rareneuron.measure.pieces import CapturedPieces
-from rareneuron.measure.text_effects import text_effects, tokens_of_texts
+from rareneuron.measure.text_effects import most_tokens, text_effects, tokens_of_texts
 from rareneuron.runs.neurons import AFTER, BEFORE, NONE, QUANTILES, SAMPLED, text_span
 
 
@@ -61,6 +62,7 @@ def test_effects_at_analysed_tokens_are_the_studys(explored) -> None:
 
 
 def test_texts_stop_where_tokens_are_many_enough(explored, monkeypatch) -> None:
+    monkeypatch.setattr(text_effects_module, "most_tokens", lambda *_: 10**6)
     whole, _, selection, _, _ = explored()
     key, place = tokens_of_texts(selection, whole.top_token, 10**6)
     assert len(place) == len(whole.shown)
@@ -70,11 +72,22 @@ def test_texts_stop_where_tokens_are_many_enough(explored, monkeypatch) -> None:
     assert len(few) <= len(key) // 2
     np.testing.assert_array_equal(of_few, place[: len(of_few)])
     assert len(tokens_of_texts(selection, whole.top_token, 1)[1]) == 1
-    monkeypatch.setattr(text_effects_module, "FEW_TOKENS", len(key) // 2)
-    monkeypatch.setattr(text_effects_module, "SHARE", 0.0)
+    monkeypatch.setattr(text_effects_module, "most_tokens", lambda *_: len(key) // 2)
     part, *_ = explored()
     assert len(part.text_delta) == len(of_few)
     np.testing.assert_allclose(part.text_delta, whole.text_delta[: len(of_few)], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n_analysed", "vocab", "most"), [(400, 16_384, 1_024), (4_000, 16_384, 4_000), (40_000, 16_384, 10_000)]
+)
+def test_texts_take_a_share_of_the_study_and_less_of_a_large_vocabulary(n_analysed, vocab, most) -> None:
+    def of(vocab: int, d_model: int) -> int:
+        readout = Readout("rms", None, None, 1e-6, torch.zeros(1, d_model).expand(vocab, d_model))
+        return most_tokens(readout, 1_024, n_analysed)
+
+    assert of(vocab, 256) == most
+    assert of(262_144, 640) <= max(n_analysed // 4, 600)
 
 
 def test_without_a_readout_behind_the_layer_there_is_none(explored) -> None:

@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
+
+from rareneuron.maths.ranks import average_ranks
 
 By = Literal["type", "context"]
 
@@ -85,5 +86,5 @@ def type_correlations(
     tokens: PairedTokens, effects: Float[np.ndarray, "token neuron"]
 ) -> tuple[Float[np.ndarray, " neuron"], Float[np.ndarray, "token neuron"]]:
     """Return r of each neuron over pairs of one type, and the ranks of its effects among the tokens."""
-    ranks = rankdata(effects, axis=0)
+    ranks = np.stack([average_ranks(of_neuron) for of_neuron in effects.T], 1)
     return tokens.correlations(ranks, np.ones((1, len(tokens.contexts))))[0], ranks

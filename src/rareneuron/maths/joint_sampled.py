@@ -19,12 +19,10 @@ from torch import Tensor
 from rareneuron.maths.joint import JointAblation
 from rareneuron.maths.softcap import change_from_tanh
 
-LIKELIEST = 4_096  # types of a token
-SPREAD = 4_096  # of its others
+LIKELIEST = 1_024  # types of a token
+SPREAD = 1_024  # of its others
 LARGEST = 0.5  # nats of KL beyond which the whole vocabulary is summed
-SMALLEST = 2 * (
-    LIKELIEST + SPREAD
-)  # vocabulary of which some types are taken; the sums over all of a smaller one are fast
+SMALLEST = 2 * (LIKELIEST + SPREAD)  # vocabulary up to which all types are summed, which is fast enough
 
 
 def types_summed(vocab: int) -> int:

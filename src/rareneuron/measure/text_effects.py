@@ -1,8 +1,8 @@
 """Computes a neuron's exact effect at every token of the texts that the explorer shows, analysed or not.
 
 The closed form needs residual stream and activations at those tokens, so their contexts go through the backbone once
-more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones, which
-costs a share of what the study costs, or as many more as `FEW_TOKENS` and `OPERATIONS` allow. A neuron is replaced by
+more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones; as
+many as all of these in a study of few (`FEW_TOKENS`), if that takes no more than `OPERATIONS`. A neuron is replaced by
 its mean over rare targets at all of these tokens.
 Oracles: tests/measure/test_text_effects.py, the study's own effects and the model patched.
 """
@@ -17,12 +17,13 @@ from torch import Tensor
 from rareneuron.data.selection import Selection
 from rareneuron.errors import Unavailable
 from rareneuron.maths.ablation import ablation_engine
+from rareneuron.maths.fused import compiling_pays
 from rareneuron.maths.interventions import mean_shift
 from rareneuron.maths.readout import Readout
 from rareneuron.measure.capture import TokenSource, capture, join_batches, part_of_tokens
 from rareneuron.runs.neurons import AFTER, BEFORE, NONE, text_span
 
-FEW_TOKENS = 4_096  # that a small study takes
+FEW_TOKENS = 1_024, 4_096  # within which a study takes as many as it analyses
 OPERATIONS = 1.2e12  # for these: ten seconds of two cores; fewer tokens where the vocabulary is large
 WIDTHS = 5  # products over the vocabulary per token, of the width of the residual stream
 SHARE = 0.25  # of the analysed tokens
@@ -49,7 +50,8 @@ def text_effects(
     key, key_of_place = tokens_of_texts(selection, top_token, most)
     some = torch.from_numpy(shown[: len(key_of_place)]).to(mean_act.device)
     W_out = adapter.weights(layer).W_out
-    engine = ablation_engine(readout, W_out[some], memory=memory)
+    compiled = None if compiling_pays(len(key), len(some), len(readout.W_U)) else False
+    engine = ablation_engine(readout, W_out[some], memory=memory, compiled=compiled)
     delta = torch.empty(len(key), len(some), dtype=torch.float32)
     for batch in join_batches(capture(adapter, text_selection(selection, key), layer), TOKENS_AT_ONCE):
         shift = mean_shift(batch.act[:, some].double(), mean_act[some].double())
@@ -65,7 +67,8 @@ def most_tokens(readout: Readout, n_shown: int, n_analysed: int) -> int:
     """Return at how many tokens effects may be computed."""
     vocab, d_model = readout.W_U.shape
     affordable = OPERATIONS / (2 * vocab * (WIDTHS * d_model + n_shown))
-    return max(round(SHARE * n_analysed), int(min(FEW_TOKENS, affordable)))
+    few = np.clip(n_analysed, *FEW_TOKENS)
+    return max(round(SHARE * n_analysed), int(min(few, affordable)))
 
 
 def tokens_of_texts(

@@ -70,11 +70,11 @@ def run_study(config: StudyConfig, *, model: Any = None, tokenizer: Any = None, 
     Example:
         >>> import rareneuron as rn
         >>> config = rn.StudyConfig(
-        ...     steps=(4096,), n_tokens=100, max_corpus_tokens=100_000, group_size=20, n_random=200, out="runs/small"
+        ...     steps=(4096,), n_tokens=200, max_corpus_tokens=200_000, group_size=20, n_random=200, out="runs/small"
         ... )
         >>> run = rn.run_study(config, progress=False)
         >>> run.steps, len(run.effects()), run.manifest.data.n_rare
-        ([4096], 1024, 100)
+        ([4096], 1024, 200)
     """
     started = time.perf_counter()
     if model is not None or tokenizer is not None:

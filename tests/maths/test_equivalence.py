@@ -39,6 +39,7 @@ def test_both_sides_agree_with_loops():
     assert found.p == (1 + max(sum(d >= 0.2 for d in drawn), sum(d <= -0.2 for d in drawn))) / 300
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("side", [1, -1])
 def test_at_the_margins_edge_the_level_is_kept_and_no_difference_is_found(side):
     """Random groups of skewed statistics."""
@@ -56,6 +57,7 @@ def test_at_the_margins_edge_the_level_is_kept_and_no_difference_is_found(side):
     assert shares(0.0, 0.3) <= 0.1, "few data would show an absence"
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("side", [1, -1])
 def test_over_contexts_too(side):
     rng, margin = np.random.default_rng(0), 0.3
@@ -73,6 +75,7 @@ def test_over_contexts_too(side):
         over(np.ones((39, 2)), margin, rng)
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("n_tests", [1, 15])
 def test_the_smallest_margin_is_shown_in_four_of_five_cases_where_nothing_differs(n_tests):
     rng, draws = np.random.default_rng(0), 999

@@ -18,8 +18,9 @@ NUMPY_ALONE = {
 }  # fmt: skip
 TENSORS = {
     *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
-    *("full_sum", "fused", "head", "interventions", "joint", "margins", "mechanism", "moments", "neuron_kinds"),
-    *("neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory", "weights"),
+    *("full_sum", "fused", "head", "interventions", "joint", "joint_sampled", "margins", "mechanism", "moments"),
+    *("neuron_kinds", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
+    "weights",
 }  # fmt: skip
 LOOK = """
 import json, sys

@@ -161,6 +161,7 @@ def absences(rng, strength):
     return max(p)
 
 
+@pytest.mark.slow  # a simulation
 def test_planted_clusters_are_not_called_absent_and_their_absence_is_seen():
     """At the margin's edge: benchmarks/clustering.py."""
     rng = np.random.default_rng(4)

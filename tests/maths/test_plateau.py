@@ -33,6 +33,7 @@ def test_a_head_of_rare_targets_alone_is_found(at_common, seen):
     assert test.effect_low < 0.6 - at_common < test.effect_high
 
 
+@pytest.mark.slow  # a simulation
 def test_where_there_is_nothing_p_keeps_its_promise(through):
     beyond = [
         rare_only_test(sums_of(rng, 0.3), sums_of(rng, 0.3), RANKS, rng).p <= 0.05

@@ -95,6 +95,7 @@ def resampled(rng, effect, n_contexts=60, n_draws=499):
     )
 
 
+@pytest.mark.slow  # a simulation
 def test_an_effect_over_contexts_of_the_detectable_size_is_found_in_four_of_five_cases():
     rng = np.random.default_rng(0)
     critical = critical_p(1 / 500, OTHERS)
@@ -104,6 +105,7 @@ def test_an_effect_over_contexts_of_the_detectable_size_is_found_in_four_of_five
     assert np.mean([resampled(rng, effect / 2).p <= critical for _ in range(100)]) < 0.5
 
 
+@pytest.mark.slow  # a simulation
 def test_four_times_the_contexts_find_half_the_effect():
     rng = np.random.default_rng(0)
     critical = critical_p(1 / 500, OTHERS)

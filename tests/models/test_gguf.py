@@ -324,6 +324,7 @@ def test_settings_know_the_names():
     assert tuple(packaged.PACKAGED) == PACKAGED_NAMES
 
 
+@pytest.mark.slow  # a study
 def test_a_study_of_a_packaged_model_says_what_it_was(shop, text_file, tmp_path, invoke, monkeypatch, request):
     monkeypatch.setattr("rareneuron.study.tokens.analysis_texts", lambda: iter(text_file.read_text().splitlines()))
     assert invoke("fetch", "smollm2").exit_code == 0

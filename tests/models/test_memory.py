@@ -272,6 +272,7 @@ def settings(text_file, tmp_path, monkeypatch):
     return StudyConfig(data=str(text_file), out=str(tmp_path / "run"), **few | RARITY)
 
 
+@pytest.mark.slow  # two studies
 def test_a_study_of_a_model_in_memory_is_that_of_its_folder(settings, tokenizer, tmp_path):
     model = tiny_model("llama", seed=3, vocab_size=len(tokenizer), **SHAPE)
     run = run_study(settings, model=model.train(), tokenizer=tokenizer, progress=False)

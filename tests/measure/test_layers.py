@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from rareneuron.errors import InvalidConfig, NotMeasured, WrongEffects
-from rareneuron.measure import pieces
+from rareneuron.measure import layer_units, pieces
 from rareneuron.measure.gradient_check import judged_check
 from rareneuron.measure.layer_units import LayersWork
 from rareneuron.measure.layers import wanted_sites
@@ -117,6 +117,30 @@ def test_an_interrupted_study_goes_on_from_its_pieces_with_the_same_bits(run, se
     again = run_study(replace(settings, out=str(tmp_path / "killed"))).layers()
     assert len(set(map(str, computed))) < len(computed), "no piece was begun again, so none was interrupted"
     assert computed.count(computed[0]) == 1, "a finished piece was computed again"
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_a_study_interrupted_while_it_verifies_patches_no_cell_twice(series, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_WORK", {"cpu": 2e6, "gpu": 2e6})
+    monkeypatch.setattr(layer_units, "CONTEXTS_AT_ONCE", 2)
+    settings = study_config(series, text_file, **STUDY | {"layers": (0,)}, verify=0.1, units="neurons")
+    whole = run_study(replace(settings, out=str(tmp_path / "whole"))).layers()
+    patched_sums, patched = layer_units.patched_sums, []
+
+    def dies_at_the_fifth(anatomy, head, site, selection, context, means, units, kinds):
+        if len(patched) == 5:
+            patched.append(None)
+            raise KeyboardInterrupt
+        patched.append((context, units.tolist(), means[True].sum().item()))
+        return patched_sums(anatomy, head, site, selection, context, means, units, kinds)
+
+    monkeypatch.setattr(layer_units, "patched_sums", dies_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(replace(settings, out=str(tmp_path / "killed")))
+    again = run_study(replace(settings, out=str(tmp_path / "killed"))).layers()
+    before, after = patched[:5], patched[6:]
+    assert not [cells for cells in before[:4] if cells in after], "cells that were stored were patched again"
+    assert before[4] in after, "the interrupted block wasn't begun again"
     pd.testing.assert_frame_equal(again, whole)
 
 

@@ -24,11 +24,13 @@ from rareneuron.measure.pieces import PieceStore
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.gradient import SiteMeans, positions_within, site_means
 from rareneuron.models.sites import Site, UnitKind, head_of
+from rareneuron.runs.files import digest
 from rareneuron.runs.seeds import generator
 
 SINK = 0.02  # of the residual stream's median length: a difference between a unit's means that is worth patching for
 RANK = {"neurons": 50, "heads": 10}  # patching decides who is among so many
 SPACE = 0.5  # share of the memory that sums of all contexts may take
+CONTEXTS_AT_ONCE = 16  # whose cells are stored together, so that an interrupted study goes on
 KEPT = ("abs_delta_loss", "delta_loss", "kl", "moved")  # per context and unit, of each kind of target
 
 
@@ -276,19 +278,38 @@ class ExactCells:
                 for j, (kind, name) in enumerate((k, n) for k in self.kinds for n in KEPT[:2]):
                     out[j, cells] = self.closed[f"{named(kind)}_{name}"][contexts[cells], local]
                 continue
-            for context in np.unique(contexts[cells]):
-                here = contexts[cells] == context
-                out[:, cells[here]] = patched_sums(
-                    self.work.adapter.anatomy,
-                    self.head,
-                    site,
-                    self.work.selection,
-                    int(context),
-                    dict.fromkeys(KINDS, self.means[i]),
-                    local[here],
-                    self.kinds,
-                )
+            different = np.unique(contexts[cells])
+            for some in np.split(different, range(CONTEXTS_AT_ONCE, len(different), CONTEXTS_AT_ONCE)):
+                here = np.isin(contexts[cells], some)
+                out[:, cells[here]] = self.stored(i, local[here], contexts[cells[here]])
                 self.progress(int(here.sum()))
+        return out
+
+    def stored(
+        self, i: int, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
+    ) -> Float[np.ndarray, "outcome cell"]:
+        """Return the sums of cells of one site: read, where an interrupted study has patched them."""
+        store, name = self.work.store, self.sites[i].name(0)
+        if len(self.work.pieces) < 2:
+            return self.patched(i, units, contexts)
+        given = {"mean": self.means[i].cpu().numpy(), "units": units, "contexts": contexts}
+        path = store.path(f"cells {name}", range(contexts.min(), contexts.max() + 1), digest(given))
+        found = store.read(path)
+        if found is None:
+            found = {"sums": self.patched(i, units, contexts)}
+            store.write(path, found)
+        return found["sums"]
+
+    def patched(
+        self, i: int, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
+    ) -> Float[np.ndarray, "outcome cell"]:
+        """Patch cells of one site, context by context."""
+        out, work = np.zeros((2 * len(self.kinds), len(units))), self.work
+        means = dict.fromkeys(KINDS, self.means[i])
+        for context in np.unique(contexts):
+            here = contexts == context
+            given = work.adapter.anatomy, self.head, self.sites[i], work.selection, int(context), means
+            out[:, here] = patched_sums(*given, units[here], self.kinds)
         return out
 
 

@@ -1,5 +1,7 @@
 """A study's influence of heads against whole passes over its contexts, and the claim that rests on it."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from rareneuron.measure.routing import PATCHED, RoutingWork, routing
 from rareneuron.models.adapter import load_model
 from rareneuron.models.gradient import site_means
 from rareneuron.models.sites import site_of
+from rareneuron.present.report import render_report
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.routing import read_routing, write_routing
 from rareneuron.runs.store import RunStore
@@ -82,3 +85,18 @@ def test_a_study_of_one_layer_is_not_asked(config):
     with pytest.raises(NotMeasured, match="--layers all"):
         run.routing()
     assert "no-routing" not in {claim.name for claim in run.claims().claims}
+
+
+def test_command_and_report_show_the_heads_that_write_most(run, invoke):
+    printed = invoke("layers", run.path, "--routing", "--json")
+    assert printed.exit_code == 0
+    rows = json.loads(printed.output)
+    influences = [row["influence"] for row in rows]
+    assert influences == sorted(influences, reverse=True)
+    of_one = run.routing().set_index("unit").loc[rows[0]["unit"]]
+    expected = of_one["boosting_rare"] / of_one["boosting_common"]
+    assert rows[0]["boosting_rare_over_common"] == pytest.approx(expected)
+    assert f"The {len(rows)} attention heads of earlier layers that write most" in render_report(run)
+    both = invoke("layers", run.path, "--routing", "--profile")
+    assert both.exit_code == 2
+    assert "one at a time" in both.output

@@ -46,10 +46,11 @@ def groups(run: Path, step: int | None, as_json: bool) -> None:
 @run_argument
 @step_option
 @click.option("--profile", is_flag=True, help="One row per layer: shares of all effects, rare over common.")
+@click.option("--routing", is_flag=True, help="What attention heads of earlier layers write to the studied neurons.")
 @click.option("--units", type=click.Choice(CHOICES["units"]), default="both", help="Which units.  [default: both]")
 @click.option("--top", type=click.IntRange(1), default=20, help="How many units.  [default: 20]")
 @json_option
-def layers(run: Path, step: int | None, profile: bool, units: str, top: int, as_json: bool) -> None:
+def layers(run: Path, step: int | None, profile: bool, routing: bool, units: str, top: int, as_json: bool) -> None:
     """List the units with the largest mean |Δ| of all layers, and how sure each number is.
 
     exact: computed everywhere; verified: estimated, with the half-width of its interval; screen: not verified.
@@ -57,12 +58,19 @@ def layers(run: Path, step: int | None, profile: bool, units: str, top: int, as_
     \b
     rareneuron layers runs/embedded
     rareneuron layers runs/embedded --profile --units neurons
+    rareneuron layers runs/embedded --routing
     """
+    from rareneuron.conclude.layers import writing_heads
     from rareneuron.present.terminal import largest_units, layer_profiles
     from rareneuron.runs.run import open_run
 
+    if profile and routing:
+        raise click.UsageError("--profile and --routing are two tables. Ask for one at a time.")
     opened = open_run(run)
-    table = layer_profiles(opened, step, units) if profile else largest_units(opened, step, units, top)
+    if routing:
+        table = writing_heads(opened, step, top)
+    else:
+        table = layer_profiles(opened, step, units) if profile else largest_units(opened, step, units, top)
     emit(table_records(table), as_json, lambda: table_text(table))
 
 

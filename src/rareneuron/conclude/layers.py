@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from rareneuron.maths.significance import FEWEST_CONTEXTS, expanded_levels
+from rareneuron.maths.specificity import ROLES
 from rareneuron.runs.layers import Layers, read_layers
 from rareneuron.runs.run import Run
 from rareneuron.runs.seeds import generator
@@ -73,3 +74,16 @@ def layer_profile(run: Run, step: int | None = None, kind: str = "neurons") -> p
         low, high = np.quantile(resampled, expanded_levels(n), axis=0) if n >= FEWEST_CONTEXTS else (np.nan, np.nan)
         out = out.assign(**{name: value, f"{name}_low": low, f"{name}_high": high})
     return out
+
+
+def writing_heads(run: Run, step: int | None, top: int) -> pd.DataFrame:
+    """Return the heads of earlier layers that write most to either group, and by how much more at rare targets.
+
+    Influence in standard deviations of activations (root mean squares), estimated; `patched`: measured, too, and judged
+    by the claim `no-routing`.
+    """
+    table = run.routing(step)
+    for role in ROLES:
+        table[f"{role}_rare_over_common"] = table[f"{role}_rare"] / table[f"{role}_common"]
+    columns = [name for name in table if name not in ("layer", "index")]
+    return table.nlargest(top, "influence")[columns].reset_index(drop=True)

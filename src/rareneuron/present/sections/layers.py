@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from rareneuron.conclude.layers import layer_profile
+from rareneuron.conclude.layers import layer_profile, writing_heads
 from rareneuron.errors import NotMeasured
+from rareneuron.maths.specificity import ROLES
 from rareneuron.present.blocks import Block, Column, Notice, Paragraph, Section, Table
 from rareneuron.present.figures.layers import FIGURE
 from rareneuron.present.findings import Findings
@@ -13,6 +14,7 @@ from rareneuron.runs.layers import CERTAINTIES, Layers, read_layers
 from rareneuron.runs.records import LayersRecord
 
 LARGEST = 20  # units in the table
+HEADS = 10  # of earlier layers
 KINDS = {"neuron": "neurons", "head": "heads"}
 
 
@@ -31,7 +33,7 @@ def layers_section(found: Findings) -> Section | None:
     for kind in kinds:
         blocks.append(profile_table(layer_profile(found.run, step, KINDS[kind]), kind))
         blocks.append(largest_table(layers.table, kind))
-    blocks += notices(record, layers.table)
+    blocks += [*heads_table(found), *notices(record, layers.table)]
     return Section(name="layers", title=f"Every layer {at_step(step)}", blocks=tuple(blocks))
 
 
@@ -150,6 +152,38 @@ def largest_table(table: pd.DataFrame, kind: str) -> Table:
         ),
         rows=rows,
     )
+
+
+def heads_table(found: Findings) -> list[Block]:
+    """Return the heads of earlier layers that write most to the studied neurons, where the study looked."""
+    try:
+        heads = writing_heads(found.run, found.steps[-1], HEADS)
+    except NotMeasured:
+        return []
+    rows = tuple(
+        (
+            str(row["unit"]),
+            *(significant(row[f"{role}_{of}"], 2) for role in ROLES for of in ("rare", "common", "rare_over_common")),
+            "yes" if row["patched"] else "",
+        )
+        for _, row in heads.iterrows()
+    )
+    caption = (
+        f"The {len(rows)} attention heads of earlier layers that write most to the groups: how far their absence moves "
+        "activations, in standard deviations (root mean square, estimated), at rare and at common targets. Measured: "
+        "replaced, too, and judged by the claim `no-routing`."
+    )
+    return [
+        Table(
+            caption=caption,
+            columns=(
+                Column(head="head", numeric=False),
+                *(Column(head=f"{role}, {of}") for role in ROLES for of in ("rare", "common", "rare over common")),
+                Column(head="measured", numeric=False),
+            ),
+            rows=rows,
+        )
+    ]
 
 
 def half_width(row: "pd.Series", scale: int) -> str:

@@ -21,7 +21,7 @@ MEASURED = {  # claim → where → contexts, rare tokens in them; 20 claims wer
     "frequency-explains": {SERIES: (40, 215)},
     "norm-explains": {SERIES: (40, 215)},
     "rare-beyond-frequency": {SERIES: (40, 215)},
-    "type-specific": {SERIES: (19_904, 106_984)},
+    "type-specific": {SERIES: (4_163, 22_376)},
     "rare-only-plateau": {SERIES: (275, 1_368), SMOLLM2: (1_358, 2_166)},
     "last-layer-special": {SERIES: (233, 1_043)},
     "layers-share": {SERIES: (167, 748)},

@@ -1,7 +1,7 @@
-"""Tests run under jaxtyping's import hook: every annotated shape is checked by beartype at call time."""
+"""Tests run under jaxtyping's import hook: annotated shapes are checked by beartype at call time."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -46,21 +46,23 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture
 def through() -> Iterator[Callable[[Iterable[int]], Iterator[int]]]:
     """Go through the repetitions of a simulation: shapes are checked in the first, whose calls the others repeat."""
+    before = shape_checks.jaxtyping_disable
 
     def repetitions(seeds: Iterable[int]) -> Iterator[int]:
         for n, seed in enumerate(seeds):
-            shape_checks.update("jaxtyping_disable", n > 0)
+            shape_checks.update("jaxtyping_disable", before or n > 0)
             yield seed
-        shape_checks.update("jaxtyping_disable", False)
+        shape_checks.update("jaxtyping_disable", before)
 
     yield repetitions
-    shape_checks.update("jaxtyping_disable", False)
+    shape_checks.update("jaxtyping_disable", before)
 
 
 # Fixtures that write models or run studies. Tests that use one take seconds, so all of them count as slow.
 STUDIES = {"series", "llama", "config", "run_folder", "make_run", "finished", "explored", "fitted", "registered", "run"}
 
 
+CHECKED: set[Path] = set()  # files of which a slow test has run
 # Files of half a minute and more, the longest first.
 LONGEST = [
     *("test_docs", "test_ray", "test_real_input", "test_run_folder", "test_geometry", "test_examples", "test_crash"),
@@ -77,6 +79,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and not STUDIES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Check shapes in fast tests and in the first slow one of a file: what follows makes the same calls on other input.
+
+    A study makes ten thousands of checked calls, which are a quarter of its time.
+    """
+    is_slow = item.get_closest_marker("slow") is not None
+    shape_checks.update("jaxtyping_disable", is_slow and item.path in CHECKED)
+    if is_slow:
+        CHECKED.add(item.path)
+    try:
+        return (yield)
+    finally:
+        shape_checks.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

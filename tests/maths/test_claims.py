@@ -164,6 +164,23 @@ def test_contexts_resampled_agree_with_a_loop():
     assert np.allclose([found.effect_low, found.effect_high], np.quantile(drawn, [0.025, 0.975]), atol=0.02)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_what_is_not_a_number_speaks_for_nothing(share):
+    """Draws that aren't numbers count against the claim, and a value that isn't one has p = 1."""
+    rng = np.random.default_rng(0)
+    sums = np.stack([rng.normal(3, 1, 50), np.ones(50)], 1)
+
+    def ratio(totals):
+        out = ratio_of(totals)
+        out[: round(share * len(out))] = np.nan
+        return out
+
+    found = bootstrap_test("x", None, sums, ratio, np.random.default_rng(1), n_draws=399)
+    assert found.p == pytest.approx((1 + round(share * 399)) / 400 if share < 1 else 1)
+    assert np.isfinite(found.effect_low) == (share < 1)
+    assert (found.noise is None) == (share > 0)
+
+
 def test_too_few_contexts_are_refused_since_their_p_is_too_small():
     rng = np.random.default_rng(0)
     with pytest.raises(InvalidConfig, match="39 contexts are too few"):

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from rareneuron.maths.intraclass import PairedTokens, type_correlations
 
@@ -48,6 +49,29 @@ def test_what_is_planted_is_found_where_it_is():
     assert by_context[1] > 0.6 > 0.2 > abs(by_context[[0, 2]]).max()
 
 
+def test_pairs_are_counted():
+    rng = np.random.default_rng(3)
+    kind, context = tokens(rng)
+    pairs = list(combinations(range(60), 2))
+    found = PairedTokens(kind, context)
+    assert found.n_pairs() == sum(kind[s] == kind[t] and context[s] != context[t] for s, t in pairs)
+    assert found.n_pairs("context") == sum(kind[s] != kind[t] and context[s] == context[t] for s, t in pairs)
+
+
+def test_all_neurons_at_once_are_each_by_itself():
+    rng = np.random.default_rng(4)
+    kind, context = tokens(rng)
+    effects = rng.standard_normal((60, 5)).round(1) + kind[:, None]
+    effects[:, 3] = 7.0  # never changes
+    found = PairedTokens(kind, context)
+    at_once, ranks = type_correlations(found, effects)
+    np.testing.assert_array_equal(ranks, rankdata(effects, axis=0))
+    one_by_one = found.correlations(ranks, np.ones((1, len(found.contexts))))[0]
+    np.testing.assert_allclose(at_once, one_by_one, rtol=1e-9)
+    assert np.isnan(at_once[3])
+    assert np.isfinite(at_once[:3]).all()
+
+
 def test_a_correlation_of_ranks_doesnt_hang_on_one_token():
     rng = np.random.default_rng(2)
     kind, context = tokens(rng, 400, 40, 30)
@@ -65,5 +89,5 @@ def test_a_correlation_of_ranks_doesnt_hang_on_one_token():
 
 def test_types_that_never_return_have_no_correlation():
     found = PairedTokens(np.arange(5), np.array([0, 0, 1, 1, 2]))
-    assert found.n_pairs == 0
+    assert found.n_pairs() == 0
     assert np.isnan(found.correlations(np.arange(5.0)[:, None], np.ones((1, 3)))).all()

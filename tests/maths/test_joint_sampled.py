@@ -75,6 +75,32 @@ def test_groups_that_change_much_are_summed_over_all_types():
     torch.testing.assert_close(found[7].double(), exact[7], rtol=1e-4, atol=1e-4)
 
 
+def one_type_that_gains():
+    """A move that raises the logit of one improbable type by ten, and hardly any other's."""
+    readout, resid, target, _, _ = case()
+    chosen = int(JointAblation(readout, resid, target).p.sum(0).argsort()[VOCAB // 4])
+    readout.W_U[:, -1] = 0.0
+    readout.W_U[chosen] = 0.0
+    readout.W_U[chosen, -1] = 5.0
+    resid[:, -1] = -1.0
+    move = torch.zeros(1, TOKENS, WIDTH)
+    move[..., -1] = torch.linspace(2, 6, TOKENS)
+    return readout, resid, torch.full_like(target, chosen), target, move
+
+
+def test_the_target_is_among_the_types_however_improbable_it_is():
+    readout, resid, gaining, others, move = one_type_that_gains()
+
+    def errors(target):
+        exact = JointAblation(readout, resid, target, dtype=torch.float64).delta_loss(move.double())
+        assert exact.abs().max() > 3
+        found = SampledJointAblation(JointAblation(readout, resid, target), n_likeliest=64, n_spread=64)
+        return (found.delta_loss(move).double() - exact).abs()
+
+    assert errors(gaining).max() < 1e-3
+    assert errors(others).max() > 1, "another type's gain is what the docstring says can't be seen"
+
+
 def test_no_move_changes_nothing():
     readout, resid, target, _, move = case()
     found = SampledJointAblation(JointAblation(readout, resid, target)).delta_loss(torch.zeros_like(move))
@@ -83,7 +109,10 @@ def test_no_move_changes_nothing():
 
 def test_weights_are_those_of_the_likeliest_and_shares_of_the_rest():
     p = torch.randn(3, 500, generator=torch.Generator().manual_seed(1)).mul_(2).softmax(1)
-    ids, weight = likeliest_and_spread(p, 20, 100)
+    target = torch.tensor([499, int(p[1].argmax()), int(p[2].argmin())])
+    ids, weight = likeliest_and_spread(p, target, 20, 100)
+    assert (ids[:, 0] == target).all()
+    assert (torch.stack([(row == y).sum() for row, y in zip(ids, target, strict=True)]) == 1).all()
     torch.testing.assert_close(weight.sum(1), torch.ones(3, dtype=torch.float64))
     likeliest, others = ids[:, :20], ids[:, 20:]
     assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in zip(likeliest, others, strict=True))

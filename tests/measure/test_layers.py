@@ -123,6 +123,7 @@ def test_an_interrupted_study_goes_on_from_its_pieces_with_the_same_bits(run, se
 def test_a_study_interrupted_while_it_verifies_patches_no_cell_twice(series, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_WORK", {"cpu": 2e6, "gpu": 2e6})
     monkeypatch.setattr(layer_units, "CONTEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(layer_units, "WORTH_KEEPING", 0.0)
     settings = study_config(series, text_file, **STUDY | {"layers": (0,)}, verify=0.1, units="neurons")
     whole = run_study(replace(settings, out=str(tmp_path / "whole"))).layers()
     patched_sums, patched = layer_units.patched_sums, []

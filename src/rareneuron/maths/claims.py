@@ -170,9 +170,10 @@ def bootstrap_test(
     too small too often (at 20, 0.9 % of nulls have p below 0.0033): refused.
     """
     value, draws = resampled(sums, ratio, rng, n_draws)
-    n = len(sums)
-    low, high = np.quantile(draws, expanded_levels(n))
-    spread = float(draws.std(ddof=1))
+    n, known = len(sums), draws[np.isfinite(draws)]
+    low, high = np.quantile(known, expanded_levels(n)) if len(known) else (np.nan, np.nan)
+    spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    speaks = (draws > 0) & np.isfinite(value)  # what isn't a number speaks for nothing
     return Comparison(
         statistic=statistic,
         group=group,
@@ -183,12 +184,12 @@ def bootstrap_test(
         effect_low=float(low),
         effect_high=float(high),
         effect_size=value / spread if spread > 0 else np.nan,
-        p=float(1 + (draws <= 0).sum()) / (1 + n_draws),
+        p=float(1 + (~speaks).sum()) / (1 + n_draws),
         least_p=1 / (1 + n_draws),
         over="contexts",
         n_contexts=n,
         n_tokens=n_tokens,
-        noise=context_noise(draws - value),
+        noise=context_noise(known - value) if np.isfinite(value) and len(known) == n_draws else None,
     )
 
 

@@ -29,11 +29,10 @@ class PairedTokens:
         self.contexts, self.context = np.unique(context, return_inverse=True)
         self.size = self._table(np.ones(len(self.kind)))
 
-    @property
-    def n_pairs(self) -> int:
-        """Pairs of tokens of one type in different contexts."""
+    def n_pairs(self, by: By = "type") -> int:
+        """Return the number of pairs of one type in different contexts, or of one context and different types."""
         once = np.ones((1, len(self.contexts)))
-        return int(self._products(self.size, self.size, once, "type")[0]) // 2
+        return int(self._products(self.size, self.size, once, by)[0]) // 2
 
     def correlations(
         self,
@@ -85,6 +84,17 @@ class PairedTokens:
 def type_correlations(
     tokens: PairedTokens, effects: Float[np.ndarray, "token neuron"]
 ) -> tuple[Float[np.ndarray, " neuron"], Float[np.ndarray, "token neuron"]]:
-    """Return r of each neuron over pairs of one type, and the ranks of its effects among the tokens."""
+    """Return r of each neuron over pairs of one type, and the ranks of its effects among the tokens.
+
+    Of all neurons at once, with every context counted once.
+    """
     ranks = np.stack([average_ranks(of_neuron) for of_neuron in effects.T], 1)
-    return tokens.correlations(ranks, np.ones((1, len(tokens.contexts))))[0], ranks
+    order = np.lexsort((tokens.context, tokens.kind))
+    x = (ranks - ranks.mean(0))[order]
+    kind, context = tokens.kind[order], tokens.context[order]
+    new_kind = np.append(True, kind[1:] != kind[:-1])
+    new_cell = new_kind | np.append(True, context[1:] != context[:-1])
+    of_kinds, of_cells = (np.add.reduceat(x, np.flatnonzero(new)) for new in (new_kind, new_cell))
+    of_pairs = np.square(of_kinds).sum(0) - np.square(of_cells).sum(0)  # each pair twice
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return of_pairs / (2 * tokens.n_pairs() * np.square(x).mean(0)), ranks

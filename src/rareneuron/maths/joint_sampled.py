@@ -6,9 +6,12 @@ With ℓ = D A (x̂′ − x̂) the change of logits to first order (D = 1 witho
 
 since E_p[ℓ − c] = 0. So c and y_target, which are most of Δ, come from the whole vocabulary, for all groups at the
 price of one product with A for each token; and only what is left, half a variance where moves are small, is summed over
-some types: the likeliest of each token with their probabilities, and of the others as many again, one for every equal
-part of their probability in the order of ids. Where what is left is large (`LARGEST`), rare types may decide it, and
-the group is summed over the whole vocabulary (`joint`). There is nothing random in it.
+some types: the target and the likeliest of each token with their probabilities, and of the others as many again, one
+for every equal part of their probability in the order of ids. Where what is left is large (`LARGEST`), the group is
+summed over the whole vocabulary (`joint`), at its price. There is nothing random in it. What it can't see is one
+improbable type that isn't the target and alone gains several nats; Cauchy and Schwarz bound that far too loosely to
+tell. On the last layers of the embedded series and of SmolLM2, joint effects of groups of 50 come out within 7e-4 and
+3e-4 of themselves (root mean square), and their excess over single effects within 0.5 % of its spread over groups.
 Oracle: tests/maths/test_joint_sampled.py, the same sums over all types in float64.
 """
 
@@ -22,6 +25,7 @@ from rareneuron.maths.softcap import change_from_tanh
 LIKELIEST = 1_024  # types of a token
 SPREAD = 1_024  # of its others
 LARGEST = 0.5  # nats of KL beyond which the whole vocabulary is summed
+TOKENS_AT_ONCE = 8  # whose probabilities are summed up in float64
 SMALLEST = 2 * (LIKELIEST + SPREAD)  # vocabulary up to which all types are summed, which is fast enough
 
 
@@ -31,10 +35,16 @@ def types_summed(vocab: int) -> int:
 
 
 def likeliest_and_spread(
-    p: Float[Tensor, "token vocab"], n_likeliest: int, n_spread: int
+    p: Float[Tensor, "token vocab"], target: Int[Tensor, " token"], n_likeliest: int, n_spread: int
 ) -> tuple[Int[Tensor, "token type"], Float[Tensor, "token type"]]:
-    """Return types of each token and their weights: Σ weight · f(type) is E_p f, but for what the others spread."""
-    probability, ids = p.topk(n_likeliest, dim=1)
+    """Return types of each token and their weights: Σ weight · f(type) is E_p f, but for what the others spread.
+
+    The target comes first, then the likeliest of the others.
+    """
+    first = target[:, None]
+    likeliest = p.scatter(1, first, -1.0).topk(n_likeliest - 1, dim=1).indices
+    ids = torch.cat([first, likeliest], 1)
+    probability = p.gather(1, ids)
     others = p.double().scatter(1, ids, 0.0).cumsum(1)
     mass = others[:, -1:]
     middle = (torch.arange(n_spread, device=p.device) + 0.5) / n_spread
@@ -46,13 +56,15 @@ def likeliest_and_spread(
 class SampledJointAblation:
     """Holds some tokens as the clean model sees them, and gives Δ for many movements of their residual stream.
 
-    Memory: that of a `JointAblation` of the same tokens, [token, d_model] and a copy of one token's rows of A.
+    Memory: that of a `JointAblation` of the same tokens, [token, d_model], a copy of one token's rows of A, and for a
+    moment three arrays [8, vocab] in float64.
     """
 
     def __init__(self, joint: JointAblation, *, n_likeliest: int = LIKELIEST, n_spread: int = SPREAD) -> None:
         self.joint, p = joint, joint.p
-        self.ids, weight = likeliest_and_spread(p, n_likeliest, n_spread)
-        self.weight = weight.to(p)
+        tokens = zip(p.split(TOKENS_AT_ONCE), joint.target.split(TOKENS_AT_ONCE), strict=True)
+        ids, weights = zip(*(likeliest_and_spread(*some, n_likeliest, n_spread) for some in tokens), strict=True)
+        self.ids, self.weight = torch.cat(ids), torch.cat(weights).to(p)
         scaled = joint.scaled
         self.scaled = None if scaled is None else scaled.gather(1, self.ids)
         steep = p if scaled is None else p * (1 - scaled.tanh().square())

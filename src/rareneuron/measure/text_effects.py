@@ -1,9 +1,9 @@
 """Computes a neuron's exact effect at every token of the texts that the explorer shows, analysed or not.
 
 The closed form needs residual stream and activations at those tokens, so their contexts go through the backbone once
-more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones; as
-many as all of these in a study of few (`FEW_TOKENS`), if that takes no more than `OPERATIONS`. A neuron is replaced by
-its mean over rare targets at all of these tokens.
+more. Neurons are taken by rank until their texts have as many distinct tokens as a quarter of the analysed ones; in a
+study of few as many as all of these, and at least a thousand (`FEW_TOKENS`), if that takes no more than `OPERATIONS`. A
+neuron is replaced by its mean over rare targets at all of these tokens.
 Oracles: tests/measure/test_text_effects.py, the study's own effects and the model patched.
 """
 

@@ -1,6 +1,7 @@
 """Tests the rivals of "rare-token neurons": do the groups act along token frequency, or through the norm, instead?
 
-Groups are chosen on other contexts than those that judge them, as for `rare-specific`.
+Groups are chosen on other contexts than those that judge them, as for `rare-specific`; only types are judged in those
+of the study, whose effects are kept token by token.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ NOT_TAKEN_APART = (
     "Effects weren't taken apart: that needs the closed form, the frequencies of all types, and the last planned "
     "checkpoint of a run of this version. Run the study again in another folder."
 )
-FEWEST_PAIRS = 100  # of rare targets of one type in different contexts
+FEWEST_PAIRS = 100  # of rare targets of one type in different contexts, and of one context
 BEYOND_FREQUENCY = "beyond_frequency_abs_delta_loss"
 
 
@@ -59,18 +60,26 @@ def rare_beyond_frequency(case: Case, rng: np.random.Generator) -> Evidence:
 
 
 def type_specific(case: Case, rng: np.random.Generator) -> Evidence:
-    """Return the tests of how much the groups' effects agree between tokens of one type in different contexts."""
+    """Return the tests of how much the groups' effects agree between tokens of one type in different contexts.
+
+    Groups are those of the study, chosen on these contexts, too: by mean effects, which ranks don't know.
+    """
     found = case.experiments
     if "type_correlation" not in found:
         return Unavailable(
             "The run was made by an earlier version, which kept no correlations of single neurons' effects by type."
         )
     tokens = PairedTokens(found["target"], found["context"])
-    if tokens.n_pairs < FEWEST_PAIRS:
-        return Unavailable(
-            f"The sample holds {tokens.n_pairs} pairs of rare targets of one type in different contexts, and "
-            f"{FEWEST_PAIRS} are needed. Analyse more tokens (--n-tokens)."
-        )
+    pairs = {
+        "of one type in different contexts": tokens.n_pairs("type"),
+        "of different types in one context": tokens.n_pairs("context"),
+    }
+    for whose, n_pairs in pairs.items():
+        if n_pairs < FEWEST_PAIRS:
+            return Unavailable(
+                f"The sample holds {n_pairs} pairs of rare targets {whose}, and {FEWEST_PAIRS} are needed. Analyse "
+                "more tokens (--n-tokens), or more of a context (--per-context)."
+            )
     groups, tests = case.run.groups(), list[Comparison]()
     for role in ROLES:
         drawn = {"uniform": groups.random, "matched": groups.matched[role]}

@@ -50,7 +50,7 @@ def test_released_numbers_are_stored_whole(effects, tmp_path):
     assert not phases_are_whole(tmp_path, effects.assign(delta_loss=2 * effects["delta_loss"]), "released")
 
 
-@pytest.mark.slow  # a study
+@pytest.mark.slow  # all nulls of two fits
 @pytest.mark.parametrize("made_with", ["paper", "released"])
 def test_a_run_gives_the_other_definitions_too(effects, monkeypatch, tmp_path, made_with):
     monkeypatch.setattr(Run, "manifest", SimpleNamespace(config=StudyConfig(definitions=made_with, seed=3)))

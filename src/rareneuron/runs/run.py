@@ -120,15 +120,17 @@ class Run(Shown):
 
     def has_layers(self, step: int | None = None) -> bool:
         """Return whether the study looked at the units of several layers at a checkpoint."""
-        names = self._store.finished_steps()
-        name = step_folder(step) if step is not None or not names else names[-1]
-        return (self._store.step(name) / LAYERS_RECORD).is_file()
+        return self._holds(LAYERS_RECORD, step)
 
     def has_routing(self, step: int | None = None) -> bool:
         """Return whether the study looked at what earlier heads write to the neurons at a checkpoint."""
+        return self._holds(ROUTING, step)
+
+    def _holds(self, file: str, step: int | None) -> bool:
+        """Return whether a checkpoint's folder holds a file; the last one's if none is named."""
         names = self._store.finished_steps()
         name = step_folder(step) if step is not None or not names else names[-1]
-        return (self._store.step(name) / ROUTING).is_file()
+        return (self._store.step(name) / file).is_file()
 
     def routing(self, step: int | None = None) -> pd.DataFrame:
         """Return one row per attention head of earlier layers: its estimated influence on either group's neurons.

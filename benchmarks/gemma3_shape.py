@@ -28,8 +28,6 @@ def write_model(folder: Path, softcap: float | None) -> None:
     """Save the random model with its padded tokenizer."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    from rareneuron.embedded import SERIES
-
     config = Gemma3TextConfig(
         vocab_size=VOCAB,
         hidden_size=640,
@@ -49,14 +47,21 @@ def write_model(folder: Path, softcap: float | None) -> None:
     with torch.no_grad():  # logits that spread as those of a trained model, of a readout whose input has size 1
         model.get_input_embeddings().weight.normal_(0, LOGIT_SPREAD / 640**0.5)
     model.save_pretrained(folder)
+    write_tokenizer(folder, VOCAB)
+
+
+def write_tokenizer(folder: Path, n_types: int) -> None:
+    """Save the embedded series' tokenizer with types added that no text contains."""
+    from rareneuron.embedded import SERIES
+
     tokenizer = json.loads((SERIES / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = tokenizer["model"]["vocab"]
-    vocab |= {f"<unused{i}>": i for i in range(len(vocab), VOCAB)}
+    vocab |= {f"<unused{i}>": i for i in range(len(vocab), n_types)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "tokenizer_config.json").write_bytes((SERIES / "tokenizer_config.json").read_bytes())
 
 
-def write_text(folder: Path) -> None:
+def write_text(folder: Path, n_types: int) -> None:
     """Save the text, and the counts of all types."""
     from rareneuron.embedded import SERIES
     from rareneuron.embedded.docstrings import analysis_texts
@@ -65,7 +70,7 @@ def write_text(folder: Path) -> None:
     (folder / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = np.load(SERIES / "unigrams.npy")
     # Types that no text contains are as frequent as the others, so half of all types stay as rare as they were.
-    more = np.random.default_rng(SEED).choice(counts, VOCAB - len(counts))
+    more = np.random.default_rng(SEED).choice(counts, n_types - len(counts))
     np.save(folder / "counts.npy", np.concatenate([counts, more]))
 
 
@@ -79,7 +84,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model", args.softcap)
-        write_text(folder)
+        write_text(folder, VOCAB)
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run = rn.run_study(
             rn.StudyConfig(

@@ -27,7 +27,8 @@ def difference(rng: np.random.Generator, strength: float, margin: float) -> tupl
     moments.add(acts)
     blocks = BlockMoments(np.arange(SIZE))
     blocks.add(acts, np.arange(TOKENS))
-    groups = np.stack([rng.choice(np.arange(SIZE, POOL), SIZE, replace=False) for _ in range(DRAWS)])
+    # As matched groups are, from the group's neurons and the others: groups from outside would stray less than it.
+    groups = np.stack([rng.choice(POOL, SIZE, replace=False) for _ in range(DRAWS)])
     groups = np.concatenate([np.arange(SIZE)[None], groups])
     Q = modularity(correlation_graphs(moments.correlation(groups, groups), signed=False))
     error = jackknife_error(modularity(correlation_graphs(blocks.without_each(groups[0]), signed=False)))

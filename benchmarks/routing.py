@@ -14,7 +14,7 @@ from rareneuron.conclude.hypotheses import hypothesis
 from rareneuron.maths.groups import NeuronGroups
 from rareneuron.maths.routing import Influence, routing_tests
 
-SIZE, POOL, CONTEXTS, DRAWS, REPEATS = 50, 300, 60, 399, 300
+SIZE, POOL, CONTEXTS, DRAWS, REPEATS = 50, 300, 60, 399, 1500
 SPREADS, LIFTS = (0.05, 0.1, 0.2), (0.0, 0.05, 0.1, 0.2)
 
 
@@ -29,13 +29,15 @@ def study(rng: np.random.Generator, lift: float, spread: float, margin: float) -
         for n in (n_rare, n_common)
     )
     influence = Influence(rare=rare * np.exp(ratio), common=common, n_rare=n_rare, n_common=n_common)
-    others = np.arange(2 * SIZE, POOL)
-    draws = np.stack([rng.choice(others, SIZE, replace=False) for _ in range(3 * DRAWS)])
+    boosting, suppressing, others = np.arange(SIZE), np.arange(SIZE, 2 * SIZE), np.arange(2 * SIZE, POOL)
+    # As in a study, uniform groups come from neither group, and matched ones from the group and the others.
+    pools = [others, np.append(boosting, others), np.append(suppressing, others)]
+    random, *matched = ([rng.choice(pool, SIZE, replace=False) for _ in range(DRAWS)] for pool in pools)
     groups = NeuronGroups(
-        boosting=np.arange(SIZE),
-        suppressing=np.arange(SIZE, 2 * SIZE),
-        random=draws[:DRAWS],
-        matched_random=draws[DRAWS:],
+        boosting=boosting,
+        suppressing=suppressing,
+        random=np.stack(random),
+        matched_random=np.concatenate(matched),
         matched_on="move",
     )
     tests = routing_tests(influence, groups, "0.h0", margin, rng)[:3]

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from rareneuron.errors import TooFewNeurons
-from rareneuron.maths.groups import matched_groups, matched_pairs, neuron_groups, top_neurons
+from rareneuron.maths.groups import (
+    matched_groups,
+    matched_pairs,
+    neuron_groups,
+    spread_from_outside,
+    top_neurons,
+)
 from rareneuron.maths.significance import against_null
 
 
@@ -151,3 +157,19 @@ def test_a_group_that_cannot_be_filled_is_refused(size):
 def test_no_neuron_of_a_sign_is_refused():
     with pytest.raises(TooFewNeurons, match="0 suppressing"):
         top_neurons(np.ones(10), np.ones(10), 2)
+
+
+@pytest.mark.parametrize("pool", [60, 100, 1000])
+def test_a_group_from_outside_strays_more_than_draws_that_share_a_pool(pool):
+    rng, size, repeats = np.random.default_rng(0), 20, 3000
+    values = rng.standard_normal((repeats, pool + size))
+    draws = np.stack([rng.choice(pool, size, replace=False) for _ in range(400)])
+    about = values[:, :pool].mean(1)
+    outside = values[:, pool:].mean(1) - about
+    inside = np.concatenate([values[:40][:, draw].mean(1) - about[:40] for draw in draws])
+    assert outside.std() / inside.std() == pytest.approx(spread_from_outside(draws), rel=0.05)
+
+
+def test_draws_that_are_all_the_same_show_nothing():
+    with pytest.raises(TooFewNeurons, match="same 3 neurons"):
+        spread_from_outside(np.array([[0, 1, 2], [2, 0, 1]]))

@@ -194,7 +194,7 @@ def imports() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Switch off other libraries' progress bars, which would fill log files; ours check for a terminal themselves."""
+    """Switch off other libraries' progress bars, which would fill log files."""
     from rareneuron.models.loading import hide_progress_bars
 
     hide_progress_bars()

@@ -31,7 +31,7 @@ NULL_COLUMNS = (
     *("null_mean", "null_low", "null_high", "effect_size", "p", "p_above", "p_below", "n_draws"),
     *("null_lowest", "null_q01", "null_q20", "null_q80", "null_q99", "null_highest"),
 )
-ENTRIES_AT_ONCE = 2**22  # of stacked [draw, size, size]: 32 MiB
+ENTRIES_AT_ONCE = 2**19  # of stacked [draw, size, size]: 4 MiB, which stay in the cache
 
 
 @runtime_checkable

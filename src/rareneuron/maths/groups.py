@@ -211,6 +211,22 @@ def neuron_groups(
     )
 
 
+def spread_from_outside(draws: Int[np.ndarray, "draw size"]) -> float:
+    """Return by how much more a group from outside strays from the draws' mean than a draw itself does.
+
+    Draws share the N neurons that they come from, whose mean is theirs: their means over n neurons have the variance
+    s²/n (1 − n/N), and that of n other neurons lies s²/n (1 + n/N) about it. So it is √((N + n)/(N − n)).
+    """
+    pool, size = len(np.unique(draws)), draws.shape[1]
+    if pool == size:
+        raise TooFewNeurons(
+            f"All random groups hold the same {size} neurons, so they don't show how groups differ. "
+            f"{remedy(size // 2)}",
+            argument="size",
+        )
+    return float(np.sqrt((pool + size) / (pool - size)))
+
+
 def disjoint_partners(draws: Int[np.ndarray, "draw size"], rng: np.random.Generator) -> Int[np.ndarray, "draw size"]:
     """Draw for every group another one, of neurons that were ever drawn, without a neuron of that group."""
     pool, size = np.unique(draws), draws.shape[1]

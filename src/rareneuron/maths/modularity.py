@@ -18,7 +18,7 @@ from rareneuron.maths.groups import NeuronGroups
 
 MOST_DRAWS = 600  # of each null
 ROUNDS = 50  # of rescaling to given strengths
-ENTRIES_AT_ONCE = 2**21  # of stacked [graph, size, size]
+ENTRIES_AT_ONCE = 2**19  # of stacked [graph, size, size]
 NULLS = ("matched", "same strengths")
 BLOCKS = 20  # of contexts, one of which is left out at a time
 

@@ -7,15 +7,13 @@ A lock on each keeps two processes from the same one. Oracle: tests/study/test_c
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from rareneuron.errors import RareNeuronError, Unavailable
 from rareneuron.maths.rank_curve import RankCurve, rank_curve
@@ -36,6 +34,7 @@ from rareneuron.measure.sums import OF_MECHANISM
 from rareneuron.measure.weights import weight_stamps, weights_record
 from rareneuron.models.adapter import Adapter, load_folder
 from rareneuron.models.checkpoints import Checkpoint, checkpoint_folder
+from rareneuron.progress import progress_bar
 from rareneuron.runs.config import AUTO, StudyConfig
 from rareneuron.runs.experiments import write_experiments
 from rareneuron.runs.files import damage, digest, file_sums, remove, replacing, write_json, write_table, write_tensors
@@ -105,13 +104,6 @@ def load_weights(config: StudyConfig, checkpoint: Checkpoint) -> Adapter:
     adapter = load_folder(where, dtype=config.dtype, device=config.device)
     adapter.provenance["weight_stamps"] = stamps
     return adapter
-
-
-@contextmanager
-def bar(label: str, total: int, unit: str, show: bool) -> Iterator[Any]:
-    """Show a progress bar on stderr, if that is a terminal."""
-    with tqdm(total=total, desc=label, unit=unit, unit_scale=True, disable=None if show else True, leave=False) as t:
-        yield t.update
 
 
 class Measurement:
@@ -204,10 +196,10 @@ def measure_checkpoint(work: Measurement) -> None:
 
 def compute_effects(work: Measurement) -> LayerEffects:
     """Compute every neuron's effect piece by piece, and show progress."""
-    pieces = StepPieces(work.source, work.kept, work.observer)
+    pieces, label = StepPieces(work.source, work.kept, work.observer), f"step {work.name}"
     with (
-        bar(f"step {work.name} capture", len(work.selection.windows), "context", work.progress) as capture_progress,
-        bar(f"step {work.name} effects", len(work.selection.context), "tok", work.progress) as effects_progress,
+        progress_bar(f"{label} capture", len(work.selection.windows), "context", show=work.progress) as capturing,
+        progress_bar(f"{label} effects", len(work.selection.context), "token", show=work.progress) as ablating,
     ):
         found = layer_effects(
             work.source,
@@ -218,8 +210,8 @@ def compute_effects(work: Measurement) -> LayerEffects:
             verify=float(work.config.verify),
             seed=work.config.seed,
             log_frequency=work.tokens.log_frequency,
-            capture_progress=capture_progress,
-            effects_progress=effects_progress,
+            capture_progress=capturing.update,
+            effects_progress=ablating.update,
             observe=pieces.observe,
         )
     return replace(found, table=with_kinds(found.table, work.adapter, work.layer, work.tokens.log_frequency))
@@ -282,9 +274,10 @@ def compute_layers(work: Measurement) -> Layers:
     adapter, selection = work.adapter, work.selection
     sites = wanted_sites(adapter, work.config)
     pieces, _ = cut_contexts(adapter, selection, 0, GRADIENT)
+    label = f"step {work.name}"
     with (
-        bar(f"step {work.name} layers", len(selection.context), "tok", work.progress) as estimating,
-        bar(f"step {work.name} verification", 0, "cell", work.progress) as verifying,
+        progress_bar(f"{label} layers", len(selection.context), "token", show=work.progress) as estimating,
+        progress_bar(f"{label} verification", 0, "cell", show=work.progress) as verifying,
     ):
         return measure_layers(
             LayersWork(
@@ -297,8 +290,8 @@ def compute_layers(work: Measurement) -> Layers:
                 store=replace(work.kept, identity={**work.kept.identity, "sites": [s.name(0) for s in sites]}),
                 pieces=pieces,
             ),
-            estimating=estimating,
-            verifying=verifying,
+            estimating=estimating.update,
+            verifying=verifying.update,
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int
-from tqdm import tqdm
 
 from rareneuron.data.corpus import WindowStream, too_short
 from rareneuron.data.counts import (
@@ -34,6 +33,7 @@ from rareneuron.models.adapter import Adapter, load_model
 from rareneuron.models.hub import model_folder
 from rareneuron.models.self_unigram import self_unigram
 from rareneuron.models.tokenizers import load_tokenizer
+from rareneuron.progress import progress_bar
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.files import file_sum
 from rareneuron.runs.records import CountsRecord
@@ -181,7 +181,7 @@ def models_own(
             return found
     order = generator(0, "reference text").permutation(spool.n_contexts)
     most = min(spool.n_contexts, max(1, most_positions // (spool.context_length - 1)))
-    with tqdm(total=most, desc="how frequent tokens are", unit="context", disable=None if show else True) as bar:
+    with progress_bar("how frequent tokens are", most, "context", show=show) as bar:
         seen = self_unigram(
             adapter.model,
             spool.rows,

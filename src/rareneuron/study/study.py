@@ -51,7 +51,7 @@ def run_study(config: StudyConfig, *, model: Any = None, tokenizer: Any = None, 
         model: A `transformers` model in memory, in whatever wraps it, in place of `config.model`. A plain copy of its
             weights is kept in the user's cache under a hash of weights, config and tokenizer, and that is studied.
         tokenizer: The tokenizer of `model`.
-        progress: Show progress bars on stderr, if that is a terminal.
+        progress: Show progress on stderr: bars on a terminal, in a log file a line each minute.
 
     Returns:
         The run, open for reading. Effects are in nats per token.

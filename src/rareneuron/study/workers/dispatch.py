@@ -2,10 +2,9 @@
 
 from contextlib import closing
 
-from tqdm import tqdm
-
 from rareneuron.measure.checkpoint import compute_checkpoint
 from rareneuron.models.adapter import Adapter
+from rareneuron.progress import progress_bar
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage
@@ -30,7 +29,7 @@ def compute_open(
         return
     del first  # workers load it themselves
     tasks = [task_of(config, checkpoint, is_last=checkpoint == last) for checkpoint in plan.open]
-    with tqdm(total=len(tasks), desc="checkpoints", disable=None if progress else True, leave=False) as bar:
+    with progress_bar("checkpoints", len(tasks), "checkpoint", show=progress) as bar:
         if config.executor == "ray":
             from rareneuron.study.workers.ray import ray_answers
 

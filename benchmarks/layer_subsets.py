@@ -20,7 +20,7 @@ import rareneuron as rn
 from rareneuron.maths.ablation import ablation_engine
 from rareneuron.maths.certificate import FAR
 from rareneuron.models.gradient import estimates, site_means
-from rareneuron.models.replay import Replay
+from rareneuron.models.replay import CleanContext, Replay
 from rareneuron.models.sites import head_of, site_of
 from rareneuron.study.tokens import choose_tokens, study_corpus
 
@@ -72,8 +72,8 @@ def patched(adapter, site, windows, tokens, mean, units):
     for row in np.unique(context):
         at = np.flatnonzero(context == row)
         ids, positions = torch.from_numpy(windows[row]).long(), torch.from_numpy(position[at])
-        replay = Replay(adapter.anatomy, head_of(adapter.anatomy), site, ids, positions, mean)
-        out[at] = replay.loss_changes(torch.from_numpy(units)).delta_loss.T.numpy()
+        clean = CleanContext(adapter.anatomy, head_of(adapter.anatomy), [site], ids, positions)
+        out[at] = Replay(clean, mean).loss_changes(torch.from_numpy(units)).delta_loss.T.numpy()
     return out, time.perf_counter() - began
 
 

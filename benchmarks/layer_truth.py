@@ -18,7 +18,7 @@ import torch
 import rareneuron as rn
 from rareneuron.embedded import SERIES
 from rareneuron.maths.ablation import AblationEngine
-from rareneuron.models.replay import Replay
+from rareneuron.models.replay import CleanContext, Replay
 from rareneuron.models.sites import head_of, site_of
 from rareneuron.study.tokens import choose_tokens, study_corpus
 
@@ -56,7 +56,7 @@ def replayed(adapter, windows, context, position, layer):
     for row in range(len(windows)):
         of_row = context == row
         ids, at = torch.from_numpy(windows[row]).long(), torch.from_numpy(position[of_row])
-        replay = Replay(adapter.anatomy, head, site, ids, at, mean_act)
+        replay = Replay(CleanContext(adapter.anatomy, head, [site], ids, at), mean_act)
         delta[of_row] = replay.loss_changes(torch.arange(site.n_units)).delta_loss.T.numpy()
         print(f"layer {layer}, context {row + 1} of {len(windows)}: {time.perf_counter() - started:.0f} s", flush=True)
     return delta

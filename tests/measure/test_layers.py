@@ -128,12 +128,12 @@ def test_a_study_interrupted_while_it_verifies_patches_no_cell_twice(series, tex
     whole = run_study(replace(settings, out=str(tmp_path / "whole"))).layers()
     patched_sums, patched = layer_units.patched_sums, []
 
-    def dies_at_the_fifth(anatomy, head, site, selection, context, means, units, kinds):
+    def dies_at_the_fifth(anatomy, head, selection, context, replaced, kinds):
         if len(patched) == 5:
             patched.append(None)
             raise KeyboardInterrupt
-        patched.append((context, units.tolist(), means[True].sum().item()))
-        return patched_sums(anatomy, head, site, selection, context, means, units, kinds)
+        patched.append((context, [(of.units.tolist(), of.means[True].sum().item()) for of in replaced]))
+        return patched_sums(anatomy, head, selection, context, replaced, kinds)
 
     monkeypatch.setattr(layer_units, "patched_sums", dies_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):

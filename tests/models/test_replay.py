@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from rareneuron.errors import UnsupportedModel
 from rareneuron.models.families import FAMILIES
 from rareneuron.models.patching import patched_loss_changes
-from rareneuron.models.replay import Replay
+from rareneuron.models.replay import CleanContext, Replay
 from rareneuron.models.sites import head_of, site_of
 
 from .test_contract import tolerance
@@ -21,9 +21,9 @@ def replay_of(case, layer, kind="neurons", **options):
     generator = torch.Generator().manual_seed(5)
     mean_act = torch.randn(len(site.W_out), generator=generator, dtype=torch.float64)
     ids = torch.from_numpy(case.windows[0])
-    return Replay(
-        case.adapter.anatomy, head_of(case.adapter.anatomy), site, ids, torch.from_numpy(POSITION), mean_act, **options
-    )
+    anatomy = case.adapter.anatomy
+    clean = CleanContext(anatomy, head_of(anatomy), [site], ids, torch.from_numpy(POSITION), **options)
+    return Replay(clean, mean_act)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -107,3 +107,19 @@ def test_logits_that_the_unembedding_alone_does_not_give_are_refused(tiny):
     anatomy.unembedding.forward = lambda hidden: 1.5 * forward(hidden)
     with pytest.raises(UnsupportedModel, match=r"own logits.*--engine patching"):
         head_of(anatomy)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_clean_pass_serves_all_sites(name, tiny):
+    case = tiny(name)
+    anatomy, alone = (
+        case.adapter.anatomy,
+        [replay_of(case, *at) for at in ((0, "neurons"), (1, "heads"), (1, "neurons"))],
+    )
+    ids, position = torch.from_numpy(case.windows[0]), torch.from_numpy(POSITION)
+    clean = CleanContext(anatomy, head_of(anatomy), [replay.site for replay in alone], ids, position)
+    for which, replay in enumerate(alone):
+        units = torch.arange(2)
+        found = Replay(clean, replay.mean_act, which).loss_changes(units).delta_loss
+        assert torch.equal(found, replay.loss_changes(units).delta_loss)
+        assert found.abs().max() > 0

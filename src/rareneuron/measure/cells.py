@@ -5,6 +5,7 @@ A cell's outcomes are the sums of |Δ| and of Δ over a context's rare tokens, t
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rareneuron.data.selection import Selection
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.head import Head
 from rareneuron.models.anatomy import Anatomy
-from rareneuron.models.replay import Replay
+from rareneuron.models.replay import CleanContext, Replay
 from rareneuron.models.sites import Site
 
 KINDS = (True, False)  # rare, common
@@ -26,36 +27,44 @@ def named(kind: bool) -> str:
     return "rare" if kind else "common"
 
 
+class UnitsOfSite(NamedTuple):
+    """Units of a site that are to be replaced, one at a time, and by what at each kind of target."""
+
+    site: Site
+    means: Mapping[bool, Float[Tensor, " column"]]
+    units: Int[np.ndarray, " unit"]
+
+
 def patched_sums(
     anatomy: Anatomy,
     head: Head,
-    site: Site,
     selection: Selection,
     context: int,
-    means: Mapping[bool, Float[Tensor, " column"]],
-    units: Int[np.ndarray, " unit"],
+    replaced: Sequence[UnitsOfSite],
     kinds: Sequence[bool] = KINDS,
-) -> Float[np.ndarray, "outcome unit"]:
-    """Replay one context for several units of a site; once for both kinds of token if they share a mean.
+) -> list[Float[np.ndarray, "outcome unit"]]:
+    """Replay one context for several units of each site; once for both kinds of token if they share all means.
 
     `context` is a row of the selection's windows.
     """
     index = np.flatnonzero(selection.context == context)
     rare = selection.rare[index]
-    out = np.zeros((2 * len(kinds), len(units)))
-    shared = torch.equal(means[True], means[False])
+    out = [np.zeros((2 * len(kinds), len(of.units))) for of in replaced]
+    shared = all(torch.equal(of.means[True], of.means[False]) for of in replaced)
     for together in [tuple(kinds)] if shared else [(kind,) for kind in kinds]:
         chosen = np.isin(rare, together)
         if not chosen.any():
             continue
         ids = anatomy.token_ids(selection.windows[[context]])[0]
         at = torch.from_numpy(selection.position[index[chosen]]).to(ids.device)
-        replay = Replay(anatomy, head, site, ids, at, means[together[0]].to(ids.device))
-        delta = replay.loss_changes(torch.from_numpy(units).to(ids.device)).delta_loss.cpu().numpy()
-        for kind in together:
-            of_kind = delta[:, rare[chosen] == kind]
-            i = 2 * list(kinds).index(kind)
-            out[i : i + 2] = np.abs(of_kind).sum(1), of_kind.sum(1)
+        clean = CleanContext(anatomy, head, [of.site for of in replaced], ids, at)
+        for which, of in enumerate(replaced):
+            replay = Replay(clean, of.means[together[0]].to(ids.device), which)
+            delta = replay.loss_changes(torch.from_numpy(of.units).to(ids.device)).delta_loss.cpu().numpy()
+            for kind in together:
+                of_kind = delta[:, rare[chosen] == kind]
+                i = 2 * list(kinds).index(kind)
+                out[which][i : i + 2] = np.abs(of_kind).sum(1), of_kind.sum(1)
     return out
 
 

@@ -20,7 +20,7 @@ from rareneuron.maths.certificate import FAR, Certificate, Estimated, certify, i
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.first_order import SUMS
 from rareneuron.measure.capture import Progress
-from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
+from rareneuron.measure.cells import KINDS, UnitsOfSite, named, patched_sums, small_enough
 from rareneuron.measure.pieces import PieceStore
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.gradient import SiteMeans, positions_within, site_means
@@ -270,48 +270,58 @@ class ExactCells:
     ) -> Float[np.ndarray, "outcome cell"]:
         """Return the sums of |Δ| and Δ of each kind of target."""
         out = np.zeros((2 * len(self.kinds), len(units)))
-        of_site = np.searchsorted(self.first, units, side="right") - 1
-        for i, site in enumerate(self.sites):
-            cells = np.flatnonzero(of_site == i)
-            if not len(cells):
-                continue
-            local = units[cells] - self.first[i]
-            if self.closed and site.layer == self.work.adapter.n_layers - 1:
-                for j, (kind, name) in enumerate((k, n) for k in self.kinds for n in KEPT[:2]):
-                    out[j, cells] = self.closed[f"{named(kind)}_{name}"][contexts[cells], local]
-                continue
-            different = np.unique(contexts[cells])
-            for some in np.split(different, range(CONTEXTS_AT_ONCE, len(different), CONTEXTS_AT_ONCE)):
-                here = np.isin(contexts[cells], some)
-                out[:, cells[here]] = self.stored(i, local[here], contexts[cells[here]])
-                self.progress(int(here.sum()))
+        of_site = self.site_of(units)
+        known = np.zeros(len(units), bool)
+        if self.closed:
+            known = np.array([site.layer == self.work.adapter.n_layers - 1 for site in self.sites])[of_site]
+            local = units[known] - self.first[of_site[known]]
+            for j, (kind, name) in enumerate((k, n) for k in self.kinds for n in KEPT[:2]):
+                out[j, known] = self.closed[f"{named(kind)}_{name}"][contexts[known], local]
+        different = np.unique(contexts[~known])
+        for some in np.split(different, range(CONTEXTS_AT_ONCE, len(different), CONTEXTS_AT_ONCE)):
+            here = np.flatnonzero(~known & np.isin(contexts, some))
+            out[:, here] = self.stored(units[here], contexts[here])
+            self.progress(len(here))
         return out
 
+    def site_of(self, units: Int[np.ndarray, " cell"]) -> Int[np.ndarray, " cell"]:
+        """Return the index of each unit's site."""
+        return np.searchsorted(self.first, units, side="right") - 1
+
     def stored(
-        self, i: int, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
+        self, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
     ) -> Float[np.ndarray, "outcome cell"]:
-        """Return the sums of cells of one site: read, where an interrupted study has patched them."""
-        store, name = self.work.store, self.sites[i].name(0)
-        given = {"mean": self.means[i].cpu().numpy(), "units": units, "contexts": contexts}
-        path = store.path(f"cells {name}", range(contexts.min(), contexts.max() + 1), digest(given))
+        """Return the sums of cells of some contexts: read, where an interrupted study has patched them."""
+        if not len(units):
+            return np.zeros((2 * len(self.kinds), 0))
+        store, sites = self.work.store, np.unique(self.site_of(units))
+        given = {f"mean {self.sites[i].name(0)}": self.means[i].cpu().numpy() for i in sites}
+        given |= {"units": units, "contexts": contexts}
+        path = store.path("cells", range(contexts.min(), contexts.max() + 1), digest(given))
         found = store.read(path)
         if found is None:
             began = time.perf_counter()
-            found = {"sums": self.patched(i, units, contexts)}
+            found = {"sums": self.patched(units, contexts)}
             if time.perf_counter() - began >= WORTH_KEEPING:
                 store.write(path, found)
         return found["sums"]
 
     def patched(
-        self, i: int, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
+        self, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
     ) -> Float[np.ndarray, "outcome cell"]:
-        """Patch cells of one site, context by context."""
+        """Patch cells context by context, those of all sites after one clean pass."""
         out, work = np.zeros((2 * len(self.kinds), len(units))), self.work
-        means = dict.fromkeys(KINDS, self.means[i])
+        of_site = self.site_of(units)
         for context in np.unique(contexts):
-            here = contexts == context
-            given = work.adapter.anatomy, self.head, self.sites[i], work.selection, int(context), means
-            out[:, here] = patched_sums(*given, units[here], self.kinds)
+            sites = np.unique(of_site[contexts == context])
+            cells = [np.flatnonzero((contexts == context) & (of_site == i)) for i in sites]
+            replaced = [
+                UnitsOfSite(self.sites[i], dict.fromkeys(KINDS, self.means[i]), units[at] - self.first[i])
+                for i, at in zip(sites, cells, strict=True)
+            ]
+            given = work.adapter.anatomy, self.head, work.selection, int(context)
+            for at, sums in zip(cells, patched_sums(*given, replaced, self.kinds), strict=True):
+                out[:, at] = sums
         return out
 
 

@@ -1,13 +1,13 @@
 """Patches many units of a layer at a time: the exact engine that verifies estimates, and truth for tests of them.
 
 The rest of the network runs again for one context and a batch of changed units. What makes it faster than `patching`,
-its oracle: the context ends at its last analysed token; blocks up to the layer return what they computed once; where
-the layer's output is simply added to the residual stream, the layer itself isn't run again but moved by rows of W_out;
-the last block's MLP runs at analysed tokens only, since nothing reads it elsewhere; and losses are compared as
-differences (`maths.head`), so no effect is lost to the rounding of a loss.
+its oracle: the context ends at its last analysed token; it is run clean once for all layers, and blocks up to the layer
+return what they computed then; where the layer's output is simply added to the residual stream, the layer itself isn't
+run again but moved by rows of W_out; the last block's MLP runs at analysed tokens only, since nothing reads it
+elsewhere; and losses are compared as differences (`maths.head`), so no effect is lost to the rounding of a loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,41 +23,53 @@ from rareneuron.models.sites import Site
 ROW_POSITIONS = 4096  # positions of a batch of units; more gains nothing on a CPU
 
 
-class Replay:
-    """One context, ready to be run again from one layer on."""
+class CleanContext:
+    """One context as the clean model sees it: what replays from some sites begin with."""
 
     def __init__(
         self,
         anatomy: Anatomy,
         head: Head,
-        site: Site,
+        sites: Sequence[Site],
         ids: Int[Tensor, " position"],
         position: Int[Tensor, " token"],
-        mean_act: Float[Tensor, " column"],
         *,
         resume_after: bool | None = None,
     ) -> None:
-        """Run the clean model. `resume_after`: whether the layer itself is moved, not run; None: where that is right.
+        """Run the clean model once for all sites.
 
-        `ids` go beyond the last analysed position by at least one, its target.
+        `ids` go beyond the last analysed position by at least one, its target. `resume_after`: whether layers
+        themselves are moved, not run; None: where that is right.
         """
-        self.anatomy, self.head, self.site = anatomy, head, site
-        self.after = site.adds_plainly if resume_after is None else resume_after
-        self.position = position
+        self.anatomy, self.head, self.sites, self.position = anatomy, head, sites, position
         self.target = ids[position + 1]
         self.ids = ids[None, : int(position.max()) + 1]
-        self.mean_act = mean_act.to(site.W_out)
-        self.first = site.layer + self.after  # the first block that runs again
-        with torch.inference_mode(), watching(site.module, self.resume_block) as seen:
+        self.after = [site.adds_plainly if resume_after is None else resume_after for site in sites]
+        with torch.inference_mode(), ExitStack() as stack:
+            self.seen = [
+                stack.enter_context(watching(site.module, block_before(anatomy, site.layer + after)))
+                for site, after in zip(sites, self.after, strict=True)
+            ]
             hidden = anatomy.backbone(self.ids, use_cache=False).last_hidden_state
             self.hidden = hidden[0, position]
-        self.shift = self.mean_act - seen["act"].reshape(self.ids.shape[1], -1)
-        self.resume: Any = seen.get("output")
 
-    @property
-    def resume_block(self) -> nn.Module | None:
-        """The block whose output the replay starts from; None at the embedding."""
-        return self.anatomy.blocks[self.first - 1] if self.first else None
+
+def block_before(anatomy: Anatomy, layer: int) -> nn.Module | None:
+    """Return the block whose output a layer reads; None at the embedding."""
+    return anatomy.blocks[layer - 1] if layer else None
+
+
+class Replay:
+    """One context, ready to be run again from one site on."""
+
+    def __init__(self, clean: CleanContext, mean_act: Float[Tensor, " column"], which: int = 0) -> None:
+        """Take what the clean model put out at one of its sites; `mean_act` replaces it."""
+        self.clean, self.anatomy, self.site = clean, clean.anatomy, clean.sites[which]
+        self.ids, self.position, self.after = clean.ids, clean.position, clean.after[which]
+        self.mean_act = mean_act.to(self.site.W_out)
+        self.first = self.site.layer + self.after  # the first block that runs again
+        self.shift = self.mean_act - clean.seen[which]["act"].reshape(self.ids.shape[1], -1)
+        self.resume: Any = clean.seen[which].get("output")
 
     @property
     def batch_size(self) -> int:
@@ -68,7 +80,7 @@ class Replay:
     def loss_changes(self, units: Int[Tensor, " unit"]) -> LossChanges:
         """Replace each unit by its mean at every position, one at a time; return what it does to the tokens."""
         parts = [
-            self.head.loss_changes(self.hidden, self.changed_hidden(some), self.target)
+            self.clean.head.loss_changes(self.clean.hidden, self.changed_hidden(some), self.clean.target)
             for some in units.split(self.batch_size)
         ]
         return LossChanges(*(torch.cat(values) for values in zip(*parts, strict=True)))

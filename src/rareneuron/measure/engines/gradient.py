@@ -20,7 +20,7 @@ from rareneuron.errors import InvalidConfig, WrongEffects
 from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
-from rareneuron.measure.cells import KINDS, named, patched_sums, small_enough
+from rareneuron.measure.cells import KINDS, UnitsOfSite, named, patched_sums, small_enough
 from rareneuron.measure.engines.base import (
     Asked,
     EffectBlock,
@@ -171,9 +171,9 @@ class Cells:
         for row in np.unique(contexts):
             cells = np.flatnonzero(contexts == row)
             context = int(self.contexts[row])
-            out[:, cells] = patched_sums(
-                engine.anatomy, engine.head, engine.site, engine.selection, context, self.means, units[cells], kinds
-            )
+            replaced = [UnitsOfSite(engine.site, self.means, units[cells])]
+            given = engine.anatomy, engine.head, engine.selection, context
+            [out[:, cells]] = patched_sums(*given, replaced, kinds)
         return out
 
 

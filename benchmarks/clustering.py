@@ -14,8 +14,8 @@ from rareneuron.maths.equivalence import within_margin_of_groups
 from rareneuron.maths.modularity import BlockMoments, correlation_graphs, jackknife_error, modularity
 from rareneuron.maths.moments import SecondMoments
 
-SIZE, POOL, TOKENS, DRAWS, REPEATS = 30, 300, 1000, 399, 200
-STRENGTHS = (0.0, 0.3, 0.36, 0.38, 0.39, 0.4, 0.42, 0.5, 0.8)
+SIZE, POOL, TOKENS, DRAWS, REPEATS = 30, 300, 1000, 399, 800
+STRENGTHS = (0.0, 0.3, 0.36, 0.38, 0.392, 0.4, 0.42, 0.5, 0.8)
 
 
 def difference(rng: np.random.Generator, strength: float, margin: float) -> tuple[float, float, float, float]:

@@ -199,7 +199,7 @@ def test_blocks_of_tokens_and_neurons_do_not_matter(kind, monkeypatch):
     fixed, per_neuron = engine_memory(50, 16, block_copies=copies)
     engine = BehindNormEngine(case.readout, case.W_out, memory=fixed + 5 * per_neuron // 2)
     assert engine.neurons_at_once in range(2, 12), "12 neurons should take several blocks"
-    assert not engine.holds_squares
+    assert engine.squares is None
     found = engine.effects(case.resid, case.shift, case.target, mlp_out=case.mlp_out)
     for name in ("delta_loss", "direct_delta_loss", "kl", "loss"):
         # float32 products of other shapes may sum in another order

@@ -17,9 +17,9 @@ NUMPY_ALONE = {
     *("shares", "significance", "spacings", "specificity", "spectrum", "trend", "verdicts"),
 }  # fmt: skip
 TENSORS = {
-    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "expansion", "first_order"),
-    *("full_sum", "fused", "head", "interventions", "joint", "joint_sampled", "margins", "mechanism", "moments"),
-    *("neuron_kinds", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
+    *("ablation", "activations", "behind_norm", "capped_expansion", "clustered", "engine_blocks", "expansion"),
+    *("first_order", "full_sum", "fused", "head", "interventions", "joint", "joint_sampled", "margins", "mechanism"),
+    *("moments", "neuron_kinds", "neuron_tables", "output_norm", "pair_effects", "readout", "softcap", "table_memory"),
     "weights",
 }  # fmt: skip
 LOOK = """

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rareneuron.maths.behind_norm import BehindNormEngine
+from rareneuron.maths.engine_blocks import Block, BlockEffects, EngineByBlocks
 from rareneuron.maths.expansion import (
     PAIRS_AT_ONCE,
     ROUGHLY_AT_ONCE,
@@ -41,12 +42,13 @@ from rareneuron.maths.expansion import (
 )
 from rareneuron.maths.full_sum import full_sums
 from rareneuron.maths.fused import compiling_pays, takes_compiled_sums
-from rareneuron.maths.mechanism import EffectParts, FrequencyDirection, FrequencySums, LogitChange, effect_parts
-from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
-from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
+from rareneuron.maths.mechanism import FrequencySums, LogitChange, effect_parts
+from rareneuron.maths.neuron_tables import NeuronTables
+from rareneuron.maths.pair_effects import TOLERANCE, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.table_memory import fast_product_dtype, neurons_that_fit, tokens_per_block
 
+WORKSPACE = 5  # arrays [token, vocab] of a block: log p, p, G and weights of two sums
 AS_MANY_AS = 20  # neurons: what an order costs, in those it serves, before it serves any
 
 
@@ -63,7 +65,7 @@ FOR_THIRD = Wanted(full=((0, 2),), low=((0, 3), (0, 4), (1, 2), (2, 1)), worth=(
 FOR_FOURTH = Wanted(full=((0, 3), (1, 2), (2, 1)), low=((1, 3), (2, 2), (3, 1)), worth=(0.06, 0.4))
 
 
-class AblationEngine:
+class AblationEngine(EngineByBlocks):
     """The last layer's neurons and the readout, prepared once per checkpoint; then effects block by block.
 
     `fast` is float32 with a certified expansion; `exact` sums every pair over the vocabulary in float32;
@@ -93,82 +95,38 @@ class AblationEngine:
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.compiled = self.expands and takes_compiled_sums(len(readout.W_U), W_out.device, compiled)
         self.readout = readout
-        self.W_double = readout.centre(W_out.double())
-        self.W_square = self.W_double.square().sum(-1)
+        written = readout.centre(W_out.double())
+        self.written_square = written.square().sum(-1)
         vocab, d_model = readout.W_U.shape
-        self.neurons_at_once = neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype)
-        # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
         self.at_zero = readout.logits_at_zero(dtype)
-        self.A = readout.logits_per_direction(dtype)
-        self.A -= self.A.mean(0)
-        self.frequency: FrequencyDirection | None = None
+        # A constant over the vocabulary changes no probability; without it, sums over the vocabulary round less.
+        A = readout.logits_per_direction(dtype)
+        A -= A.mean(0)
+        super().__init__(
+            written,
+            A,
+            squares=self.product_dtype if self.expands else None,
+            neurons_at_once=neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype),
+            block=tokens_per_block(vocab),
+            copies=WORKSPACE,
+        )
         if log_frequency is not None:
             self.take_apart(log_frequency)
-        self._held: NeuronTables | None = None
-        self.block = tokens_per_block(len(self.A))
-        # Kept, since fresh memory of this size would be faulted in page by page for every block.
-        self._workspace = torch.empty(5 * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
-    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> None:
-        """Take effects apart by mechanism in all later calls (`mechanism`)."""
-        self.frequency = FrequencyDirection(log_frequency, self.A)
-
-    def effects(
-        self,
-        resid: Float[Tensor, "token d_model"],
-        shift: Float[Tensor, "token neuron"],
-        target: Int[Tensor, " token"],
-        *,
-        direct: bool = True,
-        mlp_out: Float[Tensor, "token d_model"] | None = None,
-    ) -> AblationEffects:
-        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted.
-
-        `mlp_out` is taken as other engines take it and not needed: no norm stands behind these neurons.
-        """
-        kinds = 2 if direct else 1
-        delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
-        kl = torch.empty_like(delta[0])
-        loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
-        takes_apart = direct and self.frequency is not None
-        parts = torch.empty(len(EffectParts._fields) if takes_apart else 0, *kl.shape).to(kl)
-        n_full = 0
-        for first in range(0, shift.shape[1], self.neurons_at_once):
-            tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
-            for start in range(0, len(resid), self.block):
-                block = slice(start, start + self.block)
-                clean = self._clean(resid[block].to(self.dtype), target[block])
-                of_frequency = self._frequency_sums(clean, target[block]) if takes_apart else None
-                changes = self._changes(tables, resid[block].double(), shift[block, tables.neurons].double())[:kinds]
-                loss[block] = clean.loss
-                place = (block, tables.neurons)
-                delta[:, *place], both_kl, n = self._ablate(clean, tables, target[block], changes)
-                kl[place] = both_kl[0]
-                if of_frequency is not None:
-                    of_logits = [LogitChange((c.a,), c.b) for c in changes]
-                    parts[:, *place] = effect_parts(of_frequency, tables.W, delta[:, *place], both_kl, of_logits)
-                n_full += n
-            del tables  # before the next ones are made
-        return AblationEffects(
-            delta_loss=delta[0],
-            direct_delta_loss=delta[1] if direct else None,
-            kl=kl,
-            loss=loss,
-            full_share=n_full / max(1, shift.numel()),
-            parts=EffectParts(*parts) if takes_apart else None,
-        )
-
-    def _tables(self, neurons: slice) -> NeuronTables:
-        """Tables of some neurons; held while the next call asks for the same."""
-        if self._held is None or self._held.neurons != neurons:
-            self._held = None  # memory holds one set
-            dtype = self.product_dtype if self.expands else None
-            self._held = neuron_tables(neurons, self.W_double[neurons].to(self.dtype), self.A, squared_dtype=dtype)
-        return self._held
+    def _effects_of(self, block: Block, tables: NeuronTables) -> BlockEffects:
+        clean = self._clean(block.resid.to(self.dtype), block.target)
+        of_frequency = self._frequency_sums(clean, block.target) if block.apart else None
+        changes = self._changes(tables, block.resid, block.shift)[: block.kinds]
+        delta, kl, n_full = self._ablate(clean, tables, block.target, changes)
+        parts = None
+        if of_frequency is not None:
+            of_logits = [LogitChange((c.a,), c.b) for c in changes]
+            parts = effect_parts(of_frequency, tables.W, delta, kl, of_logits)
+        return BlockEffects(loss=clean.loss, delta=delta, kl=kl[0], parts=parts, n_full=n_full)
 
     def _clean(self, resid: Tensor, target: Tensor) -> CleanTokens:
         """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
-        logp, p, G, of_G, others = workspace = self._workspace[: 5 * len(resid)].unflatten(0, (5, -1))
+        logp, p, G, of_G, others = workspace = self._arrays(len(resid))
         at = target[:, None]
         centred = self.readout.centre(resid)
         torch.mm(centred / self.readout.sigma(centred)[:, None], self.A.T, out=G)
@@ -201,7 +159,7 @@ class AblationEngine:
     def _frequency_sums(self, clean: CleanTokens, target: Tensor) -> FrequencySums:
         """What a block of tokens knows of frequency; it takes that part of the workspace which `clean` leaves free."""
         assert self.frequency is not None
-        free = self._workspace[: 5 * len(clean.p)].unflatten(0, (5, -1))[3:]
+        free = self._arrays(len(clean.p))[3:]
         of_G = None if self.at_zero.any() else (clean.G_powers[[2]], clean.GA)
         means = torch.zeros_like(clean.loss)[None], clean.mean_A
         return self.frequency.sums(clean.p, clean.logp, clean.G[None], target, *means, of_G, free)
@@ -211,7 +169,7 @@ class AblationEngine:
 
         σ is never subtracted from σ′; and in float64, since a neuron that cancels the residual makes σ′² a difference.
         """
-        W, W_square = self.W_double[tables.neurons], self.W_square[tables.neurons]
+        W, W_square = self.written[tables.neurons], self.written_square[tables.neurons]
         a, b, frozen = torch.empty(3, *shift.shape, dtype=self.dtype, device=shift.device)
         for rows in pieces(len(shift), max(1, 4 * PAIRS_AT_ONCE // len(W))):
             c, centred = shift[rows], self.readout.centre(resid[rows])

@@ -28,12 +28,13 @@ from rareneuron.maths.capped_expansion import (
     rows_of_weights,
     token_sums,
 )
+from rareneuron.maths.engine_blocks import Block, BlockEffects, EngineByBlocks
 from rareneuron.maths.expansion import ROUGHLY_AT_ONCE, ROUNDING, VOCAB_AT_ONCE, pieces
 from rareneuron.maths.full_sum import full_sums as uncapped_sums
 from rareneuron.maths.fused import takes_compiled_sums
-from rareneuron.maths.mechanism import EffectParts, FrequencyDirection, FrequencySums, LogitChange, effect_parts
-from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
-from rareneuron.maths.pair_effects import TOLERANCE, AblationEffects, Precision
+from rareneuron.maths.mechanism import FrequencySums, LogitChange, effect_parts
+from rareneuron.maths.neuron_tables import NeuronTables
+from rareneuron.maths.pair_effects import TOLERANCE, Precision
 from rareneuron.maths.readout import Readout
 from rareneuron.maths.softcap import change_from_tanh
 from rareneuron.maths.table_memory import best_layout, fast_product_dtype
@@ -50,7 +51,7 @@ class Directions:
     b: Float[Tensor, "kind token neuron"]
 
 
-class BehindNormEngine:
+class BehindNormEngine(EngineByBlocks):
     """Prepares a layer's neurons behind an output norm or a soft cap; gives effects as `AblationEngine` does.
 
     `effects` needs the MLP's output m at each token (`Readout.mlp_output`) where the readout has an output norm.
@@ -76,79 +77,38 @@ class BehindNormEngine:
         self.W = W_out.double()
         self.W_square = self.W.square().sum(-1)
         gain = 1.0 if self.norm is None else self.norm.weight.double()
-        self.written = readout.centre(self.W * gain)
-        self.written_square = self.written.square().sum(-1)
+        written = readout.centre(self.W * gain)
+        self.written_square = written.square().sum(-1)
         vocab, d_model = readout.W_U.shape
-        self.copies = block_copies(output_norm=self.norm is not None, capped=self.cap is not None)
-        layout = best_layout(memory, vocab, d_model, len(W_out), dtype, self.product_dtype, self.copies)
-        self.neurons_at_once, self.block = layout.neurons, layout.tokens
-        self.holds_squares = self.expands and layout.holds_squares
+        copies = block_copies(output_norm=self.norm is not None, capped=self.cap is not None)
+        layout = best_layout(memory, vocab, d_model, len(W_out), dtype, self.product_dtype, copies)
         self.at_zero = readout.logits_at_zero(dtype)
-        self.A = readout.logits_per_direction(dtype)
+        A = readout.logits_per_direction(dtype)
         if self.cap is None:  # a constant over the vocabulary changes no probability, unless a cap bends it
-            self.A -= self.A.mean(0)
-        self.frequency: FrequencyDirection | None = None
+            A -= A.mean(0)
+        super().__init__(
+            written,
+            A,
+            squares=self.product_dtype if self.expands and layout.holds_squares else None,
+            neurons_at_once=layout.neurons,
+            block=layout.tokens,
+            copies=copies,
+        )
         if log_frequency is not None:
             self.take_apart(log_frequency)
-        self._held: NeuronTables | None = None
-        # Kept, since fresh memory of this size would be faulted in page by page for every block.
-        self._workspace = torch.empty(self.copies * self.block, len(self.A), dtype=dtype, device=self.A.device)
 
-    def take_apart(self, log_frequency: Float[Tensor, " vocab"]) -> None:
-        """Take effects apart by mechanism in all later calls (`mechanism`)."""
-        self.frequency = FrequencyDirection(log_frequency, self.A)
-
-    def effects(
-        self,
-        resid: Float[Tensor, "token d_model"],
-        shift: Float[Tensor, "token neuron"],
-        target: Int[Tensor, " token"],
-        *,
-        direct: bool = True,
-        mlp_out: Float[Tensor, "token d_model"] | None = None,
-    ) -> AblationEffects:
-        """Total Δ and KL of every (token, neuron) pair, and direct Δ unless that isn't wanted."""
-        kinds = 2 if direct else 1
-        if self.norm is not None and mlp_out is None:
+    def _effects_of(self, block: Block, tables: NeuronTables) -> BlockEffects:
+        if self.norm is not None and block.mlp_out is None:
             raise ValueError("This readout has a norm behind the MLP, so `mlp_out` is needed (`Readout.mlp_output`).")
-        delta = torch.empty(kinds, *shift.shape, dtype=self.dtype, device=shift.device)
-        kl = torch.empty_like(delta[0])
-        loss = torch.empty(len(resid), dtype=self.dtype, device=shift.device)
-        takes_apart = direct and self.frequency is not None
-        parts = torch.empty(len(EffectParts._fields) if takes_apart else 0, *kl.shape).to(kl)
-        n_full = 0
-        for first in range(0, shift.shape[1], self.neurons_at_once):
-            tables = self._tables(slice(first, min(first + self.neurons_at_once, shift.shape[1])))
-            for start in range(0, len(resid), self.block):
-                block = slice(start, start + self.block)
-                tokens = self._tokens(resid[block].double(), None if mlp_out is None else mlp_out[block].double())
-                clean, sums = self._clean(tokens, target[block])
-                of_frequency = self._frequency_sums(clean, sums, target[block]) if takes_apart else None
-                change = self._change(tokens, tables.neurons, shift[block, tables.neurons].double(), kinds)
-                loss[block] = sums.loss
-                place = (block, tables.neurons)
-                delta[:, *place], kl[place], n = self._ablate(clean, sums, tables, target[block], change)
-                if of_frequency is not None:
-                    found = delta[:, *place], kl[place]
-                    parts[:, *place] = parts_behind_norm(of_frequency, sums, tables.W, *found, change)
-                n_full += n
-            del tables  # before the next ones are made
-        return AblationEffects(
-            delta_loss=delta[0],
-            direct_delta_loss=delta[1] if direct else None,
-            kl=kl,
-            loss=loss,
-            full_share=n_full / max(1, shift.numel()),
-            parts=EffectParts(*parts) if takes_apart else None,
-        )
-
-    def _tables(self, neurons: slice) -> NeuronTables:
-        """Tables of some neurons; held while the next call asks for the same."""
-        if self._held is None or self._held.neurons != neurons:
-            self._held = None  # memory holds one set
-            dtype = self.product_dtype if self.holds_squares else None
-            self._held = neuron_tables(neurons, self.written[neurons].to(self.dtype), self.A, squared_dtype=dtype)
-        return self._held
+        tokens = self._tokens(block.resid, block.mlp_out)
+        clean, sums = self._clean(tokens, block.target)
+        of_frequency = self._frequency_sums(clean, sums, block.target) if block.apart else None
+        change = self._change(tokens, tables.neurons, block.shift, block.kinds)
+        delta, kl, n_full = self._ablate(clean, sums, tables, block.target, change)
+        parts = None
+        if of_frequency is not None:
+            parts = parts_behind_norm(of_frequency, sums, tables.W, delta, kl, change)
+        return BlockEffects(loss=sums.loss, delta=delta, kl=kl, parts=parts, n_full=n_full)
 
     def _tokens(self, resid: Tensor, mlp_out: Tensor | None) -> "Residuals":
         centred = self.readout.centre(resid)
@@ -200,7 +160,7 @@ class BehindNormEngine:
         """A block of tokens; its large arrays lie in the workspace, so the next block overwrites them."""
         directions = torch.stack([v for v in (tokens.x, tokens.u) if v is not None]) / tokens.sigma[:, None]
         K, n, vocab = len(directions), len(tokens.x), len(self.A)
-        workspace = self._workspace[: self.copies * n].unflatten(0, (-1, n))
+        workspace = self._arrays(n)
         logp, p, X, rows = workspace[0], workspace[1], workspace[2 : 2 + K], workspace[2 + K :]
         torch.mm(directions.flatten(0, 1).to(self.dtype), self.A.T, out=X.view(K * n, vocab))
         capped = None
@@ -227,7 +187,7 @@ class BehindNormEngine:
         assert self.frequency is not None
         D, K = None if clean.capped is None else clean.capped.D, len(clean.X)
         first = 2 + K + (0 if D is None else 3)  # weights of squares lie in the last rows
-        free = self._workspace[: self.copies * len(clean.p)].unflatten(0, (-1, len(clean.p)))[first:]
+        free = self._arrays(len(clean.p))[first:]
         of_G = (sums.gram[0, 0], sums.XA[0, 0]) if D is None and not self.at_zero.any() else None
         known = sums.mean_X, sums.mean_A, of_G
         return self.frequency.sums(clean.p, clean.logp, clean.X, target, *known, free, D)

@@ -130,15 +130,14 @@ class CapturedPieces(TokenSource):
         """Capture all batches, or read back those that were captured before."""
         for contexts in self.pieces:
             for batch in (
-                self._capture(contexts)
+                self._capture(contexts, progress)
                 if self.kept is None
-                else self._read_or_capture(contexts, self.kept, is_first=True)
+                else self._read_or_capture(contexts, self.kept, progress, is_first=True)
             ):
                 if self.fits:
                     self._held.setdefault(contexts, []).append(batch)
                 self.n_positions += batch.n_positions
                 yield batch
-                progress(len(np.unique(batch.context)))
 
     def again(self) -> Iterator[TokenBatch]:
         """Yield all batches again."""
@@ -151,22 +150,26 @@ class CapturedPieces(TokenSource):
             return self._held[contexts]
         return self._capture(contexts) if self.kept is None else self._read_or_capture(contexts, self.kept)
 
-    def _capture(self, contexts: range) -> Iterator[TokenBatch]:
+    def _capture(self, contexts: range, progress: Progress = lambda _: None) -> Iterator[TokenBatch]:
         part, rows = part_of(self.selection, contexts)
         start = time.perf_counter()
         for batch in capture(self.adapter, part, self.layer, whole=self.whole):
             self.seconds += time.perf_counter() - start
+            progress(len(np.unique(batch.context)))
             yield replace(batch, context=batch.context + contexts.start, index=rows[batch.index])
             start = time.perf_counter()
 
-    def _read_or_capture(self, contexts: range, kept: PieceStore, *, is_first: bool = False) -> list[TokenBatch]:
+    def _read_or_capture(
+        self, contexts: range, kept: PieceStore, progress: Progress = lambda _: None, *, is_first: bool = False
+    ) -> list[TokenBatch]:
         path = kept.path("capture", contexts)
         found = kept.read(path)
         if found is None:
             before = self.seconds
-            batches = list(self._capture(contexts))
+            batches = list(self._capture(contexts, progress))
             kept.write(path, batches_as_arrays(batches) | {"seconds": np.array([self.seconds - before])})
             return batches
+        progress(len(contexts))
         if is_first:
             self.seconds += found["seconds"].item()  # what it took when it was captured
         return batches_from_arrays(found, self.adapter.model.device)

@@ -75,6 +75,7 @@ def share_found(sample, above, n_tests, size=None, n_nulls=120):
     return np.mean(shares)
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("n_tests", [1, OTHERS, 15])
 @pytest.mark.parametrize("above", [True, False])
 def test_a_group_with_the_detectable_effect_is_found_in_four_of_five_cases(above, n_tests):

@@ -13,6 +13,8 @@ from tests.models.test_gradient import CONTEXT, POSITION, STEP, shifted
 
 from .conftest import D_MLP
 
+pytestmark = pytest.mark.slow  # every architecture, and whole passes beside each
+
 
 def acts(case):
     """The last layer's activations at the tokens, by a whole pass."""
@@ -63,7 +65,6 @@ def test_the_estimate_of_one_neuron_is_what_small_shifts_tend_to(name, tiny, in_
         np.testing.assert_allclose(np.sqrt(found[:, :, head]), 2 * np.abs(derivative), rtol=1e-3, atol=5e-4 * scale)
 
 
-@pytest.mark.slow  # four hundred keys
 def test_random_signs_add_the_squares_of_neurons(tiny):
     """S² of many keys averages to Σ (w I)², which one neuron at a time gives exactly."""
     case = tiny("llama")

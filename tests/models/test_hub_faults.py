@@ -19,6 +19,8 @@ from .conftest import tiny_model, tiny_tokenizer
 from .hub_server import Fault, Hub, corrupts, drops, etag, limits, says, serving, truncates
 from .test_hub import closed_port, reach
 
+pytestmark = pytest.mark.slow  # a server that fails, and what waits for it
+
 WEIGHTS = r"GET /cdn/.*safetensors"
 # Before 2.0 the client takes the names of files from what it is told of a revision, and asks for no listing.
 LISTING = "/tree/" if Version(huggingface_hub.__version__) >= Version("2") else "revision/step16"

@@ -13,6 +13,8 @@ from rareneuron.models.sites import head_of, site_of
 
 from .test_contract import tolerance
 
+pytestmark = pytest.mark.slow  # every architecture, and patching beside each
+
 POSITION = np.array([1, 4])
 
 

@@ -18,6 +18,8 @@ from rareneuron.use.export import export_model
 from tests.models.conftest import tiny_model
 from tests.tiny_series import study_config
 
+pytestmark = pytest.mark.slow  # models are written and read again
+
 FEW = torch.arange(20).reshape(2, 10)
 UNITS = "0.1,1.3,1.5,1.h0"
 
@@ -90,7 +92,6 @@ def test_some_architectures_have_a_place_for_the_mean_and_some_have_none(given, 
                 export_model(given, tmp_path / name, units="1.3", adapter=adapter)
 
 
-@pytest.mark.slow
 def test_the_command_writes_card_and_provenance_and_never_over_anything(series, text_file, tmp_path, invoke):
     run = run_study(study_config(series, text_file, steps=(10,), n_tokens=80, out=str(tmp_path / "run")))
     out = tmp_path / "without"

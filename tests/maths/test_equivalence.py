@@ -7,7 +7,7 @@ import pytest
 
 from rareneuron.errors import InvalidConfig
 from rareneuron.maths.claims import Hypothesis
-from rareneuron.maths.equivalence import within_margin_of_groups, within_margin_over_contexts
+from rareneuron.maths.equivalence import widened, within_margin_of_groups, within_margin_over_contexts
 from rareneuron.maths.power import POWER, critical_p
 from rareneuron.maths.verdicts import judge
 
@@ -37,6 +37,12 @@ def test_both_sides_agree_with_loops():
     weights = np.random.default_rng(3).multinomial(60, np.full(60, 1 / 60), size=299)
     drawn = [sum(w * s for w, s in zip(row, sums[:, 0], strict=True)) / 120 for row in weights]
     assert found.p == (1 + max(sum(d >= 0.2 for d in drawn), sum(d <= -0.2 for d in drawn))) / 300
+
+
+def test_draws_are_widened_about_the_mean_of_those_that_are_numbers():
+    found = widened(np.array([1.0, 3.0, np.nan, np.inf]), 2.0)
+    np.testing.assert_array_equal(found, [0.0, 4.0, np.nan, np.inf])
+    assert np.isnan(widened(np.full(3, np.nan), 2.0)).all()
 
 
 @pytest.mark.slow  # a simulation

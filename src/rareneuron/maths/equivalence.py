@@ -36,6 +36,13 @@ class AbsenceNoise:
         return max(above, below)
 
 
+def widened(draws: Float[np.ndarray, " draw"], factor: float) -> Float[np.ndarray, " draw"]:
+    """Return draws that stray from their mean by `factor` times as much; what isn't a number doesn't count in it."""
+    known = draws[np.isfinite(draws)]
+    middle = known.mean() if len(known) else 0.0
+    return np.asarray(middle + factor * (draws - middle))
+
+
 def within_margin_of_groups(
     value: float, draws: Float[np.ndarray, " draw"], statistic: str, group: str, null: str, margin: float
 ) -> Comparison:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rareneuron.maths.claims import Comparison
-from rareneuron.maths.equivalence import within_margin_of_groups, within_margin_over_contexts
+from rareneuron.maths.equivalence import widened, within_margin_of_groups, within_margin_over_contexts
 from rareneuron.maths.groups import NeuronGroups, spread_from_outside
 from rareneuron.maths.specificity import CONTEXT_DRAWS, FEW_GROUPS, ROLES, membership
 
@@ -60,7 +60,7 @@ def routing_tests(
         for null, drawn in {"uniform": groups.random, "matched": matched}.items():
             draws = influence.log_ratio(drawn, once)[0]
             if null == "uniform":  # these alone never hold the group's own neurons
-                draws = draws.mean() + spread_from_outside(drawn) * (draws - draws.mean())
+                draws = widened(draws, spread_from_outside(drawn))
             tests.append(within_margin_of_groups(value, draws, label, role, f"{null} random groups", margin))
 
         def beyond_matched(

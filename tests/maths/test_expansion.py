@@ -19,7 +19,7 @@ DTYPES = [torch.bfloat16, torch.float32]
 def expansions(case, dtype):
     """For each kind of change and order: (KL in float64, KL found, its bound) of every pair."""
     engine = AblationEngine(case.readout, case.W_out)
-    engine.product_dtype = dtype  # before any table is made
+    engine.product_dtype = engine.squares = dtype  # before any table is made
     tables = engine._tables(slice(0, len(case.W_out)))
     clean = engine._clean(case.resid.float(), case.target)
     truth = AblationEngine(case.readout, case.W_out, precision="reference")
@@ -119,7 +119,7 @@ def test_without_its_rounding_term_the_bound_would_be_wrong():
     case = replace(case, readout=replace(case.readout, scale=0.002))
     (_, _, kl, found), *_ = expansions(case, torch.bfloat16)
     engine = AblationEngine(case.readout, case.W_out)
-    engine.product_dtype = torch.bfloat16
+    engine.product_dtype = engine.squares = torch.bfloat16
     tables = engine._tables(slice(0, len(case.W_out)))
     clean = engine._clean(case.resid.float(), case.target)
     moments = replace(engine._second_moments(clean, tables), rounding={2: 0.0})

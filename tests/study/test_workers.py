@@ -169,6 +169,19 @@ def test_shards_of_other_folders_are_taken_in(config, whole, tmp_path):
     assert run_study(config(out=str(tmp_path / "all"))).steps == [0, 2, 10]
 
 
+@pytest.mark.slow
+def test_the_units_of_every_layer_are_the_same_whoever_computes_them(series, text_file, tmp_path):
+    def run(name, **how):
+        settings = {"steps": (2, 10), "n_tokens": 60, "layers": "all", "units": "both", "verify": 0.05}
+        return run_study(study_config(series, text_file, **settings, **how, out=str(tmp_path / name)))
+
+    alone = contents(run("alone").path)
+    assert sum(name.endswith("layers.parquet") for name in alone) == 2, "no units were measured"
+    assert contents(run("workers", workers=2).path) == alone
+    parts = [run(f"part{i}", shard=f"{i}/2").path for i in (1, 2)]
+    assert contents(merge_runs(tmp_path / "merged", parts).path) == alone
+
+
 def test_what_is_not_of_one_study_is_not_merged(config, tmp_path):
     a = run_study(config(steps=(0,), out=str(tmp_path / "a"))).path
     b = run_study(config(steps=(0,), seed=1, out=str(tmp_path / "b"))).path

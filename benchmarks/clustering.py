@@ -14,7 +14,7 @@ from rareneuron.maths.equivalence import within_margin_of_groups
 from rareneuron.maths.modularity import BlockMoments, correlation_graphs, jackknife_error, modularity
 from rareneuron.maths.moments import SecondMoments
 
-SIZE, POOL, TOKENS, DRAWS, REPEATS = 30, 300, 1000, 399, 800
+SIZE, POOL, TOKENS, DRAWS, REPEATS = 30, 300, 1000, 399, 1500
 STRENGTHS = (0.0, 0.3, 0.36, 0.38, 0.392, 0.4, 0.42, 0.5, 0.8)
 
 

@@ -145,6 +145,20 @@ def test_a_study_interrupted_while_it_verifies_patches_no_cell_twice(series, tex
     pd.testing.assert_frame_equal(again, whole)
 
 
+def test_how_many_sites_share_a_clean_pass_changes_no_bit(estimated, series, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_units, "CLEAN_SPACE", 0.0)
+    patched_sums, sizes = layer_units.patched_sums, []
+
+    def counted(anatomy, head, selection, context, replaced, kinds):
+        sizes.append(len(replaced))
+        return patched_sums(anatomy, head, selection, context, replaced, kinds)
+
+    monkeypatch.setattr(layer_units, "patched_sums", counted)
+    alone = run_study(study_config(series, text_file, **STUDY, verify=0.1, out=str(tmp_path / "run")))
+    assert set(sizes) == {1}
+    pd.testing.assert_frame_equal(alone.layers(), estimated.layers())
+
+
 def test_layers_are_chosen_by_number_and_heads_alone(series, text_file, tmp_path):
     settings = study_config(series, text_file, **STUDY | {"layers": (0, -1)}, units="heads", out=str(tmp_path / "run"))
     run = run_study(settings)

@@ -114,10 +114,8 @@ def test_logits_that_the_unembedding_alone_does_not_give_are_refused(tiny):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_clean_pass_serves_all_sites(name, tiny):
     case = tiny(name)
-    anatomy, alone = (
-        case.adapter.anatomy,
-        [replay_of(case, *at) for at in ((0, "neurons"), (1, "heads"), (1, "neurons"))],
-    )
+    anatomy = case.adapter.anatomy
+    alone = [replay_of(case, *at) for at in ((0, "neurons"), (1, "heads"), (1, "neurons"))]
     ids, position = torch.from_numpy(case.windows[0]), torch.from_numpy(POSITION)
     clean = CleanContext(anatomy, head_of(anatomy), [replay.site for replay in alone], ids, position)
     for which, replay in enumerate(alone):

@@ -31,6 +31,7 @@ from rareneuron.runs.seeds import generator
 SINK = 0.02  # of the residual stream's median length: a difference between a unit's means that is worth patching for
 RANK = {"neurons": 50, "heads": 10}  # patching decides who is among so many
 SPACE = 0.5  # share of the memory that sums of all contexts may take
+CLEAN_SPACE = 0.25  # share of the memory that one clean pass may keep for the cells of several sites
 CONTEXTS_AT_ONCE = 16  # whose cells are stored together, so that an interrupted study goes on
 WORTH_KEEPING = 1.0  # seconds that they took
 KEPT = ("abs_delta_loss", "delta_loss", "kl", "moved")  # per context and unit, of each kind of target
@@ -309,7 +310,7 @@ class ExactCells:
     def patched(
         self, units: Int[np.ndarray, " cell"], contexts: Int[np.ndarray, " cell"]
     ) -> Float[np.ndarray, "outcome cell"]:
-        """Patch cells context by context, those of all sites after one clean pass."""
+        """Patch cells context by context, those of as many sites as the memory allows after one clean pass."""
         out, work = np.zeros((2 * len(self.kinds), len(units))), self.work
         of_site = self.site_of(units)
         for context in np.unique(contexts):
@@ -320,9 +321,18 @@ class ExactCells:
                 for i, at in zip(sites, cells, strict=True)
             ]
             given = work.adapter.anatomy, self.head, work.selection, int(context)
-            for at, sums in zip(cells, patched_sums(*given, replaced, self.kinds), strict=True):
-                out[:, at] = sums
+            for first in range(0, len(sites), self.sites_at_once):
+                some = slice(first, first + self.sites_at_once)
+                for at, sums in zip(cells[some], patched_sums(*given, replaced[some], self.kinds), strict=True):
+                    out[:, at] = sums
         return out
+
+    @property
+    def sites_at_once(self) -> int:
+        """How many sites one clean pass may serve: it keeps what each puts out, and what the block before returns."""
+        widest = max(len(site.W_out) for site in self.sites) + self.work.adapter.d_model
+        kept = 4 * self.work.selection.windows.shape[1] * widest  # bytes, in float32
+        return max(1, int(CLEAN_SPACE * self.work.memory) // kept)
 
 
 def other_reference(

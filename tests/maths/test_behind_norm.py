@@ -207,7 +207,9 @@ def test_blocks_of_tokens_and_neurons_do_not_matter(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["norm", "cap 30", "norm, cap 30"])  # a cap of 3 allows no such target
-def test_a_target_with_nearly_all_probability_keeps_its_digits(kind):
+def test_a_target_with_nearly_all_probability_keeps_its_digits(kind, monkeypatch):
+    # bfloat16, where hardware has it, rounds a KL of 1e-6 by more than what is tested here.
+    monkeypatch.setattr(behind_norm, "fast_product_dtype", lambda device: torch.float32)
     case = behind_norm_case(*KINDS[kind], size=1e-3)
     b_U = torch.zeros(50, dtype=torch.float64)
     b_U[int(case.target[0])] = 12.0

@@ -93,7 +93,6 @@ class AblationEngine(EngineByBlocks):
         dtype = torch.float64 if precision == "reference" else torch.float32
         self.tolerance, self.expands, self.dtype = tolerance, precision == "fast", dtype
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
-        self.compiled = self.expands and takes_compiled_sums(len(readout.W_U), W_out.device, compiled)
         self.readout = readout
         written = readout.centre(W_out.double())
         self.written_square = written.square().sum(-1)
@@ -109,6 +108,7 @@ class AblationEngine(EngineByBlocks):
             neurons_at_once=neurons_that_fit(memory, vocab, d_model, len(W_out), dtype, self.product_dtype),
             block=tokens_per_block(vocab),
             copies=WORKSPACE,
+            compiled=self.expands and takes_compiled_sums(len(readout.W_U), W_out.device, compiled),
         )
         if log_frequency is not None:
             self.take_apart(log_frequency)

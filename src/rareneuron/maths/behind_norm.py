@@ -73,7 +73,6 @@ class BehindNormEngine(EngineByBlocks):
         self.product_dtype = fast_product_dtype(W_out.device) if self.expands else dtype
         self.readout, self.norm, self.cap = readout, readout.output_norm, readout.softcap
         wish = compiled if self.expands and self.cap is None else False
-        self.compiled = takes_compiled_sums(len(readout.W_U), W_out.device, wish)
         self.W = W_out.double()
         self.W_square = self.W.square().sum(-1)
         gain = 1.0 if self.norm is None else self.norm.weight.double()
@@ -93,6 +92,7 @@ class BehindNormEngine(EngineByBlocks):
             neurons_at_once=layout.neurons,
             block=layout.tokens,
             copies=copies,
+            compiled=takes_compiled_sums(len(readout.W_U), W_out.device, wish),
         )
         if log_frequency is not None:
             self.take_apart(log_frequency)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rareneuron.maths.fused import compilation
 from rareneuron.maths.mechanism import EffectParts, FrequencyDirection
 from rareneuron.maths.neuron_tables import NeuronTables, neuron_tables
 from rareneuron.maths.pair_effects import AblationEffects
@@ -48,14 +49,18 @@ class EngineByBlocks(ABC):
         neurons_at_once: int,
         block: int,
         copies: int,
+        compiled: bool,
     ) -> None:
         """Take what neurons write, as the readout centres it, and the logits per direction, in the engine's dtype.
 
         `squares` is the dtype of B² in the tables, None where they hold none; `copies` are the arrays [token, vocab]
-        that a block of `block` tokens needs.
+        that a block of `block` tokens needs; `compiled` says that full sums take the compiled loop (`fused`).
         """
         self.written, self.A, self.squares = written, A, squares
         self.neurons_at_once, self.block, self.copies = neurons_at_once, block, copies
+        self.compiled = compiled
+        if compiled:
+            compilation()  # begins now, beside the tables
         self.frequency: FrequencyDirection | None = None
         self._held: NeuronTables | None = None
         # Kept, since fresh memory of this size would be faulted in page by page for every block.

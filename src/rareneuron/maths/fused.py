@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from rareneuron.errors import InvalidConfig
 
 AT_ONCE = 2**10  # of the vocabulary: float32 totals go no further, and what lies between two loops stays in the cache
-TOKENS_TOGETHER = 8
+TOKENS_TOGETHER = 32  # so many pieces of p and G stay in the second cache
 SMALLEST_VOCAB = 2**13  # with fewer types, sums are too cheap to pay for a second of compilation
 # Token · neuron · vocab from which compiling costs less than it saves where 2 % of pairs are summed in full: seconds.
 LEAST_WORK = 2**35
@@ -85,15 +85,16 @@ def loop_over_pairs(power_less_one: Callable[[np.float32], np.float32]) -> Calla
     ) -> None:
         """Write Σ p (2^y − 1) and Σ p 2^y wⁿ for n = 1, 2, 3, y = factors · (B_i, D_1, …) − origin, w = y + G/log 2.
 
-        Short loops over a piece of the vocabulary: in one long one, too few exponentials would be under way at once.
+        A piece of the vocabulary at a time, for all pairs, which share what is in the cache. The loops over a piece are
+        short ones: in one long loop, too few exponentials would be under way at once.
         """
         y, less_one = np.empty(AT_ONCE, np.float32), np.empty(AT_ONCE, np.float32)
-        for pair in range(len(pairs)):
-            t, neuron = pairs[pair, 0], pairs[pair, 1]
-            b, y0 = factors[pair, 0], origin[pair]
-            out[:, pair] = 0
-            for start in range(0, B.shape[1], AT_ONCE):
-                n = min(AT_ONCE, B.shape[1] - start)
+        out[:] = 0
+        for start in range(0, B.shape[1], AT_ONCE):
+            n = min(AT_ONCE, B.shape[1] - start)
+            for pair in range(len(pairs)):
+                t, neuron = pairs[pair, 0], pairs[pair, 1]
+                b, y0 = factors[pair, 0], origin[pair]
                 of_B, of_p, of_G = B[neuron, start : start + n], p[t, start : start + n], G[t, start : start + n]
                 for k in range(directions.shape[0]):
                     h, of_D = factors[pair, 1 + k], directions[k, t, start : start + n]
@@ -126,8 +127,13 @@ def loop_over_pairs(power_less_one: Callable[[np.float32], np.float32]) -> Calla
 
 
 @cache
-def compiled() -> Callable[..., None]:
-    """Compile the loop, once a process; with a signature, so for one layout only and at once."""
+def compilation() -> Future[Callable[..., None]]:
+    """Start to compile the loop, once a process, beside what the engine does until it needs it."""
+    return ThreadPoolExecutor(1).submit(compiled_loop)
+
+
+def compiled_loop() -> Callable[..., None]:
+    """Return the compiled loop; with a signature, so for one layout only and at once."""
     import numba
 
     # `contract` allows fused multiply-adds and nothing else, `reassoc` sums in any order as well.
@@ -195,7 +201,7 @@ def sums_of_powers(
     exact = (scaled.double() * at_target).sum(0) + origin.double() * LOG2_E_EXACT
     point = exact.float()
     out = np.empty((4, len(pairs)))
-    loop = compiled()
+    loop = compilation().result()
     tables = [x.contiguous().numpy() for x in (p, B, G, directions)]
     # A few tokens together, neuron by neuron, so that a row of B is still in the cache for the next of them.
     order = (pairs[:, 0] // TOKENS_TOGETHER * len(B) + pairs[:, 1]).argsort()

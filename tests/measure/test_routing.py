@@ -1,6 +1,8 @@
 """A study's influence of heads against whole passes over its contexts, and the claim that rests on it."""
 
 import json
+from collections import defaultdict
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from rareneuron.models.adapter import load_model
 from rareneuron.models.gradient import site_means
 from rareneuron.models.sites import site_of
 from rareneuron.present.report import render_report
+from rareneuron.progress import progress_bar
 from rareneuron.runs.experiments import read_experiments
 from rareneuron.runs.routing import read_routing, write_routing
 from rareneuron.runs.store import RunStore
@@ -69,7 +72,14 @@ def test_a_layer_without_heads_before_it_says_so(run, series, tmp_path):
     groups = NeuronGroups(
         boosting=few, suppressing=few + 2, random=few[None], matched_random=few[None], matched_on="move"
     )
-    given = {"adapter": adapter, "selection": selection, "groups": groups, "seed": 0, "memory": 10**9}
+    given = {
+        "adapter": adapter,
+        "selection": selection,
+        "groups": groups,
+        "seed": 0,
+        "memory": 10**9,
+        "bar": progress_bar,
+    }
     found = routing(RoutingWork(**given, layer=0, judging=np.unique(selection.context)))
     assert isinstance(found, Unavailable)
     write_routing(tmp_path, found)
@@ -78,6 +88,37 @@ def test_a_layer_without_heads_before_it_says_so(run, series, tmp_path):
     everywhere = routing(RoutingWork(**given, layer=1, judging=np.unique(selection.context)))
     assert isinstance(everywhere, Unavailable)
     assert "choose heads on" in everywhere.why
+
+
+def test_progress_comes_to_its_end(run, series):
+    """Minutes on a real model: the tokens of the estimates, then the contexts of the replacements."""
+    done, totals = defaultdict(int), {}
+
+    @contextmanager
+    def bar(part, total, unit):
+        totals[part, unit] = total
+
+        class Counter:
+            def update(self, n):
+                done[part, unit] += n
+
+        yield Counter()
+
+    judging = np.unique(read_experiments(run.folder())["context"])
+    work = RoutingWork(
+        adapter=load_model(series / "step10", device="cpu"),
+        selection=load_tokens(RunStore(run.path)).selection,
+        layer=1,
+        groups=run.groups(),
+        judging=judging,
+        seed=0,
+        memory=10**9,
+        bar=bar,
+    )
+    routing(work)
+    assert totals == dict(done)
+    assert totals["heads, all estimated", "token"] == len(work.others)
+    assert totals["heads, the largest replaced", "context"] == len(judging)
 
 
 def test_a_study_of_one_layer_is_not_asked(config):

@@ -22,6 +22,7 @@ from rareneuron.measure.effects import LayerEffects, layer_effects
 from rareneuron.measure.engines import engine_kind
 from rareneuron.measure.engines.gradient import GRADIENT
 from rareneuron.measure.experiments import experiments
+from rareneuron.measure.gradient_check import gradient_check
 from rareneuron.measure.groups import compare_groups
 from rareneuron.measure.identity import piece_identity, refuse_removed
 from rareneuron.measure.kinds import with_kinds
@@ -54,6 +55,7 @@ from rareneuron.runs.options import with_option
 from rareneuron.runs.rankings import Found, Ranking, fit_rankings, write_phases
 from rareneuron.runs.records import ClosedFormRecord, ModelRecord, StepRecord, as_json
 from rareneuron.runs.routing import Routing, write_routing
+from rareneuron.runs.seeds import generator
 from rareneuron.runs.store import RunStore
 from rareneuron.runs.tokens import TokenStage, load_tokens, selection_digest
 
@@ -265,6 +267,7 @@ def compute_routing(work: Measurement) -> Routing | Unavailable:
             judging=np.unique(experimented["context"]),
             seed=work.config.seed,
             memory=work.engine_bytes,
+            bar=lambda part, total, unit: progress_bar(f"step {work.name} {part}", total, unit, show=work.progress),
         )
     )
 
@@ -275,6 +278,8 @@ def compute_layers(work: Measurement) -> Layers:
     sites = wanted_sites(adapter, work.config)
     pieces, _ = cut_contexts(adapter, selection, 0, GRADIENT)
     label = f"step {work.name}"
+    # Before the bars, whose first guess would take its time for that of the first tokens.
+    check = gradient_check(adapter, selection, generator(work.config.seed, "layers", "check"), work.engine_bytes)
     with (
         progress_bar(f"{label} layers", len(selection.context), "token", show=work.progress) as estimating,
         progress_bar(f"{label} verification", 0, "cell", show=work.progress) as verifying,
@@ -290,6 +295,7 @@ def compute_layers(work: Measurement) -> Layers:
                 store=replace(work.kept, identity={**work.kept.identity, "sites": [s.name(0) for s in sites]}),
                 pieces=pieces,
             ),
+            check,
             estimating=estimating.update,
             verifying=verifying.update,
         )

@@ -20,7 +20,6 @@ from rareneuron.maths.clustered import sums_by_context
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import Progress, capture, rows_of
 from rareneuron.measure.cells import KINDS, named
-from rareneuron.measure.gradient_check import gradient_check
 from rareneuron.measure.layer_units import KEPT, RANK, SPACE, LayersWork, VerifiedUnits
 from rareneuron.models.adapter import Adapter
 from rareneuron.models.anatomy import layer_index
@@ -28,8 +27,7 @@ from rareneuron.models.gradient import estimates
 from rareneuron.models.sites import Site, UnitKind, head_of, site_of
 from rareneuron.runs.config import StudyConfig
 from rareneuron.runs.layers import Layers
-from rareneuron.runs.records import LayersRecord
-from rareneuron.runs.seeds import generator
+from rareneuron.runs.records import GradientCheck, LayersRecord
 
 KINDS_OF: dict[str, tuple[UnitKind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": ("neurons", "heads")}
 
@@ -47,9 +45,13 @@ def wanted_sites(adapter: Adapter, config: StudyConfig) -> list[Site]:
     return [site_of(adapter.anatomy, layer, kind) for kind in KINDS_OF[config.units] for layer in layers]
 
 
-def measure_layers(work: LayersWork, *, estimating: Progress, verifying: Progress) -> Layers:
-    """Estimate, verify, and put into a table. Progress is told tokens, then cells."""
-    check = gradient_check(work.adapter, work.selection, generator(work.seed, "layers", "check"), work.memory)
+def measure_layers(
+    work: LayersWork, check: GradientCheck | None, *, estimating: Progress, verifying: Progress
+) -> Layers:
+    """Estimate, verify, and put into a table, with how the closed form checked the gradient.
+
+    Progress is told tokens, then cells.
+    """
     known = estimated_sums(work, estimating)
     exact = exact_sums(work)
     kinds = dict.fromkeys(site.kind for site in work.sites)

@@ -5,7 +5,10 @@ replaced by their mean, one at a time, in the contexts of the experiments, which
 every neuron is exact. Oracle: tests/measure/test_routing.py, whole forward passes.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +46,7 @@ class RoutingWork:
     judging: Int[np.ndarray, " context"]
     seed: int
     memory: int  # bytes that the graph of a forward pass may take
+    bar: Callable[[str, int, str], AbstractContextManager[Any]]  # label, total, unit; shows how far a part has come
 
     @property
     def heads(self) -> list[Site]:
@@ -85,7 +89,7 @@ def routing(work: RoutingWork) -> Routing | Unavailable:
     largest = table.nlargest(PATCHED, "influence").index.to_numpy()
     of_site = np.repeat(np.arange(len(heads)), [site.n_units for site in heads])
     chosen = [(heads[of_site[i]], int(table["index"][i])) for i in largest]
-    influence = exact_sums(work.adapter, judged, target, chosen, [means[of_site[i]] for i in largest])
+    influence = exact_sums(work, judged, target, chosen, [means[of_site[i]] for i in largest])
     names = [site.name(head) for site, head in chosen]
     return Routing(
         heads=table.assign(patched=table["unit"].isin(names)), influence=dict(zip(names, influence, strict=True))
@@ -101,20 +105,20 @@ def estimated_heads(work: RoutingWork, heads: list[Site], target: Site, means: t
         weight[members] = len(members) ** -0.5
     weights /= spread_of_acts(work.adapter, part, target).clip(min=1e-30)
     squared = np.zeros((len(ROLES), len(part.context), sum(site.n_units for site in heads)))
-    for found in estimated_influence(
-        work.adapter.anatomy,
-        heads,
-        target,
-        part.windows,
-        (part.context, part.position),
-        [mean.mean for mean in means],
-        weights,
-        key=int(generator(work.seed, "routing", "signs").integers(2**31)),
-        row_positions=positions_within(
-            work.adapter.anatomy, every_mlp(work.adapter), work.memory, part.windows.shape[1]
-        ),
-    ):
-        squared[:, found.index] = found.squared
+    with work.bar("heads, all estimated", len(part.context), "token") as bar:
+        for found in estimated_influence(
+            work.adapter.anatomy,
+            heads,
+            target,
+            part.windows,
+            (part.context, part.position),
+            [mean.mean for mean in means],
+            weights,
+            key=int(generator(work.seed, "routing", "signs").integers(2**31)),
+            row_positions=work.row_positions,
+        ):
+            squared[:, found.index] = found.squared
+            bar.update(len(found.index))
     for role, of_role in zip(ROLES, squared, strict=True):
         for kind in (True, False):
             mean = of_role[part.rare == kind].mean(0) if (part.rare == kind).any() else np.full(len(of_role[0]), np.nan)
@@ -157,28 +161,31 @@ def batches(part: Selection) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 
 def exact_sums(
-    adapter: Adapter,
+    work: RoutingWork,
     judged: Selection,
     target: Site,
     heads: list[tuple[Site, int]],
     means: list[SiteMeans],
 ) -> list[Influence]:
     """Return the influence of each head on every neuron, as sums over each context's tokens."""
+    adapter = work.adapter
     spread = torch.from_numpy(spread_of_acts(adapter, judged, target))
     shape = (len(heads), 2, len(judged.windows), target.n_units)
     sums = np.zeros(shape, np.float32)
-    for contexts, row, position in batches(judged):
-        tokens = np.flatnonzero(np.isin(judged.context, contexts))
-        _, changes = exact_influence(
-            adapter.anatomy, heads, target, judged.windows[contexts], (row, position), [m.mean for m in means]
-        )
-        for head, change in enumerate(changes):
-            size = (change.abs() / spread.to(change)).double()
-            for i, kind in enumerate((True, False)):
-                of_kind = torch.from_numpy(np.flatnonzero(judged.rare[tokens] == kind)).to(size.device)
-                rows = torch.from_numpy(row).to(size.device)[of_kind]
-                summed = sums_by_context(size[of_kind], rows, len(contexts))
-                sums[head, i, contexts] = summed.cpu().numpy()
+    with work.bar("heads, the largest replaced", len(judged.windows), "context") as bar:
+        for contexts, row, position in batches(judged):
+            tokens = np.flatnonzero(np.isin(judged.context, contexts))
+            _, changes = exact_influence(
+                adapter.anatomy, heads, target, judged.windows[contexts], (row, position), [m.mean for m in means]
+            )
+            for head, change in enumerate(changes):
+                size = (change.abs() / spread.to(change)).double()
+                for i, kind in enumerate((True, False)):
+                    of_kind = torch.from_numpy(np.flatnonzero(judged.rare[tokens] == kind)).to(size.device)
+                    rows = torch.from_numpy(row).to(size.device)[of_kind]
+                    summed = sums_by_context(size[of_kind], rows, len(contexts))
+                    sums[head, i, contexts] = summed.cpu().numpy()
+            bar.update(len(contexts))
     n_rare, n_common = (
         np.bincount(judged.context[judged.rare == kind], minlength=len(judged.windows)) for kind in (True, False)
     )

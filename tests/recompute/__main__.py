@@ -13,6 +13,7 @@ import effects
 import experiments
 import geometry
 import groups
+import layers
 import mechanism
 import modularity
 import phases
@@ -34,8 +35,9 @@ def main(root, series):
     spectrum.check(run, step, drawn, model, report)
     experiments.check(run, step, drawn, model, tokens, report)
     phases.check(run, run.steps[0], report)
+    layers.check(run, step, report)
     trajectory.check(run, report)
-    claims.check(run, mechanism.TESTS, report)
+    claims.check(run, mechanism.TESTS | layers.TESTS, report)
     loaded = sorted({name.split(".")[0] for name in sys.modules} & {"rareneuron", "torch", "transformers"})
     json.dump({"loaded": loaded, "found": report.found}, sys.stdout, indent=1)
     return int(bool(loaded) or not all(found["agrees"] for found in report.found.values()))

@@ -7,7 +7,7 @@ from phases import FAMILIES, TINY, order_statistics
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import norm, rankdata
 
-ABSENCES = ("no-clustering",)
+ABSENCES = ("no-clustering", "no-routing")
 NOT_TESTED = "plateau-grows"  # needs six checkpoints
 KINK = 1e-4  # the fit of the cubic stops at 1e-10 of the likelihood, so its scores have about five digits; p is exact
 
@@ -293,6 +293,8 @@ def check(run, more, report):
     found = {name: tests(run, step, run.generator("claims", name)) for name, tests in all_tests.items()}
     for name, tests in found.items():
         report.same(f"claims: {name}, number of tests", len(stored[name]["tests"]), len(tests))
+        if len(stored[name]["tests"]) != len(tests):
+            continue
         for one, other in zip(stored[name]["tests"], tests, strict=True):
             for column, number in list(other.items())[2:]:
                 kept = np.nan if one[column] is None else one[column]

@@ -38,11 +38,22 @@ def row_of(run, step, before, after):
     out["plateau_share"] = None if end is None else end / len(size)
     out["plateau_height"] = None if end is None else deviation[:end].mean()
     out |= group_columns(run, step)
+    out |= layer_shares(run, step)
     for name, other in (("previous", before), ("last", after)):
         out[f"plateau_overlap_{name}"] = None if other is None else overlap(run, step, other, None)
         out[f"top_overlap_{name}"] = None if other is None else overlap(run, step, other, 50)
     others = None if after is None else run.at(after, "effects.parquet")["abs_delta_loss"]
     out["rank_correlation_last"] = None if others is None else spearmanr(size, others).statistic
+    return out
+
+
+def layer_shares(run, step):
+    """Each layer's part of the sum of |Δ| over neurons, at rare and at common targets."""
+    sums, out = run.at(step, "layers.safetensors"), {}
+    for kind, prefix in (("rare", ""), ("common", "common_")):
+        total = sums[f"neurons.{kind}.abs_delta_loss"].astype(float).sum(0)
+        shares = zip(sums["neurons.layer"], total / total.sum(), strict=True)
+        out |= {f"{prefix}share_layer_{layer}": share for layer, share in shares}
     return out
 
 

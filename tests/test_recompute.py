@@ -50,7 +50,14 @@ def made(text_file, tmp_path_factory) -> tuple[Path, Path]:
     for step in (0, 10):
         model = tiny_model("gpt_neox", seed=step, vocab_size=len(tokenizer) + 4, **SHAPE | {"intermediate_size": 160})
         tame(model).save_pretrained(series / f"step{step}")
-    few = {"n_tokens": 400, "context_length": 12, "dtype": "float64", "layers": "all", "units": "neurons", "verify": 0.003}
+    few = {
+        "n_tokens": 400,
+        "context_length": 12,
+        "dtype": "float64",
+        "layers": "all",
+        "units": "neurons",
+        "verify": 0.003,
+    }
     rn.run_study(study_config(series, text_file, out=str(out), **few))
     return out, series
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from rareneuron.maths.certificate import Estimated, certify, in_doubt, pooled_mean, shared_part, undecided_units
+from rareneuron.maths.certificate import (
+    LEAST_CELLS,
+    Estimated,
+    cells_allowed,
+    certify,
+    in_doubt,
+    pooled_mean,
+    shared_part,
+    undecided_units,
+)
 
 CONTEXTS, UNITS, PER_CONTEXT = 40, 600, 8
 
@@ -73,6 +82,12 @@ def test_the_budget_is_kept_and_no_cell_is_patched_twice():
     found, _, asked = certified(0, share=0.02)
     assert asked.max() == 1
     assert asked.sum() == found.known.sum() == round(0.02 * asked.size)
+
+
+def test_a_share_of_few_cells_is_raised_to_what_a_pilot_needs():
+    assert cells_allowed(0.02, 100_000) == 2_000
+    assert cells_allowed(0.0005, 31_755) == LEAST_CELLS, "SmolLM2's heads in 145 contexts"
+    assert cells_allowed(0.02, 100) == 100, "there are no more"
 
 
 def test_flagged_units_are_exact_and_outside_the_budget():

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from rareneuron.errors import InvalidConfig, NotMeasured, WrongEffects
+from rareneuron.maths import certificate
 from rareneuron.measure import layer_units, pieces
 from rareneuron.measure.gradient_check import judged_check
 from rareneuron.measure.layer_units import LayersWork
@@ -25,6 +26,14 @@ from tests.tiny_series import study_config
 
 pytestmark = pytest.mark.slow
 STUDY = {"steps": (10,), "n_tokens": 60, "layers": "all"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fewest_cells():
+    """So small a model has hardly more cells than are patched at least."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "LEAST_CELLS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")

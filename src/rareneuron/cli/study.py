@@ -94,7 +94,8 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--verify",
     type=float,
-    help="Share of the cells, one unit in one context, that are patched at most to verify estimates; 0: a screen.",
+    help="Share of the cells, one unit in one context, that may be patched to verify estimates, but 256 cells at "
+    "least; 0: a screen.",
 )
 @setting(
     "--reference",

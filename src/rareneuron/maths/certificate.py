@@ -24,6 +24,7 @@ LARGEST = 128  # units of the first stratum
 PILOT_CONTEXTS = 6  # of each unit of the pilot
 RIDGE = 0.01
 BINS = 4
+LEAST_CELLS = 256  # whatever the share: half are the pilot, from which a model of errors is fitted
 FLOOR = 0.1  # of a unit's mean w: what a cell's w is at least
 PILOT_CELLS = 2 * LARGEST * PILOT_CONTEXTS  # at most, however large the budget
 ROUNDS = 8  # in which the other cells are patched, with a look at what is decided before each
@@ -114,6 +115,14 @@ def certify(
         work.learn(most_useful(work.estimated[0], work.residual[0], work.known, models[0], int(n_now), rank))
     predicted = [predict(of, work.known, model) for of, model in zip(work.residual, models, strict=True)]
     return certificate_of(kinds, work, predicted, rank)
+
+
+def cells_allowed(share: float, n_cells: int) -> int:
+    """Return how many of the cells may be patched: the share, but no fewer than `LEAST_CELLS` where there are as many.
+
+    16 cells of SmolLM2's heads, spread over 30 layers, gave intervals of ten nats, and shifted means by as many tenths.
+    """
+    return max(round(share * n_cells), min(LEAST_CELLS, n_cells))
 
 
 class Verification:

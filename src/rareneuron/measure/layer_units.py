@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import InvalidConfig
-from rareneuron.maths.certificate import FAR, Certificate, Estimated, certify, in_doubt
+from rareneuron.maths.certificate import FAR, Certificate, Estimated, cells_allowed, certify, in_doubt
 from rareneuron.maths.clustered import ClusteredMean
 from rareneuron.maths.first_order import SUMS
 from rareneuron.measure.capture import Progress
@@ -244,7 +244,7 @@ def verified(
         for k in kinds
     ]
     enough = small_enough(known["rare_absolute"], known["rare_tokens"])
-    n_cells = round(work.verify * (~whole).sum() * len(work.selection.windows))
+    n_cells = cells_allowed(work.verify, int((~whole).sum()) * len(work.selection.windows))
     rng = generator(work.seed, "layers", "cells", kind)
     return certify(given, patch, rng, n_cells=n_cells, rank=RANK[kind], flagged=whole, layer=layer, enough=enough)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rareneuron.data.selection import Selection
 from rareneuron.errors import InvalidConfig, WrongEffects
-from rareneuron.maths.certificate import Certificate, Estimated, certify, in_doubt
+from rareneuron.maths.certificate import Certificate, Estimated, cells_allowed, certify, in_doubt
 from rareneuron.maths.first_order import SUMS, ContextTotals
 from rareneuron.measure.capture import TokenBatch
 from rareneuron.measure.cells import KINDS, UnitsOfSite, named, patched_sums, small_enough
@@ -127,7 +127,7 @@ class Gradient(Engine):
         kinds = [estimated(known, kind) for kind in KINDS if known[f"{named(kind)}_tokens"].any()]
         flagged = in_doubt(known["rare_absolute"], known["move"], np.median(known["norms"]))
         cells = Cells(self, known, len(kinds))
-        n_cells = round(self.verify * flagged.size * len(known["contexts"]))
+        n_cells = cells_allowed(self.verify, flagged.size * len(known["contexts"]))
         enough = small_enough(known["rare_absolute"], known["rare_tokens"])
         self.certificate = certify(kinds, cells.patch, self.rng, n_cells=n_cells, flagged=flagged, enough=enough)
         audit = audit_of(self.certificate, known["rare_tokens"])

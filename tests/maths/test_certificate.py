@@ -90,6 +90,35 @@ def test_a_share_of_few_cells_is_raised_to_what_a_pilot_needs():
     assert cells_allowed(0.02, 100) == 100, "there are no more"
 
 
+def units_of_layers(seed, n_units=219, n_contexts=145, n_layers=30):
+    """As heads of SmolLM2: few units, each layer with errors of a size of its own."""
+    rng = np.random.default_rng(seed)
+    layer = np.sort(rng.integers(0, n_layers, n_units))
+    size = np.exp(rng.normal(-2, 0.7, n_units)) * np.exp(rng.normal(0, 0.8, (n_contexts, n_units)))
+    signed = size * rng.uniform(-1, 1, size.shape)
+    scale = 0.1 * size * np.exp(rng.normal(0, 0.7, size.shape)) * np.exp(rng.normal(0, 0.5, n_layers))[layer]
+    errors = scale * (0.5 * rng.standard_t(3, n_units) + rng.standard_t(2.5, (2, *size.shape)) - 0.3)
+    sums = {"absolute": size, "signed": signed, "kl": scale * np.exp(rng.normal(0, 0.5, size.shape))}
+    return sums, np.stack([size, signed]) + errors, layer
+
+
+@pytest.mark.slow
+def test_the_fewest_cells_serve_few_units_of_many_layers_and_a_handful_does_not():
+    covered = {LEAST_CELLS: [], 16: []}
+    for seed in range(15):
+        sums, exact, layer = units_of_layers(seed)
+
+        def patch(units, contexts, exact=exact):
+            return exact[:, contexts, units]
+
+        for n_cells, inside in covered.items():
+            given = [Estimated(sums=sums, n_tokens=200)]
+            found = certify(given, patch, np.random.default_rng(seed), n_cells=n_cells, rank=10, layer=layer)
+            inside.append(np.abs(found.estimate - exact.sum(1) / 200) <= found.half_width)
+    assert np.mean(covered[LEAST_CELLS]) > 0.94
+    assert np.mean(covered[16]) < 0.92
+
+
 def test_flagged_units_are_exact_and_outside_the_budget():
     flagged = np.zeros(UNITS, bool)
     flagged[[3, 77]] = True

@@ -94,7 +94,7 @@ def setting(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Calla
 @setting(
     "--verify",
     type=float,
-    help="Share of the cells, one unit in one context, that may be patched to verify estimates, but 256 cells at "
+    help="Share of the cells, one unit in one context, that may be patched to verify estimates, but 512 cells at "
     "least; 0: a screen.",
 )
 @setting(
